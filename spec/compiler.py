@@ -114,7 +114,7 @@ def outcome_rows(machine: Machine, error_names: Sequence[str]) -> list[tuple[int
                 rows.append((TAKEN, states.index(outcome.target), 0, mask, f"{remark} -> {outcome.target}"))
             elif isinstance(outcome, Refusal):
                 rows.append(
-                    (REFUSED, states.index(state), error_names.index(outcome.error), 0, f"{remark}: {outcome.error}")
+                    (REFUSED, states.index(state), error_names.index(outcome.error) + 1, 0, f"{remark}: {outcome.error}")
                 )
             else:
                 rows.append((IMPOSSIBLE, states.index(state), 0, 0, f"{remark}: impossible"))
@@ -137,7 +137,7 @@ def header(machines: Sequence[Machine] = MACHINES) -> str:
         "typedef struct { uint8_t kind; uint8_t target; uint8_t error; uint8_t effects; } spec_outcome;",
         "",
         "enum {",
-        *(f"    SPEC_ERROR_{c_name(name)} = {number}," for number, name in enumerate(error_names)),
+        *(f"    SPEC_ERROR_{c_name(name)} = {number}," for number, name in enumerate(error_names, 1)),
         "};",
     ]
     for machine in machines:

@@ -120,7 +120,7 @@ class Machine:
         effects = {effect.name for effect in self.effects}
         if self.initial not in states:
             raise MalformedMachine(f"{self.name}: the initial state {self.initial} does not exist")
-        for rule in (*self.transitions, *self.refusals):
+        for rule in self._rules():
             unknown = {rule.source} - states | {rule.event} - events | {guard_name(term) for term in rule.when} - guards
             if isinstance(rule, Transition):
                 unknown |= {rule.target} - states | set(rule.effects) - effects
@@ -141,10 +141,13 @@ class Machine:
         matching = self._matching(state, event, facts)
         return matching[0] if matching else None
 
+    def _rules(self) -> list[Union[Transition, Refusal]]:
+        return [*self.transitions, *self.refusals]
+
     def _matching(self, state: str, event: str, facts: Mapping[str, bool]) -> list[Union[Transition, Refusal]]:
         return [
             rule
-            for rule in (*self.transitions, *self.refusals)
+            for rule in self._rules()
             if rule.source == state
             and rule.event == event
             and all(facts[guard_name(term)] is not term.startswith("not ") for term in rule.when)

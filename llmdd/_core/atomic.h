@@ -1,0 +1,47 @@
+/* Atomic operations on 64-bit words that other processes read or write through a shared mapping.
+ *
+ * C11's memory model, by the compiler's builtins, so that the words themselves stay plain integers in structures that
+ * Cython can see. Sequentially consistent unless the name says otherwise: every place where two words decide together
+ * (a pin against the gate, a key bit against its tensors) needs the single order.
+ */
+#ifndef LLMDD_ATOMIC_H
+#define LLMDD_ATOMIC_H
+#include <stdint.h>
+#include <string.h>
+#include <time.h>
+
+static inline uint64_t atomic_load_word(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_SEQ_CST); }
+static inline uint64_t atomic_load_acquire(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
+static inline uint64_t atomic_load_relaxed(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_RELAXED); }
+static inline void atomic_store_word(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_SEQ_CST); }
+static inline void atomic_store_release(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
+static inline uint64_t atomic_fetch_set(uint64_t *word, uint64_t bits) { return __atomic_fetch_or(word, bits, __ATOMIC_SEQ_CST); }
+static inline uint64_t atomic_fetch_clear(uint64_t *word, uint64_t bits) { return __atomic_fetch_and(word, ~bits, __ATOMIC_SEQ_CST); }
+static inline uint64_t atomic_fetch_add_word(uint64_t *word, uint64_t by) { return __atomic_fetch_add(word, by, __ATOMIC_SEQ_CST); }
+static inline uint64_t atomic_fetch_subtract(uint64_t *word, uint64_t by) { return __atomic_fetch_sub(word, by, __ATOMIC_SEQ_CST); }
+static inline uint64_t atomic_take(uint64_t *word) { return __atomic_exchange_n(word, 0, __ATOMIC_SEQ_CST); }
+static inline int atomic_replace(uint64_t *word, uint64_t expected, uint64_t value) {
+    return __atomic_compare_exchange_n(word, &expected, value, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
+
+/* Orders the plain reads before it against the version that is read after it: pairs with the owner's release of the
+ * index version when it begins to change entries (key_index.pyx). */
+static inline void atomic_fence_acquire(void) { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
+static inline void atomic_fence_release(void) { __atomic_thread_fence(__ATOMIC_RELEASE); }
+
+static inline unsigned lowest_bit(uint64_t word) { return (unsigned)__builtin_ctzll(word); }
+static inline unsigned highest_bit(uint64_t word) { return 63u - (unsigned)__builtin_clzll(word); }
+static inline unsigned count_bits(uint64_t word) { return (unsigned)__builtin_popcountll(word); }
+
+static inline uint64_t multiply_fold(uint64_t a, uint64_t b) {
+    unsigned __int128 product = (unsigned __int128)a * b;
+    return (uint64_t)product ^ (uint64_t)(product >> 64);
+}
+
+static inline int64_t monotonic_nanoseconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+#endif

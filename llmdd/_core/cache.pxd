@@ -1,0 +1,37 @@
+"""A cache as its user holds it, and the arrays that are its tensors."""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from llmdd._core.cache_desc cimport CacheDesc
+from llmdd._core.node_memory cimport NodeMemory
+from llmdd._core.segments cimport Mapping
+
+
+cdef class Cache:
+    cdef readonly int64_t cache_id
+    cdef readonly CacheDesc cache_desc
+    cdef readonly bint is_blocks_cache
+    cdef NodeMemory memory         # None for memory that is the caller's own
+    cdef uint64_t slot
+    cdef uint32_t generation
+    cdef bint dropped
+    cdef tuple shape               # as it was when the cache was made
+    cdef object data_type
+    cdef list addresses            # of memory that is the caller's own
+
+
+cdef class ViewPin:
+    """Holds a cache for as long as any array shows its memory."""
+    cdef Mapping arena
+    cdef Mapping pool
+    cdef uint64_t slot
+
+
+cdef class TensorMemory:
+    """The bytes of one tensor, as a buffer."""
+    cdef ViewPin pin
+    cdef char *start
+    cdef Py_ssize_t size
+
+
+cdef Cache new_cache(NodeMemory memory, CacheDesc desc, int64_t cache_id, uint64_t slot, uint32_t generation)

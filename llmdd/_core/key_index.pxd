@@ -1,0 +1,28 @@
+"""The key index: (kind, id, model_id) -> slot, batch index, generation.
+
+Open addressing in hash order. An entry's *home* is the top bits of its tag, entries stand in the order of their tags, and
+each stands at or behind its home with no gap between: so a search ends at the first larger tag, an insertion shifts the
+rest of its run up by one, an erasure shifts it down, and there are no tombstones to slow the next search down. Doubling
+the index keeps the order and is done in place.
+
+There is one writer, the owner. Peers probe through a read-only mapping: an entry they find is believed only after the
+slot it names has confirmed it (peer.pyx), and a key they do not find is believed absent only if `index_version` did not
+change meanwhile.
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from llmdd._core.layout cimport ArenaHeader, IndexEntry
+
+cdef uint32_t key_tag(const ArenaHeader *header, uint64_t kind, uint64_t id, uint64_t model_id) noexcept nogil
+cdef IndexEntry *index_find(char *arena, uint64_t kind, uint64_t id, uint64_t model_id) noexcept nogil
+cdef bint index_reserve(char *arena, uint64_t count) noexcept nogil
+cdef bint index_insert(char *arena, uint64_t kind, uint64_t id, uint64_t model_id, uint32_t slot,
+                       uint32_t batch_index, uint32_t generation) noexcept nogil
+cdef void index_erase(char *arena, IndexEntry *entry) noexcept nogil
+cdef void index_move(char *arena, IndexEntry *entry, uint32_t batch_index) noexcept nogil
+cdef bint index_probe(char *arena, const ArenaHeader *known, uint32_t tag, uint64_t id, uint64_t model_id,
+                      IndexEntry *found) noexcept nogil
+cdef uint64_t index_version(char *arena) noexcept nogil
+cdef bint index_is_unchanged(char *arena, uint64_t version) noexcept nogil
+cdef int index_check(char *arena) except -1

@@ -1,0 +1,210 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The key index (see ``key_index.pxd``)."""
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memmove, memset
+
+from llmdd._core.atomic cimport (
+    atomic_fence_acquire,
+    atomic_fence_release,
+    atomic_load_acquire,
+    atomic_load_relaxed,
+    atomic_store_release,
+    multiply_fold,
+)
+from llmdd._core.layout cimport INDEX_OVERFLOW, ArenaHeader, IndexEntry, header_of
+
+cdef enum:
+    TAG_BITS = 32
+    KIND_BITS = 3
+    KIND_MASK = 7
+
+
+cdef inline IndexEntry *entries_of(char *arena) noexcept nogil:
+    return <IndexEntry *>(arena + header_of(arena).index_offset)
+
+
+cdef inline uint64_t home(uint32_t tag, uint64_t bits) noexcept nogil:
+    return tag >> (TAG_BITS - bits)
+
+
+cdef uint32_t key_tag(const ArenaHeader *header, uint64_t kind, uint64_t id, uint64_t model_id) noexcept nogil:
+    """The hash of a key, with its kind in the low bits. Seeded, so that chosen request ids cannot crowd together."""
+    cdef uint64_t mixed = multiply_fold(id ^ header.hash_seed[0], model_id ^ header.hash_seed[1])
+    mixed = multiply_fold(mixed ^ kind, 0x9E3779B97F4A7C15ULL)
+    return <uint32_t>((mixed >> 32) & ~<uint64_t>KIND_MASK) | <uint32_t>kind
+
+
+cdef IndexEntry *index_find(char *arena, uint64_t kind, uint64_t id, uint64_t model_id) noexcept nogil:
+    """The owner's search; NULL if the key is not there."""
+    cdef ArenaHeader *header = header_of(arena)
+    cdef uint32_t tag = key_tag(header, kind, id, model_id)
+    cdef IndexEntry *entry = entries_of(arena) + home(tag, header.index_bits)
+    while entry.tag and entry.tag <= tag:
+        if entry.id == id and entry.tag == tag and entry.model_id == model_id:
+            return entry
+        entry += 1
+    return NULL
+
+
+cdef inline void begin_change(ArenaHeader *header) noexcept nogil:
+    # Pairs with index_is_unchanged: a reader that saw any of the change sees an odd or another version.
+    header.index_version += 1
+    atomic_fence_release()
+
+
+cdef inline void end_change(ArenaHeader *header) noexcept nogil:
+    atomic_store_release(&header.index_version, header.index_version + 1)
+
+
+cdef bint index_reserve(char *arena, uint64_t count) noexcept nogil:
+    """Make room for `count` more entries. False if the index cannot grow that far; nothing has changed then."""
+    cdef ArenaHeader *header = header_of(arena)
+    cdef uint64_t wanted = header.index_count + count
+    if wanted > header.index_capacity - header.index_capacity // 16:
+        return False
+    while wanted * 4 > (<uint64_t>3 << header.index_bits) and (<uint64_t>1 << header.index_bits) < header.index_capacity:
+        grow(arena)
+    return True
+
+
+cdef void grow(char *arena) noexcept nogil:
+    """Double the homes in place: pack every entry at the far end, then lay them out again in order from the near end.
+
+    The entries still packed need at least as much room as is left, so what is laid out never overtakes them.
+    """
+    cdef ArenaHeader *header = header_of(arena)
+    cdef IndexEntry *entries = entries_of(arena)
+    cdef uint64_t old_end = (<uint64_t>1 << header.index_bits) + INDEX_OVERFLOW
+    cdef uint64_t end = (<uint64_t>2 << header.index_bits) + INDEX_OVERFLOW
+    cdef uint64_t bits = header.index_bits + 1
+    cdef uint64_t packed = end
+    cdef uint64_t position = old_end
+    cdef uint64_t next_free = 0
+    cdef uint64_t target
+    begin_change(header)
+    while position > 0:
+        position -= 1
+        if entries[position].tag:
+            packed -= 1
+            entries[packed] = entries[position]
+    while packed < end:
+        target = home(entries[packed].tag, bits)
+        if target < next_free:
+            target = next_free
+        memset(entries + next_free, 0, (target - next_free) * sizeof(IndexEntry))
+        entries[target] = entries[packed]
+        next_free = target + 1
+        packed += 1
+    memset(entries + next_free, 0, (end - next_free) * sizeof(IndexEntry))
+    header.index_bits = bits
+    end_change(header)
+
+
+cdef bint index_insert(
+    char *arena, uint64_t kind, uint64_t id, uint64_t model_id, uint32_t slot, uint32_t batch_index, uint32_t generation
+) noexcept nogil:
+    """Add an entry for a key that has none. Room must have been reserved; False if its run reaches the index's end."""
+    cdef ArenaHeader *header = header_of(arena)
+    cdef uint32_t tag = key_tag(header, kind, id, model_id)
+    cdef IndexEntry *entry = entries_of(arena) + home(tag, header.index_bits)
+    cdef IndexEntry *last = entries_of(arena) + (<uint64_t>1 << header.index_bits) + INDEX_OVERFLOW - 1
+    cdef IndexEntry *gap
+    while entry.tag and entry.tag <= tag:
+        entry += 1
+    gap = entry
+    while gap.tag:
+        gap += 1
+    if gap >= last:
+        # The last entry stays empty: it is where every search ends.
+        return False
+    begin_change(header)
+    memmove(entry + 1, entry, (gap - entry) * sizeof(IndexEntry))
+    entry.id = id
+    entry.model_id = model_id
+    entry.tag = tag
+    entry.slot = slot
+    entry.batch_index = batch_index
+    entry.generation = generation
+    header.index_count += 1
+    end_change(header)
+    return True
+
+
+cdef void index_erase(char *arena, IndexEntry *entry) noexcept nogil:
+    """Remove an entry; those behind it move down unless they stand at home."""
+    cdef ArenaHeader *header = header_of(arena)
+    cdef IndexEntry *entries = entries_of(arena)
+    cdef IndexEntry *behind = entry + 1
+    while behind.tag and home(behind.tag, header.index_bits) < <uint64_t>(behind - entries):
+        behind += 1
+    begin_change(header)
+    memmove(entry, entry + 1, (behind - entry - 1) * sizeof(IndexEntry))
+    memset(behind - 1, 0, sizeof(IndexEntry))
+    header.index_count -= 1
+    end_change(header)
+
+
+cdef void index_move(char *arena, IndexEntry *entry, uint32_t batch_index) noexcept nogil:
+    """The same key now stands for another batch slot of the same cache."""
+    begin_change(header_of(arena))
+    entry.batch_index = batch_index
+    end_change(header_of(arena))
+
+
+cdef bint index_probe(
+    char *arena, const ArenaHeader *known, uint32_t tag, uint64_t id, uint64_t model_id, IndexEntry *found
+) noexcept nogil:
+    """A peer's search: whether it came across the key. `found` is a copy that may be torn, not to be believed yet.
+
+    `known` is the peer's own copy of the header, checked when it attached: so whatever the owner writes, nothing outside
+    the index is read.
+    """
+    cdef uint64_t bits = atomic_load_relaxed(&header_of(arena).index_bits)
+    cdef IndexEntry *entry
+    cdef IndexEntry *end
+    if bits >= TAG_BITS or (<uint64_t>1 << bits) > known.index_capacity:
+        return False
+    entry = <IndexEntry *>(arena + known.index_offset) + home(tag, bits)
+    end = <IndexEntry *>(arena + known.index_offset) + (<uint64_t>1 << bits) + INDEX_OVERFLOW
+    while entry < end and entry.tag and entry.tag <= tag:
+        if entry.id == id and entry.tag == tag and entry.model_id == model_id:
+            found[0] = entry[0]
+            return True
+        entry += 1
+    return False
+
+
+cdef uint64_t index_version(char *arena) noexcept nogil:
+    """To be read before a search that index_is_unchanged judges."""
+    return atomic_load_acquire(&header_of(arena).index_version)
+
+
+cdef bint index_is_unchanged(char *arena, uint64_t version) noexcept nogil:
+    """Whether a search since `version` was read saw the index whole. Pairs with begin_change."""
+    atomic_fence_acquire()
+    return version % 2 == 0 and atomic_load_relaxed(&header_of(arena).index_version) == version
+
+
+cdef int index_check(char *arena) except -1:
+    """Every invariant of the index."""
+    cdef ArenaHeader *header = header_of(arena)
+    cdef IndexEntry *entries = entries_of(arena)
+    cdef uint64_t end = (<uint64_t>1 << header.index_bits) + INDEX_OVERFLOW
+    cdef uint64_t position
+    cdef uint64_t count = 0
+    cdef uint32_t previous = 0
+    assert header.index_version % 2 == 0, "the index was left in the middle of a change"
+    for position in range(end):
+        if entries[position].tag == 0:
+            continue
+        count += 1
+        tag = key_tag(header, entries[position].tag & KIND_MASK, entries[position].id, entries[position].model_id)
+        assert entries[position].tag == tag, f"index entry {position}: its tag is not its key's"
+        assert entries[position].tag >= previous, f"index entry {position} is out of order"
+        assert home(entries[position].tag, header.index_bits) <= position, f"index entry {position} is before its home"
+        if home(entries[position].tag, header.index_bits) < position:
+            assert entries[position - 1].tag, f"index entry {position} has a gap before it"
+        previous = entries[position].tag
+    assert count == header.index_count, f"{count} index entries, {header.index_count} counted"
+    return 0

@@ -1,0 +1,153 @@
+"""The arena: one region, addressed by offsets, that holds the lifecycle of every cache of a node.
+
+Two segments, mapped one behind the other so that one base address serves both::
+
+    control     header | key index | slots | free slots | record units | page trees      peers: read-only
+    references  released bitmap | reference slots | word units                           peers: read and write
+
+Everything is sized by capacity at start and zero until used, so an untouched page costs nothing. Zero means free,
+empty, unused everywhere.
+
+A *slot* is the home of one cache at a time. What its tenant is (descriptor, keys, place in the pool) stands in the
+control segment, where only the owner writes, and so does the id reference, which only the owner drops. The references
+that peers drop stand in the references segment: words that carry the tenant's generation in the upper half and bits that
+are only ever cleared in the lower half. So a peer that runs wild can give up keys, which is its right, but cannot free
+what the owner holds.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+cdef enum:
+    LAYOUT_VERSION_NUMBER = 1
+    CACHE_LINE = 64
+    HEADER_BYTES = 4096
+    POOL_COUNT = 2                 # indexed by Placement: 0 HOST, 1 DEVICE
+    PEER_LIMIT = 64                # pin bits of a reference slot
+    WORD_BITS = 32                 # reference bits of a word; the generation has the other half
+    INLINE_WORDS = 6               # reference words inside the reference slot
+    INDEX_OVERFLOW = 256           # entries behind the last home, so that probing never wraps
+    RELEASED_LEVELS = 4            # 64**4 slots at most
+
+cdef enum KeyKind:
+    KEY_NONE = 0
+    KEY_REQUEST = 1
+    KEY_PREFIX = 2
+    KEY_BLOCKS = 3
+    KEY_CACHE_ID = 4
+
+cdef struct PageTree:
+    # A bitmap of pages with a tree of free runs above it (page_pool.pxd).
+    uint64_t offset                # of the bitmap; the tree's levels follow it
+    uint64_t pages
+    uint64_t words                 # a power of two
+    uint64_t free_pages
+
+cdef struct Pool:
+    uint64_t configured
+    uint64_t page_shift
+    uint64_t bytes                 # whole pages only
+    PageTree tree
+
+cdef struct IndexEntry:
+    uint64_t id
+    uint64_t model_id
+    uint32_t tag                   # 29 bits of the hash above 3 bits of KeyKind; 0: empty
+    uint32_t slot
+    uint32_t batch_index
+    uint32_t generation
+
+cdef struct KeyRecord:
+    uint64_t id
+    uint64_t model_id
+    uint64_t kind
+
+cdef struct Slot:
+    uint64_t gate                  # generation << 1 | open
+    int64_t cache_id
+    uint64_t words                 # arena offset of the reference words
+    uint64_t keys                  # arena offset of key_count KeyRecords
+    uint64_t place                 # pool offset of tensor 0, or arena offset of an array of them
+    uint64_t slot_bytes            # bytes of one batch slot of one tensor
+    uint64_t tensor_stride         # bytes from one tensor to the next: whole pages
+    uint64_t local_pins            # the owner's own transfers and views
+    uint64_t batch_size
+    uint32_t num_tensors
+    uint32_t key_count             # batch slots that may be keyed
+    uint32_t record_units          # 0: the records are inline
+    uint32_t word_units            # 0: the words are inline
+    uint32_t indexed               # keys that are in the index, where one word is enough
+    uint8_t contiguous             # one run of pages holds every tensor
+    uint8_t placement
+    uint8_t tenant
+    uint8_t held                   # the id reference
+    uint64_t record                # arena offset of the record units
+    KeyRecord first_key
+
+cdef struct ReferenceSlot:
+    uint64_t pins                  # one bit for each local peer
+    uint64_t reserved
+    uint64_t words[INLINE_WORDS]
+
+cdef struct ArenaHeader:
+    char magic[8]
+    uint64_t layout_version
+    uint64_t spec_checksum
+    uint64_t incarnation
+    uint64_t cluster_id
+    uint64_t remote_accessible
+    uint64_t control_bytes
+    uint64_t references_bytes
+    uint64_t slot_capacity
+    uint64_t index_capacity        # homes, a power of two
+    uint64_t index_offset
+    uint64_t slots_offset
+    uint64_t free_slots_offset
+    uint64_t records_offset
+    uint64_t record_capacity       # units of a cache line
+    uint64_t released_offsets[RELEASED_LEVELS]
+    uint64_t reference_slots_offset
+    uint64_t words_offset
+    uint64_t word_capacity         # units of a cache line
+    uint64_t hash_seed[2]
+    Pool pools[POOL_COUNT]
+    PageTree record_tree
+    PageTree word_tree
+    # What changes with every call stands apart from what peers read once.
+    uint64_t padding[8]
+    uint64_t index_version         # odd while entries move
+    uint64_t index_bits            # the index has 2**index_bits homes now
+    uint64_t index_count
+    int64_t next_cache_id
+    uint64_t slots_used            # slots that ever had a tenant
+    uint64_t free_slot_count
+    uint64_t live_caches
+    uint64_t live_keys
+
+cdef inline ArenaHeader *header_of(char *arena) noexcept nogil:
+    return <ArenaHeader *>arena
+
+cdef inline Slot *slot_at(char *arena, uint64_t slot) noexcept nogil:
+    return <Slot *>(arena + header_of(arena).slots_offset) + slot
+
+cdef inline ReferenceSlot *reference_slot_at(char *arena, uint64_t slot) noexcept nogil:
+    return <ReferenceSlot *>(arena + header_of(arena).reference_slots_offset) + slot
+
+cdef inline uint64_t *words_of(char *arena, Slot *slot) noexcept nogil:
+    return <uint64_t *>(arena + slot.words)
+
+cdef inline KeyRecord *keys_of(char *arena, Slot *slot) noexcept nogil:
+    return <KeyRecord *>(arena + slot.keys)
+
+cdef inline uint64_t key_words(uint64_t key_count) noexcept nogil:
+    """Words that hold `key_count` key bits."""
+    return (key_count + WORD_BITS - 1) // WORD_BITS
+
+cdef inline uint64_t tensor_words(uint64_t num_tensors) noexcept nogil:
+    """Words that hold one key's bits of tensors still to be transferred."""
+    return (num_tensors + WORD_BITS - 1) // WORD_BITS
+
+cdef inline uint32_t *indexed_of(char *arena, Slot *slot) noexcept nogil:
+    """The owner's note of which keys have an index entry: one number per key word, bits as in the word."""
+    if slot.key_count <= WORD_BITS:
+        return &slot.indexed
+    return <uint32_t *>(arena + slot.keys + slot.key_count * sizeof(KeyRecord))

@@ -1,0 +1,42 @@
+"""What the owner does to its arena: allocate, drop references, settle. Every decision is looked up in the spec's tables.
+
+All of it runs under the store's lock, except `pin_local` and `unpin_local`, which any thread may call.
+"""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from llmdd._core.layout cimport IndexEntry, KeyRecord, Slot
+
+cdef enum Refusal:
+    ACCEPTED = 0
+    KEY_ALREADY_BOUND = 1
+    NO_POOL_MEMORY = 2
+    NO_ARENA_ROOM = 3              # slots, keys, records or reference words of the arena are used up
+
+cdef struct Allocation:
+    # What allocate is asked for, and what it answers.
+    uint64_t placement
+    uint64_t num_tensors
+    uint64_t tensor_bytes
+    uint64_t batch_size
+    const KeyRecord *keys
+    uint64_t key_count
+    uint64_t slot
+    uint32_t generation
+    int64_t cache_id
+    uint64_t refused_key           # position of the key that is already bound
+
+cdef Refusal allocate(char *arena, Allocation *request) noexcept nogil
+cdef void drop_id(char *arena, uint64_t slot_number, uint32_t generation) noexcept nogil
+cdef bint remove_key(char *arena, uint64_t kind, uint64_t id, uint64_t model_id) noexcept nogil
+cdef IndexEntry *find_bound_key(char *arena, uint64_t kind, uint64_t id, uint64_t model_id) noexcept nogil
+cdef bint find_cache(char *arena, int64_t cache_id, uint64_t *slot_number, uint32_t *generation) noexcept nogil
+cdef void settle(char *arena, uint64_t slot_number) noexcept nogil
+cdef uint64_t reap(char *arena, uint64_t limit) noexcept nogil
+cdef void dismiss_peer(char *arena, unsigned int peer_bit) noexcept nogil
+cdef unsigned int pin_local(char *arena, uint64_t slot_number, uint32_t generation) noexcept nogil
+cdef void unpin_local(char *arena, uint64_t slot_number) noexcept nogil
+cdef uint64_t tensor_offset(char *arena, Slot *slot, uint64_t tensor) noexcept nogil
+cdef inline uint32_t generation_of(Slot *slot) noexcept nogil:
+    return <uint32_t>(slot.gate >> 1)
+cdef int check_arena(char *arena) except -1

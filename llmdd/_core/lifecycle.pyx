@@ -1,0 +1,673 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""What the owner does to its arena (see ``lifecycle.pxd``)."""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from llmdd._core.atomic cimport (
+    atomic_fetch_add_word,
+    atomic_fetch_clear,
+    atomic_fetch_subtract,
+    atomic_load_word,
+    atomic_store_word,
+    lowest_bit,
+)
+from llmdd._core.key_index cimport (
+    index_check,
+    index_erase,
+    index_find,
+    index_insert,
+    index_move,
+    index_reserve,
+)
+from llmdd._core.layout cimport (
+    CACHE_LINE,
+    INLINE_WORDS,
+    KEY_CACHE_ID,
+    KEY_NONE,
+    KEY_PREFIX,
+    POOL_COUNT,
+    WORD_BITS,
+    ArenaHeader,
+    IndexEntry,
+    KeyRecord,
+    Pool,
+    Slot,
+    header_of,
+    indexed_of,
+    key_words,
+    keys_of,
+    reference_slot_at,
+    slot_at,
+    tensor_words,
+    words_of,
+)
+from llmdd._core.page_pool cimport NO_RUN, page_tree_check, return_run, run_is_taken, take_run
+from llmdd._core.references cimport (
+    NO_SLOT,
+    drop_key_bit,
+    drop_tensors,
+    key_is_bound,
+    mark_released,
+    take_released,
+)
+from llmdd._core.tables cimport (
+    BATCH_SLOT_EFFECT_DROP_KEY,
+    BATCH_SLOT_EFFECT_INDEX_KEY,
+    BATCH_SLOT_EFFECT_UNINDEX_KEY,
+    BATCH_SLOT_EVENT_BIND_PLACEHOLDER,
+    BATCH_SLOT_EVENT_BIND_PREFIX,
+    BATCH_SLOT_EVENT_BIND_REQUEST,
+    BATCH_SLOT_EVENT_REMOVE,
+    BATCH_SLOT_EVENT_SUPERSEDE,
+    BATCH_SLOT_STATE_PREFIX_KEYED,
+    BATCH_SLOT_STATE_REQUEST_KEYED,
+    BATCH_SLOT_STATE_UNKEYED,
+    CACHE_EFFECT_ADVANCE_GENERATION,
+    CACHE_EFFECT_CLOSE_SLOT,
+    CACHE_EFFECT_OPEN_SLOT,
+    CACHE_EFFECT_RETURN_MEMORY,
+    CACHE_EFFECT_TAKE_MEMORY,
+    CACHE_EVENT_ALLOCATE,
+    CACHE_EVENT_DROP_ID,
+    CACHE_EVENT_DROP_KEY,
+    CACHE_EVENT_PIN,
+    CACHE_EVENT_SETTLE,
+    CACHE_FACT_ID,
+    CACHE_FACT_KEYS,
+    CACHE_FACT_TENANT,
+    CACHE_GUARD_KEYS_REMAIN,
+    CACHE_GUARD_PINNED,
+    CACHE_STATE_FREE,
+    CACHE_STATE_OF,
+    OUTCOME_REFUSED,
+    SPEC_ERROR_LLM_KV_CACHE_NOT_EXIST,
+    batch_slot_outcome,
+    cache_outcome,
+    spec_outcome,
+)
+
+cdef uint64_t LAST_GENERATION = 0xFFFFFFFF
+
+
+# ---------------------------------------------------------------- the state of a slot, as a function of its words
+
+
+cdef bint keys_remain(char *arena, Slot *slot) noexcept nogil:
+    """Whether some key of the tenant is bound, as far as the owner has noticed: what peers dropped since counts as bound
+    until notice_dropped_keys. So no key is ever overlooked between two looks."""
+    cdef uint32_t *indexed = indexed_of(arena, slot)
+    cdef uint64_t i
+    for i in range(key_words(slot.key_count)):
+        if indexed[i]:
+            return True
+    return False
+
+
+cdef unsigned int cache_state(char *arena, Slot *slot, unsigned int assumed) noexcept nogil:
+    """The state by the tenant's facts. `assumed` ones count as true: they were until just now."""
+    cdef unsigned int facts = assumed
+    if slot.tenant:
+        facts |= CACHE_FACT_TENANT
+    if slot.held:
+        facts |= CACHE_FACT_ID
+    if slot.tenant and keys_remain(arena, slot):
+        facts |= CACHE_FACT_KEYS
+    return CACHE_STATE_OF[facts]
+
+
+cdef unsigned int guards_of(char *arena, uint64_t slot_number, Slot *slot) noexcept nogil:
+    cdef unsigned int guards = 0
+    if slot.tenant and keys_remain(arena, slot):
+        guards |= CACHE_GUARD_KEYS_REMAIN
+    if atomic_load_word(&slot.local_pins) or atomic_load_word(&reference_slot_at(arena, slot_number).pins):
+        guards |= CACHE_GUARD_PINNED
+    return guards
+
+
+cdef unsigned int batch_slot_state(char *arena, Slot *slot, uint64_t batch_index) noexcept nogil:
+    if batch_index >= slot.key_count or not key_is_bound(words_of(arena, slot), generation_of(slot), batch_index):
+        return BATCH_SLOT_STATE_UNKEYED
+    if keys_of(arena, slot)[batch_index].kind == KEY_PREFIX:
+        return BATCH_SLOT_STATE_PREFIX_KEYED
+    return BATCH_SLOT_STATE_REQUEST_KEYED
+
+
+# ---------------------------------------------------------------- effects
+
+
+cdef void apply(char *arena, uint64_t slot_number, Slot *slot, spec_outcome outcome) noexcept nogil:
+    """Carry out the effects of a transition of a cache, but for those of allocate."""
+    if outcome.effects & CACHE_EFFECT_CLOSE_SLOT:
+        # Pairs with a peer's pin: it sets its bit, then reads the gate; we close the gate, then read the bits.
+        atomic_store_word(&slot.gate, slot.gate & ~<uint64_t>1)
+    if outcome.effects & CACHE_EFFECT_RETURN_MEMORY:
+        return_memory(arena, slot_number, slot)
+    if outcome.effects & CACHE_EFFECT_ADVANCE_GENERATION:
+        advance_generation(arena, slot_number, slot)
+
+
+cdef void return_pages(char *arena, Slot *slot) noexcept nogil:
+    cdef Pool *pool = &header_of(arena).pools[slot.placement]
+    cdef uint64_t pages = slot.tensor_stride >> pool.page_shift
+    cdef uint64_t tensor
+    if slot.contiguous:
+        return_run(arena, &pool.tree, slot.place >> pool.page_shift, pages * slot.num_tensors)
+        return
+    for tensor in range(slot.num_tensors):
+        return_run(arena, &pool.tree, tensor_offset(arena, slot, tensor) >> pool.page_shift, pages)
+
+
+cdef void return_records(char *arena, Slot *slot) noexcept nogil:
+    cdef ArenaHeader *header = header_of(arena)
+    if slot.record_units:
+        return_run(arena, &header.record_tree, (slot.record - header.records_offset) // CACHE_LINE, slot.record_units)
+        slot.record_units = 0
+    if slot.word_units:
+        return_run(arena, &header.word_tree, (slot.words - header.words_offset) // CACHE_LINE, slot.word_units)
+        slot.word_units = 0
+
+
+cdef void return_memory(char *arena, uint64_t slot_number, Slot *slot) noexcept nogil:
+    cdef IndexEntry *entry = index_find(arena, KEY_CACHE_ID, <uint64_t>slot.cache_id, 0)
+    if entry != NULL and entry.slot == slot_number:
+        index_erase(arena, entry)
+    return_pages(arena, slot)
+    return_records(arena, slot)
+    slot.tenant = False
+    header_of(arena).live_caches -= 1
+
+
+cdef void advance_generation(char *arena, uint64_t slot_number, Slot *slot) noexcept nogil:
+    """Make everything that names this tenant stale. A slot whose generations are spent is not used again."""
+    cdef ArenaHeader *header = header_of(arena)
+    cdef uint64_t generation = <uint64_t>generation_of(slot) + 1
+    if generation > LAST_GENERATION:
+        atomic_store_word(&slot.gate, 0)
+        return
+    atomic_store_word(&slot.gate, generation << 1)
+    (<uint32_t *>(arena + header.free_slots_offset))[header.free_slot_count] = <uint32_t>slot_number
+    header.free_slot_count += 1
+
+
+cdef void unindex(char *arena, uint64_t slot_number, Slot *slot, uint64_t batch_index) noexcept nogil:
+    """Remove the index entry of one batch slot's key, if it still stands for that slot."""
+    cdef KeyRecord *key = keys_of(arena, slot) + batch_index
+    cdef IndexEntry *entry = index_find(arena, key.kind, key.id, key.model_id)
+    indexed_of(arena, slot)[batch_index // WORD_BITS] &= ~(<uint32_t>1 << (batch_index % WORD_BITS))
+    header_of(arena).live_keys -= 1
+    if entry != NULL and entry.slot == slot_number and entry.batch_index == batch_index:
+        index_erase(arena, entry)
+
+
+# ---------------------------------------------------------------- settling
+
+
+cdef void notice_dropped_keys(char *arena, uint64_t slot_number, Slot *slot) noexcept nogil:
+    """Do for every key that a peer has dropped what the spec's drop_key says, and remove its index entry."""
+    cdef uint64_t *words = words_of(arena, slot)
+    cdef uint32_t *indexed = indexed_of(arena, slot)
+    cdef uint64_t value, i
+    cdef uint32_t dropped
+    cdef unsigned int state
+    cdef bint any_dropped = False
+    for i in range(key_words(slot.key_count)):
+        value = atomic_load_word(words + i)
+        dropped = indexed[i] & ~<uint32_t>value
+        any_dropped = any_dropped or dropped != 0
+        while dropped:
+            unindex(arena, slot_number, slot, i * WORD_BITS + lowest_bit(dropped))
+            dropped &= dropped - 1
+    if any_dropped:
+        state = cache_state(arena, slot, CACHE_FACT_KEYS)
+        apply(
+            arena,
+            slot_number,
+            slot,
+            cache_outcome(state, CACHE_EVENT_DROP_KEY, guards_of(arena, slot_number, slot)),
+        )
+
+
+cdef void settle(char *arena, uint64_t slot_number) noexcept nogil:
+    """Look whether the tenant's memory can go back, and let it."""
+    cdef Slot *slot = slot_at(arena, slot_number)
+    cdef unsigned int state
+    if slot.tenant:
+        notice_dropped_keys(arena, slot_number, slot)
+    state = cache_state(arena, slot, 0)
+    apply(arena, slot_number, slot, cache_outcome(state, CACHE_EVENT_SETTLE, guards_of(arena, slot_number, slot)))
+
+
+cdef uint64_t reap(char *arena, uint64_t limit) noexcept nogil:
+    """Settle up to `limit` slots that somebody marked; how many there were."""
+    cdef uint64_t slot_number, count
+    for count in range(limit):
+        slot_number = take_released(arena)
+        if slot_number == NO_SLOT:
+            return count
+        if slot_number < header_of(arena).slots_used:
+            settle(arena, slot_number)
+    return limit
+
+
+cdef void finish_transfers(char *arena, Slot *slot) noexcept nogil:
+    """Drop every key whose tensors have all been transferred: who did the last one died before dropping the key."""
+    cdef uint64_t batch_index
+    cdef uint64_t *words = words_of(arena, slot)
+    for batch_index in range(slot.key_count):
+        if batch_slot_state(arena, slot, batch_index) == BATCH_SLOT_STATE_REQUEST_KEYED:
+            if not drop_tensors(
+                words, generation_of(slot), slot.key_count, slot.num_tensors, batch_index, 0, 0
+            ):
+                drop_key_bit(words, generation_of(slot), batch_index)
+
+
+cdef void dismiss_peer(char *arena, unsigned int peer_bit) noexcept nogil:
+    """Clear every pin of a peer that will transfer no more, and settle what it leaves."""
+    cdef uint64_t slot_number
+    cdef uint64_t bit = <uint64_t>1 << peer_bit
+    for slot_number in range(header_of(arena).slots_used):
+        atomic_fetch_clear(&reference_slot_at(arena, slot_number).pins, bit)
+        if slot_at(arena, slot_number).tenant:
+            finish_transfers(arena, slot_at(arena, slot_number))
+            settle(arena, slot_number)
+
+
+# ---------------------------------------------------------------- allocation
+
+
+cdef bint take_slot(ArenaHeader *header, char *arena, uint64_t *slot_number) noexcept nogil:
+    if header.free_slot_count:
+        slot_number[0] = (<uint32_t *>(arena + header.free_slots_offset))[header.free_slot_count - 1]
+        header.free_slot_count -= 1
+        return True
+    if header.slots_used == header.slot_capacity:
+        return False
+    slot_number[0] = header.slots_used
+    header.slots_used += 1
+    return True
+
+
+cdef void give_slot_back(ArenaHeader *header, char *arena, uint64_t slot_number) noexcept nogil:
+    (<uint32_t *>(arena + header.free_slots_offset))[header.free_slot_count] = <uint32_t>slot_number
+    header.free_slot_count += 1
+
+
+cdef bint take_pages(char *arena, Slot *slot) noexcept nogil:
+    """One run of pages for all tensors if there is one, else one run for each; False, and none taken, if that fails."""
+    cdef Pool *pool = &header_of(arena).pools[slot.placement]
+    cdef uint64_t pages = slot.tensor_stride >> pool.page_shift
+    cdef uint64_t tensor, first
+    if pages > pool.tree.free_pages // slot.num_tensors:
+        return False
+    first = take_run(arena, &pool.tree, pages * slot.num_tensors)
+    if first != NO_RUN:
+        slot.contiguous = True
+        slot.place = first << pool.page_shift
+        return True
+    slot.contiguous = False
+    if not take_records(arena, slot):
+        return False
+    for tensor in range(slot.num_tensors):
+        first = take_run(arena, &pool.tree, pages)
+        if first == NO_RUN:
+            while tensor > 0:
+                tensor -= 1
+                return_run(arena, &pool.tree, tensor_offset(arena, slot, tensor) >> pool.page_shift, pages)
+            return False
+        (<uint64_t *>(arena + slot.place))[tensor] = first << pool.page_shift
+    return True
+
+
+cdef bint take_records(char *arena, Slot *slot) noexcept nogil:
+    """Room for key records, notes of indexed keys and tensor places, where the slot itself has too little."""
+    cdef ArenaHeader *header = header_of(arena)
+    cdef uint64_t size = 0
+    cdef uint64_t first
+    if slot.record_units:
+        return True
+    if slot.key_count > 1:
+        size += slot.key_count * sizeof(KeyRecord)
+    if slot.key_count > WORD_BITS:
+        size += (key_words(slot.key_count) + 1) // 2 * 8
+    if not slot.contiguous:
+        size += <uint64_t>slot.num_tensors * 8
+    slot.keys = <uint64_t>(<char *>&slot.first_key - arena)
+    if size == 0:
+        return True
+    if size > header.record_capacity * CACHE_LINE:
+        return False
+    first = take_run(arena, &header.record_tree, (size + CACHE_LINE - 1) // CACHE_LINE)
+    if first == NO_RUN:
+        return False
+    slot.record_units = <uint32_t>((size + CACHE_LINE - 1) // CACHE_LINE)
+    slot.record = header.records_offset + first * CACHE_LINE
+    if slot.key_count > 1:
+        slot.keys = slot.record
+    if not slot.contiguous:
+        slot.place = slot.record + size - <uint64_t>slot.num_tensors * 8
+    return True
+
+
+cdef bint take_words(char *arena, uint64_t slot_number, Slot *slot) noexcept nogil:
+    cdef ArenaHeader *header = header_of(arena)
+    cdef uint64_t count = key_words(slot.key_count) + slot.key_count * tensor_words(slot.num_tensors)
+    cdef uint64_t first, units
+    if count <= INLINE_WORDS:
+        slot.words = <uint64_t>(<char *>&reference_slot_at(arena, slot_number).words[0] - arena)
+        return True
+    units = (count * 8 + CACHE_LINE - 1) // CACHE_LINE
+    if units > header.word_capacity:
+        return False
+    first = take_run(arena, &header.word_tree, units)
+    if first == NO_RUN:
+        return False
+    slot.word_units = <uint32_t>units
+    slot.words = header.words_offset + first * CACHE_LINE
+    return True
+
+
+cdef void write_words(char *arena, Slot *slot) noexcept nogil:
+    """All bits of the new generation: no key yet, and every tensor still to be transferred for every key."""
+    cdef uint64_t *words = words_of(arena, slot)
+    cdef uint64_t base = <uint64_t>generation_of(slot) << WORD_BITS
+    cdef uint64_t count = tensor_words(slot.num_tensors)
+    cdef uint64_t rest = slot.num_tensors % WORD_BITS
+    cdef uint64_t every = 0xFFFFFFFF
+    cdef uint64_t last = (<uint64_t>1 << rest) - 1 if rest else every
+    cdef uint64_t key, i
+    for i in range(key_words(slot.key_count)):
+        atomic_store_word(words + i, base)
+    words += key_words(slot.key_count)
+    for key in range(slot.key_count):
+        for i in range(count):
+            words[i] = base | (last if i == count - 1 else every)
+        words += count
+
+
+cdef bint bind_key(char *arena, uint64_t slot_number, Slot *slot, uint64_t batch_index, const KeyRecord *key) noexcept nogil:
+    """Bind one key as the spec says; where the same call gave it before, that slot is superseded."""
+    cdef unsigned int event = BATCH_SLOT_EVENT_BIND_REQUEST
+    cdef IndexEntry *entry
+    cdef spec_outcome outcome
+    cdef uint64_t *words = words_of(arena, slot)
+    keys_of(arena, slot)[batch_index] = key[0]
+    if key.kind == KEY_NONE:
+        event = BATCH_SLOT_EVENT_BIND_PLACEHOLDER
+    elif key.kind == KEY_PREFIX:
+        event = BATCH_SLOT_EVENT_BIND_PREFIX
+    outcome = batch_slot_outcome(BATCH_SLOT_STATE_UNKEYED, event, 0)
+    if not outcome.effects & BATCH_SLOT_EFFECT_INDEX_KEY:
+        return True
+    entry = index_find(arena, key.kind, key.id, key.model_id)
+    if entry != NULL:
+        outcome = batch_slot_outcome(
+            batch_slot_state(arena, slot, entry.batch_index), BATCH_SLOT_EVENT_SUPERSEDE, 0
+        )
+        if outcome.effects & BATCH_SLOT_EFFECT_UNINDEX_KEY:
+            drop_key_bit(words, generation_of(slot), entry.batch_index)
+            indexed_of(arena, slot)[entry.batch_index // WORD_BITS] &= ~(
+                <uint32_t>1 << (entry.batch_index % WORD_BITS)
+            )
+            header_of(arena).live_keys -= 1
+        index_move(arena, entry, <uint32_t>batch_index)
+    elif not index_insert(
+        arena, key.kind, key.id, key.model_id, <uint32_t>slot_number, <uint32_t>batch_index, generation_of(slot)
+    ):
+        return False
+    # The bit is set here and only here, before the slot is open to anybody.
+    words[batch_index // WORD_BITS] |= <uint64_t>1 << (batch_index % WORD_BITS)
+    indexed_of(arena, slot)[batch_index // WORD_BITS] |= <uint32_t>1 << (batch_index % WORD_BITS)
+    header_of(arena).live_keys += 1
+    return True
+
+
+cdef void unbind_all(char *arena, uint64_t slot_number, Slot *slot, uint64_t count) noexcept nogil:
+    """Undo bind_key for the first `count` batch slots."""
+    cdef uint64_t batch_index
+    for batch_index in range(count):
+        if indexed_of(arena, slot)[batch_index // WORD_BITS] >> (batch_index % WORD_BITS) & 1:
+            unindex(arena, slot_number, slot, batch_index)
+
+
+cdef bint index_all(char *arena, uint64_t slot_number, Slot *slot, const KeyRecord *keys) noexcept nogil:
+    """Make the new tenant findable by its id and its keys; False, and nothing indexed, if the index is full."""
+    cdef uint64_t batch_index
+    if not index_reserve(arena, <uint64_t>slot.key_count + 1):
+        return False
+    for batch_index in range(slot.key_count):
+        if not bind_key(arena, slot_number, slot, batch_index, keys + batch_index):
+            unbind_all(arena, slot_number, slot, batch_index)
+            return False
+    if not index_insert(
+        arena, KEY_CACHE_ID, <uint64_t>slot.cache_id, 0, <uint32_t>slot_number, 0, generation_of(slot)
+    ):
+        unbind_all(arena, slot_number, slot, slot.key_count)
+        return False
+    return True
+
+
+cdef Refusal occupy(char *arena, uint64_t slot_number, Allocation *request) noexcept nogil:
+    """Give the slot its tenant, step by step; on refusal every step is taken back."""
+    cdef ArenaHeader *header = header_of(arena)
+    cdef Slot *slot = slot_at(arena, slot_number)
+    cdef Pool *pool = &header.pools[request.placement]
+    cdef uint64_t page = <uint64_t>1 << pool.page_shift
+    slot.num_tensors = <uint32_t>request.num_tensors
+    slot.key_count = <uint32_t>request.key_count
+    slot.batch_size = request.batch_size
+    slot.slot_bytes = request.tensor_bytes // request.batch_size
+    slot.tensor_stride = (request.tensor_bytes + page - 1) // page * page
+    slot.placement = <unsigned char>request.placement
+    slot.cache_id = header.next_cache_id
+    slot.record_units = slot.word_units = 0
+    slot.contiguous = True
+    if not take_pages(arena, slot):
+        return_records(arena, slot)
+        return NO_POOL_MEMORY
+    if not take_records(arena, slot) or not take_words(arena, slot_number, slot):
+        return_pages(arena, slot)
+        return_records(arena, slot)
+        return NO_ARENA_ROOM
+    memset(indexed_of(arena, slot), 0, key_words(slot.key_count) * 4)
+    write_words(arena, slot)
+    if not index_all(arena, slot_number, slot, request.keys):
+        return_pages(arena, slot)
+        return_records(arena, slot)
+        return NO_ARENA_ROOM
+    return ACCEPTED
+
+
+cdef Refusal allocate(char *arena, Allocation *request) noexcept nogil:
+    """A new cache in a free slot (seed §1, §7, §9-§12)."""
+    cdef ArenaHeader *header = header_of(arena)
+    cdef const KeyRecord *key
+    cdef Slot *slot
+    cdef Refusal refusal
+    cdef spec_outcome outcome
+    cdef uint64_t i
+    while request.key_count and request.keys[request.key_count - 1].kind == KEY_NONE:
+        request.key_count -= 1
+    for i in range(request.key_count):
+        key = request.keys + i
+        if key.kind != KEY_NONE and find_bound_key(arena, key.kind, key.id, key.model_id) != NULL:
+            request.refused_key = i
+            return KEY_ALREADY_BOUND
+    if not take_slot(header, arena, &request.slot):
+        return NO_ARENA_ROOM
+    slot = slot_at(arena, request.slot)
+    refusal = occupy(arena, request.slot, request)
+    if refusal != ACCEPTED:
+        give_slot_back(header, arena, request.slot)
+        return refusal
+    outcome = cache_outcome(
+        CACHE_STATE_FREE, CACHE_EVENT_ALLOCATE, CACHE_GUARD_KEYS_REMAIN if keys_remain(arena, slot) else 0
+    )
+    request.generation = generation_of(slot)
+    request.cache_id = slot.cache_id
+    header.next_cache_id += 1
+    header.live_caches += 1
+    slot.tenant = (outcome.effects & CACHE_EFFECT_TAKE_MEMORY) != 0
+    slot.held = True
+    if outcome.effects & CACHE_EFFECT_OPEN_SLOT:
+        # Everything a peer may read was written before; it reads the gate before any of it.
+        atomic_store_word(&slot.gate, slot.gate | 1)
+    return ACCEPTED
+
+
+# ---------------------------------------------------------------- references
+
+
+cdef void drop_id(char *arena, uint64_t slot_number, uint32_t generation) noexcept nogil:
+    """deallocate_cache (seed §2); nothing if this tenant has gone or its id was dropped before."""
+    cdef Slot *slot = slot_at(arena, slot_number)
+    cdef unsigned int state
+    if slot.tenant == 0 or generation_of(slot) != generation:
+        return
+    notice_dropped_keys(arena, slot_number, slot)
+    state = cache_state(arena, slot, 0)
+    slot.held = False
+    apply(
+        arena, slot_number, slot, cache_outcome(state, CACHE_EVENT_DROP_ID, guards_of(arena, slot_number, slot))
+    )
+    settle(arena, slot_number)
+
+
+cdef IndexEntry *find_bound_key(char *arena, uint64_t kind, uint64_t id, uint64_t model_id) noexcept nogil:
+    """The entry of a key that is bound now. One that a peer has dropped meanwhile is cleared away."""
+    cdef IndexEntry *entry = index_find(arena, kind, id, model_id)
+    cdef Slot *slot
+    if entry == NULL:
+        return NULL
+    slot = slot_at(arena, entry.slot)
+    if key_is_bound(words_of(arena, slot), entry.generation, entry.batch_index):
+        return entry
+    settle(arena, entry.slot)
+    return NULL
+
+
+cdef bint remove_key(char *arena, uint64_t kind, uint64_t id, uint64_t model_id) noexcept nogil:
+    """remove_cache_key (seed §3b); False if the key is not bound."""
+    cdef IndexEntry *entry = find_bound_key(arena, kind, id, model_id)
+    cdef uint64_t slot_number, batch_index
+    cdef Slot *slot
+    cdef spec_outcome outcome
+    if entry == NULL:
+        return False
+    slot_number = entry.slot
+    batch_index = entry.batch_index
+    slot = slot_at(arena, slot_number)
+    outcome = batch_slot_outcome(batch_slot_state(arena, slot, batch_index), BATCH_SLOT_EVENT_REMOVE, 0)
+    if outcome.effects & BATCH_SLOT_EFFECT_DROP_KEY:
+        drop_key_bit(words_of(arena, slot), generation_of(slot), batch_index)
+    settle(arena, slot_number)
+    return True
+
+
+cdef bint find_cache(char *arena, int64_t cache_id, uint64_t *slot_number, uint32_t *generation) noexcept nogil:
+    """Where the cache with this id lives; False if there is none."""
+    cdef IndexEntry *entry
+    if cache_id < 1:
+        return False
+    entry = index_find(arena, KEY_CACHE_ID, <uint64_t>cache_id, 0)
+    if entry == NULL:
+        return False
+    slot_number[0] = entry.slot
+    generation[0] = entry.generation
+    return True
+
+
+cdef unsigned int pin_local(char *arena, uint64_t slot_number, uint32_t generation) noexcept nogil:
+    """Pin a cache of our own. 0, or the spec's error; the pin is not held then."""
+    cdef Slot *slot = slot_at(arena, slot_number)
+    cdef uint64_t gate
+    cdef unsigned int state = CACHE_STATE_FREE
+    atomic_fetch_add_word(&slot.local_pins, 1)
+    # Pairs with apply: the pin is set before the gate is read, the gate closed before the pins are.
+    gate = atomic_load_word(&slot.gate)
+    if gate == (<uint64_t>generation << 1 | 1):
+        state = cache_state(arena, slot, 0)
+    if cache_outcome(state, CACHE_EVENT_PIN, 0).kind != OUTCOME_REFUSED:
+        return ACCEPTED
+    unpin_local(arena, slot_number)
+    return cache_outcome(state, CACHE_EVENT_PIN, 0).error
+
+
+cdef void unpin_local(char *arena, uint64_t slot_number) noexcept nogil:
+    """End a pin of our own. Takes no lock, so that a view may be dropped wherever Python drops it."""
+    cdef Slot *slot = slot_at(arena, slot_number)
+    atomic_fetch_subtract(&slot.local_pins, 1)
+    if not atomic_load_word(&slot.gate) & 1:
+        mark_released(arena, header_of(arena), slot_number)
+
+
+cdef uint64_t tensor_offset(char *arena, Slot *slot, uint64_t tensor) noexcept nogil:
+    """Where tensor number `tensor` begins in its pool."""
+    if slot.contiguous:
+        return slot.place + tensor * slot.tensor_stride
+    return (<uint64_t *>(arena + slot.place))[tensor]
+
+
+# ---------------------------------------------------------------- invariants
+
+
+cdef int check_slot(char *arena, uint64_t slot_number) except -1:
+    cdef Slot *slot = slot_at(arena, slot_number)
+    cdef Pool *pool = &header_of(arena).pools[slot.placement]
+    cdef uint64_t pages = slot.tensor_stride >> pool.page_shift
+    cdef IndexEntry *entry = index_find(arena, KEY_CACHE_ID, <uint64_t>slot.cache_id, 0)
+    cdef KeyRecord *key
+    cdef uint64_t tensor, batch_index
+    cdef uint64_t keys = 0
+    assert entry != NULL and entry.slot == slot_number, f"slot {slot_number}: cache {slot.cache_id} is not indexed"
+    assert entry.generation == generation_of(slot), f"slot {slot_number}: its index entry is of another generation"
+    for tensor in range(slot.num_tensors):
+        assert run_is_taken(arena, &pool.tree, tensor_offset(arena, slot, tensor) >> pool.page_shift, pages), (
+            f"slot {slot_number}: the pages of tensor {tensor} are free"
+        )
+    for batch_index in range(slot.key_count):
+        if not indexed_of(arena, slot)[batch_index // WORD_BITS] >> (batch_index % WORD_BITS) & 1:
+            continue
+        keys += 1
+        key = keys_of(arena, slot) + batch_index
+        entry = index_find(arena, key.kind, key.id, key.model_id)
+        assert key.kind != KEY_NONE, f"slot {slot_number}: a placeholder holds batch slot {batch_index}"
+        assert entry != NULL and entry.slot == slot_number and entry.batch_index == batch_index, (
+            f"slot {slot_number}: the key of batch slot {batch_index} is not indexed"
+        )
+    return keys
+
+
+cdef int check_arena(char *arena) except -1:
+    """Every invariant of the lifecycle. The caller holds the lock, and peers are quiet or do no harm."""
+    cdef ArenaHeader *header = header_of(arena)
+    cdef uint64_t[POOL_COUNT] pages
+    cdef uint64_t slot_number
+    cdef Slot *slot
+    cdef uint64_t caches = 0
+    cdef uint64_t keys = 0
+    cdef int i
+    for i in range(POOL_COUNT):
+        pages[i] = 0
+    reap(arena, header.slots_used + 1)
+    index_check(arena)
+    for slot_number in range(header.slots_used):
+        slot = slot_at(arena, slot_number)
+        if not slot.tenant:
+            assert not slot.gate & 1, f"slot {slot_number} is open without a tenant"
+            continue
+        caches += 1
+        keys += check_slot(arena, slot_number)
+        pages[slot.placement] += (slot.tensor_stride >> header.pools[slot.placement].page_shift) * slot.num_tensors
+    assert caches == header.live_caches, f"{caches} caches live, {header.live_caches} counted"
+    assert keys == header.live_keys, f"{keys} keys are indexed, {header.live_keys} counted"
+    assert caches + keys == header.index_count, f"{header.index_count} index entries for {caches} caches and {keys} keys"
+    page_tree_check(arena, &header.record_tree)
+    page_tree_check(arena, &header.word_tree)
+    for i in range(POOL_COUNT):
+        if header.pools[i].configured:
+            page_tree_check(arena, &header.pools[i].tree)
+            assert pages[i] == header.pools[i].tree.pages - header.pools[i].tree.free_pages, (
+                f"caches hold {pages[i]} pages of pool {i}, the pool says otherwise"
+            )
+    return 0

@@ -1,0 +1,20 @@
+"""A linked peer's arena, as this process maps it."""
+
+from libc.stdint cimport int64_t, uint64_t
+
+from llmdd._core.layout cimport ArenaHeader
+from llmdd._core.segments cimport Mapping
+from llmdd._core.timed_lock cimport TimedLock
+from llmdd._core.transfer cimport Transfer
+
+
+cdef class PeerArena:
+    cdef Mapping arena
+    cdef Mapping host_pool
+    cdef Mapping device_pool
+    cdef ArenaHeader known
+    cdef TimedLock lock
+    cdef unsigned int peer_bit
+    cdef uint64_t closing          # no further transfer begins
+    cdef uint64_t broken           # the transfer in progress ends too
+    cdef int carry_out(self, Transfer *transfer, str tag, int64_t timeout_ns, bint keep_gil) except -1

@@ -1,0 +1,836 @@
+"""Visits every state that a small cluster can reach, and checks in each that the promises of the contract hold.
+
+The explorer makes the calls of the reference model in every order, breadth first. It does not believe the model: from the
+outcomes of the calls alone a :class:`Ledger` keeps its own account of who holds what, in sets and dictionaries and
+without any state machine. After every call the model must agree with the ledger:
+
+* the call was answered as the ledger says: a key that was consumed, removed or superseded is never found again, one that
+  was not always is;
+* memory is held exactly for the caches that somebody still holds, so it goes back with the last reference, once, and never
+  while pinned; a placeholder never holds anything;
+* a refused call has changed nothing;
+* a completed copy has moved the right bytes;
+* the model's own invariants hold (:meth:`.reference.Cluster.check`);
+* once everybody lets go, in whatever way, both pools are empty.
+
+Two states are the same when nobody could tell them apart: ids that went up with time, and the order of what is otherwise
+alike, do not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .reference import Cluster, Node
+from .statecharts import Refused, Statecharts
+from .values import INV, Cache, CacheDesc, CacheKey, CacheKeyByIdAndIndex, ClusterInfo, View
+
+OWNER, PEER = "owner", "peer"
+CLUSTER_IDS = {OWNER: 1, PEER: 2}
+ADDRESSES = {OWNER: ("127.0.0.1", 5001), PEER: ("127.0.0.1", 5002)}
+BATCH_SIZE = 2
+NUM_TENSORS = 2
+PAGE_SHIFT = 10
+UNKNOWN_ID = 10**9
+
+PLACEHOLDER = "placeholder"
+KEYS = {
+    "K1": CacheKey(1, 1),
+    "K2": CacheKey(1, 2),
+    "P": CacheKey(1, INV, 0, 1),
+    PLACEHOLDER: CacheKey(1, INV),
+}
+
+#: A call, as its name and its arguments; the first argument is the node that it is made on.
+Action = tuple[Any, ...]
+
+#: Layers of a pull; None is all of them. There is one tensor to a layer here.
+Layer = range | None
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A small cluster, and what may happen in it."""
+
+    name: str
+    meaning: str
+    bindings: tuple[tuple[str, ...], ...]
+    most_caches: int = 1
+    layers: tuple[Layer, ...] = (None,)
+    most_transfers: int = 1
+    most_views: int = 0
+    by_id: bool = True
+    abandoning: bool = False
+    peer_reallocates: bool = False
+    deaths: tuple[str, ...] = ()
+    relinking: bool = False
+    remote_mode: bool = False
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names of all keys that are ever bound."""
+        return tuple(sorted({name for binding in self.bindings for name in binding} - {PLACEHOLDER}))
+
+
+BOTH, FIRST, SECOND = None, range(0, 1), range(1, 2)
+
+SMALL = (
+    Scenario(
+        "keys",
+        "two caches with every kind of binding, a view, a transfer that may fail",
+        bindings=(("K1", "K2"), ("K1", "K1"), (PLACEHOLDER, "K2"), ("P",), ()),
+        most_caches=2,
+        most_views=1,
+        abandoning=True,
+    ),
+    Scenario(
+        "layers",
+        "two concurrent transfers of single layers",
+        bindings=(("K1", "K2"), ("K1", "P")),
+        layers=(BOTH, FIRST, SECOND),
+        most_transfers=2,
+    ),
+    Scenario(
+        "pushes",
+        "pulls and pushes of single layers in remote mode",
+        bindings=(("K1", "P"),),
+        layers=(BOTH, FIRST, SECOND),
+        remote_mode=True,
+        most_transfers=2,
+    ),
+    Scenario(
+        "deaths",
+        "either side dies in the midst of two concurrent transfers, and comes back",
+        bindings=(("K1", "P"), (PLACEHOLDER, "K1")),
+        most_caches=2,
+        most_transfers=2,
+        peer_reallocates=True,
+        deaths=(OWNER, PEER),
+    ),
+    Scenario(
+        "links",
+        "links come and go, and either side dies, under two concurrent transfers",
+        bindings=(("K1", "P"), ("K1",)),
+        most_transfers=2,
+        peer_reallocates=True,
+        deaths=(OWNER, PEER),
+        relinking=True,
+    ),
+)
+
+FULL = (
+    *SMALL,
+    Scenario(
+        "three caches",
+        "three caches with every kind of binding, a view, two concurrent transfers",
+        bindings=(("K1", "K2"), ("K1", "K1"), (PLACEHOLDER, "K2"), ("P",), ()),
+        most_caches=3,
+        most_views=1,
+        most_transfers=2,
+    ),
+    Scenario(
+        "everything",
+        "two caches, layers, two concurrent transfers, deaths and links",
+        bindings=(("K1", "K2"), (PLACEHOLDER, "P")),
+        most_caches=2,
+        layers=(BOTH, FIRST, SECOND),
+        most_transfers=2,
+        abandoning=True,
+        peer_reallocates=True,
+        deaths=(OWNER, PEER),
+        relinking=True,
+    ),
+)
+
+SIZES = {"small": SMALL, "full": FULL}
+
+
+class Violation(Exception):
+    """A promise does not hold. The text says which."""
+
+
+# -- the ledger ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Holders:
+    """Who holds one cache."""
+
+    id_held: bool = True
+    keys: dict[int, tuple[str, frozenset[int]]] = field(default_factory=dict)
+    views: set[int] = field(default_factory=set)
+    transfers: set[int] = field(default_factory=set)
+
+    @property
+    def referenced(self) -> bool:
+        return self.id_held or bool(self.keys)
+
+    @property
+    def held(self) -> bool:
+        return self.referenced or bool(self.views) or bool(self.transfers)
+
+
+@dataclass
+class Errand:
+    """A transfer in progress."""
+
+    caller: str
+    local: int
+    other: str
+    remote: int
+    slot: int
+    tensors: frozenset[int]
+    copied: bool = False
+    lost: bool = False  # the other side has dropped it
+    orphaned: bool = False  # its caller has died
+
+
+class Ledger:
+    """Who holds what, kept from the outcomes of the calls and from nothing else.
+
+    For every action there is a method ``answer_<action>``, which says with what error the call must be refused (None: it
+    must succeed), and a method ``record_<action>``, which enters a call that succeeded.
+    """
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.alive: set[str] = set()
+        self.caches: dict[str, dict[int, Holders]] = {OWNER: {}, PEER: {}}
+        self.errands: dict[int, Errand] = {}
+        self.links = {OWNER: "UNLINKED", PEER: "UNLINKED"}
+        self.deceived: set[str] = set()  # nodes that have yet to notice that the other end of their link died
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "scenario"}
+
+    def bound(self, node: str, key: str) -> tuple[int, int] | None:
+        """The cache and slot that a key is bound to."""
+        for cache_id, holders in self.caches[node].items():
+            for slot, (name, _) in holders.keys.items():
+                if name == key:
+                    return cache_id, slot
+        return None
+
+    def let_go(self) -> None:
+        """Forget the caches that nobody holds any more."""
+        for caches in self.caches.values():
+            for cache_id in [cache_id for cache_id, holders in caches.items() if not holders.held]:
+                del caches[cache_id]
+
+    def errands_of(self, node: str) -> list[int]:
+        return [
+            number for number, errand in self.errands.items() if errand.caller == node and not errand.orphaned
+        ]
+
+    def lose_errands(self, caller: str) -> None:
+        """The other side drops the transfers of ``caller``, or has died itself."""
+        for number, errand in list(self.errands.items()):
+            if errand.caller != caller:
+                continue
+            if not errand.lost and errand.remote in self.caches[errand.other]:
+                self.caches[errand.other][errand.remote].transfers.remove(number)
+            errand.lost = True
+            if errand.orphaned:
+                del self.errands[number]
+
+    def is_idle(self, name: str, node: str, *arguments: Any) -> bool:
+        """Whether a call drops what was dropped before, or never was: it succeeds and must change nothing."""
+        if name == "deallocate":
+            holders = self.caches[node].get(arguments[0])
+            return holders is None or not holders.id_held
+        return name == "remove_key" and self.bound(node, arguments[0]) is None
+
+    # Each action in turn.
+
+    def answer_allocate(self, node: str, binding: tuple[str, ...]) -> str | None:
+        if any(self.bound(node, key) for key in binding if key != PLACEHOLDER):
+            return "LLM_PARAM_INVALID"
+        capacity = self.scenario.most_caches if node == OWNER else 1
+        return None if len(self.caches[node]) < capacity else "LLM_OUT_OF_MEMORY"
+
+    def record_allocate(self, node: str, binding: tuple[str, ...], cache_id: int) -> None:
+        last_position = {key: slot for slot, key in enumerate(binding) if key != PLACEHOLDER}
+        every_tensor = frozenset(range(NUM_TENSORS))
+        keys = {slot: (key, every_tensor) for key, slot in last_position.items()}
+        self.caches[node][cache_id] = Holders(keys=keys)
+
+    def answer_deallocate(self, node: str, cache_id: int) -> str | None:
+        return None
+
+    def record_deallocate(self, node: str, cache_id: int, _: Any) -> None:
+        if cache_id in self.caches[node]:
+            self.caches[node][cache_id].id_held = False
+
+    def answer_remove_key(self, node: str, key: str) -> str | None:
+        return None
+
+    def record_remove_key(self, node: str, key: str, _: Any) -> None:
+        where = self.bound(node, key)
+        if where is not None:
+            del self.caches[node][where[0]].keys[where[1]]
+
+    def answer_open_view(self, node: str, cache_id: int) -> str | None:
+        return self._answer_to_use(node, cache_id)
+
+    def record_open_view(self, node: str, cache_id: int, number: int) -> None:
+        self.caches[node][cache_id].views.add(number)
+
+    def answer_close_view(self, node: str, cache_id: int, number: int) -> str | None:
+        return None
+
+    def record_close_view(self, node: str, cache_id: int, number: int, _: Any) -> None:
+        self.caches[node][cache_id].views.remove(number)
+
+    def answer_pull(self, node: str, local: int, source: str | tuple[int, int], layer: Layer) -> str | None:
+        return self._answer_to_transfer(node, local, source)
+
+    def record_pull(self, node: str, local: int, source: str | tuple[int, int], layer: Layer, number: int) -> None:
+        self._begin(node, local, source, layer, number)
+
+    def answer_push(self, node: str, local: int, target: tuple[int, int], layer: Layer) -> str | None:
+        return self._answer_to_transfer(node, local, target)
+
+    def record_push(self, node: str, local: int, target: tuple[int, int], layer: Layer, number: int) -> None:
+        self._begin(node, local, target, layer, number)
+
+    def _answer_to_transfer(self, node: str, local: int, there: str | tuple[int, int]) -> str | None:
+        other = _other(node)
+        refusal = self._answer_to_use(node, local)
+        if refusal is not None:
+            return refusal
+        if self.links[node] != "LINKED" or node in self.deceived:
+            return "LLM_NOT_YET_LINK"
+        if isinstance(there, str):
+            return None if self.bound(other, there) else "LLM_KV_CACHE_NOT_EXIST"
+        return self._answer_to_use(other, there[0])
+
+    def _answer_to_use(self, node: str, cache_id: int) -> str | None:
+        holders = self.caches[node].get(cache_id)
+        return None if holders is not None and holders.referenced else "LLM_KV_CACHE_NOT_EXIST"
+
+    def _begin(self, node: str, local: int, there: str | tuple[int, int], layer: Layer, number: int) -> None:
+        other = _other(node)
+        where = self.bound(other, there) if isinstance(there, str) else there
+        assert where is not None
+        tensors = frozenset(layer if layer is not None else range(NUM_TENSORS))
+        self.errands[number] = Errand(node, local, other, *where, tensors)
+        self.caches[node][local].transfers.add(number)
+        self.caches[other][where[0]].transfers.add(number)
+
+    def answer_copy(self, node: str, number: int) -> str | None:
+        return "LLM_NOT_YET_LINK" if self.errands[number].lost else None
+
+    def record_copy(self, node: str, number: int, _: Any) -> None:
+        self.errands[number].copied = True
+
+    def answer_finish(self, node: str, number: int) -> str | None:
+        return "LLM_NOT_YET_LINK" if self.errands[number].lost else None
+
+    def record_finish(self, node: str, number: int, _: Any) -> None:
+        errand = self.errands[number]
+        keys = self.caches[errand.other][errand.remote].keys
+        if errand.slot in keys:
+            key, remaining = keys[errand.slot]
+            keys[errand.slot] = (key, remaining - errand.tensors)
+            if key != "P" and not keys[errand.slot][1]:
+                del keys[errand.slot]
+        self.record_abandon(node, number, None)
+
+    def answer_abandon(self, node: str, number: int) -> str | None:
+        return None
+
+    def record_abandon(self, node: str, number: int, _: Any) -> None:
+        errand = self.errands.pop(number)
+        self.caches[errand.caller][errand.local].transfers.remove(number)
+        if not errand.lost:
+            self.caches[errand.other][errand.remote].transfers.remove(number)
+
+    def answer_kill(self, node: str) -> str | None:
+        return None
+
+    def record_kill(self, node: str, _: Any) -> None:
+        other = _other(node)
+        self.alive.remove(node)
+        self.caches[node] = {}
+        self.lose_errands(other)
+        for number in self.errands_of(node):
+            self.errands[number].orphaned = True
+            if self.errands[number].lost:
+                del self.errands[number]
+        self.links[node] = "UNLINKED"
+        self.deceived.discard(node)
+        if self.links[other] == "LINKED":
+            self.deceived.add(other)
+
+    def answer_notice(self, node: str) -> str | None:
+        return None
+
+    def record_notice(self, node: str, _: Any) -> None:
+        self.links[node] = "BROKEN"
+        self.deceived.remove(node)
+        self.lose_errands(_other(node))
+
+    def answer_start(self, node: str) -> str | None:
+        return None
+
+    def record_start(self, node: str, _: Any) -> None:
+        self.alive.add(node)
+
+    def answer_link(self, node: str) -> str | None:
+        other = _other(node)
+        if self.links[node] != "UNLINKED":
+            return "LLM_ALREADY_LINK"
+        if other not in self.alive:
+            return "LLM_LINK_FAILED"
+        return "LLM_TIMEOUT" if self.errands_of(other) else None
+
+    def record_link(self, node: str, _: Any) -> None:
+        self.lose_errands(node)  # of an earlier life, if the other end did not notice its death
+        self.links = {OWNER: "LINKED", PEER: "LINKED"}
+        self.deceived = set()
+
+    def answer_unlink(self, node: str) -> str | None:
+        if _other(node) not in self.alive:
+            return "LLM_UNLINK_FAILED"
+        if self.links[node] == "UNLINKED":
+            return None
+        return "LLM_TIMEOUT" if self.errands_of(node) or self.errands_of(_other(node)) else None
+
+    def record_unlink(self, node: str, _: Any) -> None:
+        if self.links[node] == "UNLINKED":
+            return
+        self.lose_errands(_other(node))  # of an earlier life
+        self.links = {OWNER: "UNLINKED", PEER: "UNLINKED"}
+        self.deceived = set()
+
+    def answer_force_unlink(self, node: str) -> str | None:
+        return "LLM_TIMEOUT" if self.errands_of(node) else None
+
+    def record_force_unlink(self, node: str, _: Any) -> None:
+        other = _other(node)
+        self.lose_errands(other)
+        if self.links[node] == "LINKED" and node not in self.deceived:
+            self.links[other] = "BROKEN"
+        self.links[node] = "UNLINKED"
+        self.deceived.discard(node)
+
+    # What may happen next.
+
+    def actions(self) -> Iterator[Action]:
+        """Every call that the scenario makes in this state, those that must be refused among them."""
+        for node in (OWNER, PEER):
+            if node in self.alive:
+                yield from self._local_actions(node)
+                yield from self._transfer_actions(node)
+                if self.scenario.relinking:
+                    yield from (("link", node), ("unlink", node), ("force_unlink", node))
+                if node in self.deceived:
+                    yield ("notice", node)
+            if node in self.scenario.deaths:
+                yield ("kill" if node in self.alive else "start", node)
+
+    def _local_actions(self, node: str) -> Iterator[Action]:
+        caches = self.caches[node]
+        if node == OWNER or self.scenario.peer_reallocates:
+            for binding in self.scenario.bindings if node == OWNER else ((),):
+                yield ("allocate", node, binding)
+            for cache_id in (*caches, UNKNOWN_ID):
+                yield ("deallocate", node, cache_id)
+        if node == PEER:
+            return
+        for key in (*self.scenario.keys, PLACEHOLDER):
+            yield ("remove_key", node, key)
+        for cache_id, holders in caches.items():
+            for view in holders.views:
+                yield ("close_view", node, cache_id, view)
+            if sum(len(others.views) for others in caches.values()) < self.scenario.most_views:
+                yield ("open_view", node, cache_id)
+
+    def _transfer_actions(self, node: str) -> Iterator[Action]:
+        errands = self.errands_of(node)
+        for number in errands:
+            yield ("finish" if self.errands[number].copied else "copy", node, number)
+            if self.scenario.abandoning:
+                yield ("abandon", node, number)
+        if node == OWNER or len(errands) >= self.scenario.most_transfers:
+            return
+        local = next(iter(self.caches[node]), UNKNOWN_ID)
+        slots = [(cache_id, slot) for cache_id in self.caches[OWNER] for slot in range(BATCH_SIZE)]
+        for layer in self.scenario.layers:
+            if not self.scenario.remote_mode:
+                for key in self.scenario.keys:
+                    yield ("pull", node, local, key, layer)
+            if self.scenario.by_id:
+                for there in (*slots, (UNKNOWN_ID, 0)):
+                    yield ("pull", node, local, there, layer)
+            if self.scenario.remote_mode:
+                for there in slots:
+                    yield ("push", node, local, there, layer)
+
+
+def _other(node: str) -> str:
+    return PEER if node == OWNER else OWNER
+
+
+# -- the calls -------------------------------------------------------------------------------------------------------
+
+
+class Player:
+    """Makes the calls on the model; each action is a method."""
+
+    def __init__(self, scenario: Scenario, cluster: Cluster) -> None:
+        self.scenario = scenario
+        self.cluster = cluster
+
+    def start(self, name: str) -> None:
+        node = self.cluster.start(name, CLUSTER_IDS[name])
+        pages = NUM_TENSORS * (self.scenario.most_caches if name == OWNER else 1)
+        node.init(
+            {
+                "llm.EnableCacheManager": "1",
+                "llm.EnableRemoteCacheAccessible": "1" if self.scenario.remote_mode else "0",
+                "llm.listenIpInfo": "{}:{}".format(*ADDRESSES[name]),
+                "llm.MemPoolConfig": f'{{"memory_size": {pages << PAGE_SHIFT}, "page_shift": {PAGE_SHIFT}}}',
+            }
+        )
+
+    def kill(self, name: str) -> None:
+        self.cluster.kill(name, noticed=False)
+
+    def notice(self, name: str) -> None:
+        self.cluster.notice(name, CLUSTER_IDS[_other(name)])
+
+    def link(self, name: str) -> None:
+        self._expect_success(self.cluster.nodes[name].link_clusters([self._address_of(_other(name))]))
+
+    def unlink(self, name: str) -> None:
+        self._expect_success(self.cluster.nodes[name].unlink_clusters([self._address_of(_other(name))]))
+
+    def force_unlink(self, name: str) -> None:
+        self._expect_success(self.cluster.nodes[name].unlink_clusters([self._address_of(_other(name))], force=True))
+
+    @staticmethod
+    def _address_of(name: str) -> ClusterInfo:
+        return ClusterInfo(CLUSTER_IDS[name], (("127.0.0.1", 0),), (ADDRESSES[name],))
+
+    @staticmethod
+    def _expect_success(results: tuple[str, list[str]]) -> None:
+        """The link calls return what other calls raise."""
+        if results[0] != "LLM_SUCCESS":
+            raise Refused(results[0])
+
+    def allocate(self, name: str, binding: tuple[str, ...]) -> int:
+        node = self.cluster.nodes[name]
+        cache = node.allocate_cache(DESC, [KEYS[key] for key in binding])
+        for tensor in range(NUM_TENSORS):
+            node.write(cache, tensor, bytes(_pattern(name, slot, tensor) for slot in range(BATCH_SIZE)))
+        return cache.cache_id
+
+    def deallocate(self, name: str, cache_id: int) -> None:
+        self.cluster.nodes[name].deallocate_cache(self._handle(name, cache_id))
+
+    def remove_key(self, name: str, key: str) -> None:
+        self.cluster.nodes[name].remove_cache_key(KEYS[key])
+
+    def open_view(self, name: str, cache_id: int) -> int:
+        return self.cluster.nodes[name].open_view(self._handle(name, cache_id)).number
+
+    def close_view(self, name: str, cache_id: int, number: int) -> None:
+        self.cluster.nodes[name].close_view(View(cache_id, number, self.cluster.nodes[name].engine))
+
+    def pull(self, name: str, local: int, source: str | tuple[int, int], layer: Layer) -> int:
+        other = CLUSTER_IDS[_other(name)]
+        key = KEYS[source] if isinstance(source, str) else CacheKeyByIdAndIndex(other, *source)
+        return self.cluster.nodes[name].begin_pull(
+            key, self._handle(name, local), src_layer_range=layer, dst_layer_range=layer, tensor_num_per_layer=1
+        )
+
+    def push(self, name: str, local: int, target: tuple[int, int], layer: Layer) -> int:
+        key = CacheKeyByIdAndIndex(CLUSTER_IDS[_other(name)], *target)
+        return self.cluster.nodes[name].begin_push(
+            key, self._handle(name, local), src_layer_range=layer, dst_layer_range=layer, tensor_num_per_layer=1
+        )
+
+    def copy(self, name: str, number: int) -> None:
+        node = self.cluster.nodes[name]
+        node.copy(number)
+        transfer = self.cluster.transfers[number]
+        mine = node.tenants[transfer.local_cache]
+        yours = self.cluster.nodes[_other(name)].tenants[transfer.remote_cache]
+        for here, there in zip(transfer.local_tensors, transfer.remote_tensors, strict=True):
+            if mine.tensors[here][transfer.local_slot] != yours.tensors[there][transfer.remote_slot]:
+                raise Violation("a copy has not moved the bytes")
+
+    def finish(self, name: str, number: int) -> None:
+        self.cluster.nodes[name].finish(number)
+
+    def abandon(self, name: str, number: int) -> None:
+        self.cluster.nodes[name].abandon(number)
+
+    def _handle(self, name: str, cache_id: int) -> Cache:
+        return Cache(cache_id, DESC, self.cluster.nodes[name].engine)
+
+
+DESC = CacheDesc(NUM_TENSORS, (BATCH_SIZE, 1), "DT_INT8")
+
+
+def _pattern(name: str, slot: int, tensor: int) -> int:
+    return (100 if name == OWNER else 200) + slot * NUM_TENSORS + tensor
+
+
+# -- the exploration -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Exploration:
+    """What exploring a scenario has shown."""
+
+    scenario: Scenario
+    states: int = 0
+    transitions: int = 0
+    seconds: float = 0.0
+    violation: str | None = None
+    trace: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        count = f"{self.states:,} states, {self.transitions:,} transitions, {self.seconds:.1f} s"
+        if self.violation is None:
+            return f"{self.scenario.name}: {count}: every promise holds"
+        steps = [f"  {number}. {line}" for number, line in enumerate(self.trace, 1)]
+        return "\n".join([f"{self.scenario.name}: {count}", f"VIOLATED: {self.violation}", "after the calls", *steps])
+
+
+class Explorer:
+    """Explores one scenario, breadth first, until every state was visited or a promise was found broken.
+
+    Parameters
+    ----------
+    charts
+        The machines to explore: those of the lifecycle, unless a test gives others.
+    """
+
+    def __init__(self, scenario: Scenario, charts: Statecharts | None = None) -> None:
+        self.scenario = scenario
+        self.charts = charts or Statecharts.of()
+        self.found = Exploration(scenario)
+        self._known: dict[Any, int] = {}
+        self._arrivals: list[tuple[int, str]] = []  # for each state the state before it, and the call between them
+        self._waiting: deque[tuple[int, bytes]] = deque()
+        self._before, self._line = 0, ""  # the state being left, and the call that leaves it
+
+    def run(self) -> Exploration:
+        """Visit every state that can be reached."""
+        started = time.perf_counter()
+        try:
+            self._begin()
+            while self._waiting:
+                self._leave(*self._waiting.popleft())
+        except Violation as violation:
+            self.found.violation = str(violation)
+            self.found.trace = self._trace()
+        self.found.states = len(self._known)
+        self.found.seconds = time.perf_counter() - started
+        return self.found
+
+    def _begin(self) -> None:
+        cluster, ledger = Cluster(self.charts), Ledger(self.scenario)
+        lines = []
+        for action in (("start", OWNER), ("start", PEER), ("allocate", PEER, ()), ("link", PEER)):
+            self._call(cluster, ledger, action)
+            lines.append(self._line)
+        self._line = "; ".join(lines)
+        self._arrive(cluster, ledger)
+
+    def _leave(self, number: int, snapshot: bytes) -> None:
+        """Make every call that the scenario makes in a state."""
+        self._before = number
+        cluster, ledger = self._restore(snapshot)
+        untouched = cluster.observable()
+        for action in list(ledger.actions()):
+            self.found.transitions += 1
+            if self._call(cluster, ledger, action):
+                self._arrive(cluster, ledger)
+                cluster, ledger = self._restore(snapshot)
+            elif cluster.observable() != untouched:
+                raise Violation("a call that was refused, or had nothing to do, has changed something")
+
+    def _call(self, cluster: Cluster, ledger: Ledger, action: Action) -> bool:
+        """Make a call and compare the answer with the ledger's; tell whether it may have changed anything."""
+        name, node, *arguments = action
+        self._line = _described(action)
+        expected = getattr(ledger, f"answer_{name}")(node, *arguments)
+        answer = result = None
+        try:
+            result = getattr(Player(self.scenario, cluster), name)(node, *arguments)
+        except Refused as refused:
+            answer = refused.error
+        except Violation:
+            raise
+        except Exception as error:
+            raise Violation(f"the model fails: {type(error).__name__}: {error}") from error
+        self._line += f" -> {answer or ('done' if result is None else result)}"
+        if answer != expected:
+            raise Violation(f"the answer is {answer or 'success'}, but should be {expected or 'success'}")
+        if answer is None and ledger.is_idle(name, node, *arguments):
+            return False
+        if answer is None:
+            getattr(ledger, f"record_{name}")(node, *arguments, result)
+        elif name in ("copy", "finish"):
+            ledger.record_abandon(node, *arguments, None)  # it was broken off, and has ended
+        else:
+            return False
+        ledger.let_go()
+        return True
+
+    def _arrive(self, cluster: Cluster, ledger: Ledger) -> None:
+        """Check the state that a call has led to, and remember it if it is new."""
+        _compare(cluster, ledger)
+        likeness = _likeness(cluster, ledger)
+        if likeness in self._known:
+            return
+        try:
+            cluster.check()
+        except AssertionError as error:
+            raise Violation(f"the model's invariants: {error}") from error
+        number = self._known[likeness] = len(self._known)
+        self._arrivals.append((self._before, self._line))
+        snapshot = pickle.dumps((cluster, ledger), pickle.HIGHEST_PROTOCOL)
+        self._waiting.append((number, snapshot))
+        before, self._before = self._before, number
+        self._drain(cluster, ledger, "everybody lets go")
+        if PEER in self.scenario.deaths and PEER in ledger.alive:
+            cluster, ledger = self._restore(snapshot)
+            self._call(cluster, ledger, ("kill", PEER))
+            self._drain(cluster, ledger, "the peer dies, the others let go")
+        self._before = before
+
+    def _drain(self, cluster: Cluster, ledger: Ledger, how: str) -> None:
+        """Let all living nodes drop whatever they hold: then nothing may be held."""
+        for action in _letting_go(ledger):
+            self._call(cluster, ledger, action)
+        self._line = how
+        for node in cluster.nodes.values():
+            usage = node.pool_usage()
+            if usage.free_bytes != usage.total_bytes or node.live_caches:
+                raise Violation(f"{usage.total_bytes - usage.free_bytes} bytes of {node.name} stay allocated")
+
+    def _restore(self, snapshot: bytes) -> tuple[Cluster, Ledger]:
+        cluster, ledger = pickle.loads(snapshot)
+        cluster.charts = self.charts
+        ledger.scenario = self.scenario
+        return cluster, ledger
+
+    def _trace(self) -> tuple[str, ...]:
+        lines = [self._line]
+        number = self._before
+        while self._known and number >= 0:
+            before, line = self._arrivals[number]
+            lines.append(line)
+            number = before if number else -1
+        return tuple(reversed(lines))
+
+
+def _letting_go(ledger: Ledger) -> Iterator[Action]:
+    """The calls by which the living let go of what they hold, each chosen after the one before."""
+    for node in sorted(ledger.deceived):
+        yield ("notice", node)
+    for node in sorted(ledger.alive):
+        for number in ledger.errands_of(node):
+            yield ("copy", node, number) if not ledger.errands[number].copied else ("finish", node, number)
+            if number in ledger.errands:
+                yield ("finish", node, number)
+    for node in sorted(ledger.alive):
+        for cache_id, holders in list(ledger.caches[node].items()):
+            for view in list(holders.views):
+                yield ("close_view", node, cache_id, view)
+            yield ("deallocate", node, cache_id)
+        for key in ledger.scenario.keys:
+            yield ("remove_key", node, key)
+
+
+def _compare(cluster: Cluster, ledger: Ledger) -> None:
+    """The model must hold what the ledger says is held: no less, no more."""
+    if cluster.nodes.keys() != ledger.alive:
+        raise Violation(f"{sorted(cluster.nodes)} run, but {sorted(ledger.alive)} should")
+    for name, node in cluster.nodes.items():
+        link = node.link_to(CLUSTER_IDS[_other(name)]).state
+        if link != ledger.links[name]:
+            raise Violation(f"the link of {name} is {link}, but should be {ledger.links[name]}")
+        _compare_memory(node, ledger.caches[name])
+        _compare_keys(node, ledger.caches[name])
+
+
+def _compare_keys(node: Node, caches: dict[int, Holders]) -> None:
+    bound = {
+        KEYS[key].identity: (cache_id, slot)
+        for cache_id, holders in caches.items()
+        for slot, (key, _) in holders.keys.items()
+    }
+    if node.key_index != bound:
+        raise Violation(f"the keys bound at {node.name} are {node.key_index}, but should be {bound}")
+
+
+def _compare_memory(node: Node, caches: dict[int, Holders]) -> None:
+    for cache_id in caches.keys() - node.tenants.keys():
+        raise Violation(f"the memory of cache {cache_id} of {node.name} went back, but is held by {caches[cache_id]}")
+    for cache_id in node.tenants.keys() - caches.keys():
+        raise Violation(f"the memory of cache {cache_id} of {node.name} did not go back, but nobody holds it")
+    pages = len(node.pools["DEVICE"].holder)
+    if pages != NUM_TENSORS * len(caches):
+        raise Violation(f"{pages} pages of {node.name} are taken for {len(caches)} caches")
+    for cache_id, holders in caches.items():
+        pins = {("view", number) for number in holders.views}
+        pins.update(("transfer", number) for number in holders.transfers)
+        if set(node.tenants[cache_id].pins) != pins:
+            raise Violation(f"cache {cache_id} of {node.name} is pinned by {node.tenants[cache_id].pins}, not by {pins}")
+
+
+def _likeness(cluster: Cluster, ledger: Ledger) -> Any:
+    """What a state has in common with those that nobody could tell from it."""
+    nodes: list[Any] = []
+    rank: dict[tuple[str, int], int] = {}
+    for name in (OWNER, PEER):
+        node = cluster.nodes.get(name)
+        tenants = sorted((_tenant_likeness(node, cache_id), cache_id) for cache_id in node.tenants) if node else []
+        rank.update(((name, cache_id), position) for position, (_, cache_id) in enumerate(tenants))
+        likenesses = tuple([likeness for likeness, _ in tenants])
+        nodes.append((node is not None, ledger.links[name], name in ledger.deceived, likenesses))
+    errands = []
+    for errand in ledger.errands.values():
+        local = None if errand.orphaned else rank[errand.caller, errand.local]
+        remote = None if errand.lost else rank[errand.other, errand.remote]
+        rest = () if errand.orphaned or errand.lost else (errand.slot, tuple(errand.tensors), errand.copied)
+        errands.append(repr((errand.caller, local, remote, rest)))
+    errands.sort()
+    return (*nodes, *errands)
+
+
+def _tenant_likeness(node: Node, cache_id: int) -> tuple[Any, ...]:
+    tenant = node.tenants[cache_id]
+    slots = []
+    for slot in tenant.batch_slots:
+        outstanding = tuple(slot.outstanding) if slot.state == "REQUEST_KEYED" else ()
+        slots.append((slot.state, slot.key or (), outstanding))
+    views = sum(kind == "view" for kind, _ in tenant.pins)
+    return (tenant.state, tenant.is_open, tuple(slots), views, len(tenant.pins))
+
+
+def _described(action: Action) -> str:
+    name, node, *arguments = action
+    return f"{node}: {name}({', '.join(map(str, arguments))})"
+
+
+def explore(scenarios: Sequence[Scenario], charts: Statecharts | None = None) -> list[Exploration]:
+    """Explore scenarios in turn, up to the first that shows a violation."""
+    found = []
+    for scenario in scenarios:
+        found.append(Explorer(scenario, charts).run())
+        if found[-1].violation is not None:
+            break
+    return found

@@ -1,0 +1,141 @@
+"""What ``init`` makes of its options, check by check (api §2.3, §3.10)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Mapping
+
+from .arguments import check_given, check_type, require
+from .statecharts import Refused
+from .values import Address
+
+MEMORY_POOLS = {"DEVICE": "llm.MemPoolConfig", "HOST": "llm.HostMemPoolConfig"}
+NUMBERS = ("llm.LinkTotalTime", "llm.RdmaTrafficClass", "llm.RdmaServiceLevel")
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """The size of a memory pool."""
+
+    memory_size: int
+    page_shift: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an engine was initialised with, as far as it changes the answer to any call."""
+
+    remote_mode: bool
+    needs_local_address: bool
+    listen_address: Address | None
+    sync_kv_timeout: int
+    pools: Mapping[str, PoolSettings]
+
+
+def read_options(options: Any) -> Settings:
+    """Check the options in the contract's order; the numbers are the steps of api §2.3."""
+    check_given("options", options, dict)  # 3
+    _check_graph_memory(options)  # 4
+    options = _with_defaults(options)  # 5
+    cache_manager = options.get("llm.EnableCacheManager")
+    if "llm.LocalCommRes" in options:  # 6
+        require(
+            cache_manager != "0",
+            "llm.LocalCommRes is not supported when llm.EnableCacheManager is not configured.",
+        )
+    if "llm.TransferBackend" in options:  # 7
+        _check_transfer_backend(options)
+    require(  # 8
+        cache_manager == "1", "llm.EnableCacheManager should be 1", "LLM_FEATURE_NOT_ENABLED"
+    )
+    listen_address = _listen_address(options)  # 9
+    for key, value in options.items():  # 10
+        check_type("options key", key, str)
+        check_type(f"options[{key}]", value, str)
+    _check_values(options)  # 11
+    return Settings(
+        remote_mode=options.get("llm.EnableRemoteCacheAccessible") == "1",
+        needs_local_address=not options.get("llm.LocalCommRes"),
+        listen_address=listen_address,
+        sync_kv_timeout=int(options.get("llm.SyncKvCacheWaitTime", 1000)),
+        pools={  # 12
+            placement: read_pool(key, options[key]) for placement, key in MEMORY_POOLS.items() if key in options
+        },
+    )
+
+
+def _check_graph_memory(options: dict[Any, Any]) -> None:
+    key = "ge.flowGraphMemMaxSize"
+    if key not in options:
+        return
+    check_type(key, options[key], str)
+    require("," not in options[key], f"{key} only support one mem pool")
+    require(_is_number(options[key]), f"{key} must be digit")
+
+
+def _with_defaults(options: dict[Any, Any]) -> dict[Any, Any]:
+    options = dict(options)
+    if "llm.LocalCommRes" in options:
+        options.setdefault("llm.EnableCacheManager", "1")
+        options.setdefault("llm.EnableRemoteCacheAccessible", "1")
+    return options
+
+
+def _check_transfer_backend(options: dict[Any, Any]) -> None:
+    require(
+        options.get("llm.EnableCacheManager") == "1", "llm.TransferBackend is not supported without EnableCacheManager"
+    )
+    remote_mode = options.setdefault("llm.EnableRemoteCacheAccessible", "1")
+    require(remote_mode != "0", "llm.TransferBackend is not supported without EnableRemoteCacheAccessible")
+    require("llm.listenIpInfo" in options, "llm.TransferBackend is not supported without listenIpInfo")
+
+
+def _listen_address(options: dict[Any, Any]) -> Address | None:
+    text = options.get("llm.listenIpInfo")
+    if not isinstance(text, str):
+        return None  # absent, or refused in step 10
+    ip, colon, port = text.rpartition(":")
+    bracketed = ip.startswith("[") and ip.endswith("]")
+    well_formed = bool(colon and ip) and (bracketed or ":" not in ip)
+    require(well_formed, f'llm.listenIpInfo format should be "ip:port", but is {text!r}')
+    try:
+        number = int(port)
+    except ValueError:
+        raise Refused("ValueError", f"the port {port!r} is not a number") from None
+    require(0 <= number <= 65535, f"the port {number} is out of range", "ValueError")
+    return (ip.strip("[]"), number)
+
+
+def _check_values(options: dict[str, str]) -> None:
+    require(options.get("llm.TransferBackend", "hixl") == "hixl", "llm.TransferBackend should be hixl")
+    for key in ("llm.EnableCacheManager", "llm.EnableRemoteCacheAccessible"):
+        require(options.get(key, "0") in ("0", "1"), f"{key} should be 0 or 1")
+    require(_is_number(options.get("ge.exec.deviceId", "0")), "ge.exec.deviceId should be one integer")
+    timeout = options.get("llm.SyncKvCacheWaitTime", "1000")
+    require(_is_number(timeout) and 0 < int(timeout) < 2**31, "llm.SyncKvCacheWaitTime should be a number of ms")
+    retries = options.get("llm.LinkRetryCount", "1")
+    require(_is_number(retries) and 1 <= int(retries) <= 100, "llm.LinkRetryCount should be in [1, 100]")
+    for key in NUMBERS:
+        require(_is_number(options.get(key, "0")), f"{key} should be a number")
+
+
+def read_pool(key: str, text: str) -> PoolSettings:
+    """The pool that a JSON text describes (api §3.10)."""
+    try:
+        described = json.loads(text)
+    except ValueError:
+        raise Refused("LLM_PARAM_INVALID", f"{key} is not JSON: {text!r}") from None
+    require(isinstance(described, dict), f"{key} should be an object, but is {text!r}")
+    size, shift = described.get("memory_size"), described.get("page_shift", 16)
+    for name, value in (("memory_size", size), ("page_shift", shift)):
+        is_unsigned = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        require(is_unsigned, f"{name} of {key} should be an unsigned integer, but is {value!r}")
+    require(size > 0, f"memory_size of {key} should be > 0")
+    require(10 <= shift < 31, f"page_shift of {key} should be in [10, 31), but is {shift}")
+    require(1 <= size >> shift < 2**32 - 1, f"memory_size of {key} is {size}, in pages of {1 << shift} bytes")
+    return PoolSettings(size, shift)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
