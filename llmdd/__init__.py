@@ -1,0 +1,58 @@
+"""KV-cache lifecycle and transfer for disaggregated LLM serving, with the API of LLM-DataDist.
+
+>>> config = LLMConfig()
+>>> config.enable_cache_manager = True
+>>> config.mem_pool_cfg = '{"memory_size": 1048576}'
+>>> datadist = LLMDataDist(LLMRole.PROMPT, cluster_id=1)
+>>> datadist.init(config.generate_options())
+>>> cache = datadist.cache_manager.allocate_cache(CacheDesc(2, (1, 64), DataType.DT_FLOAT16), [CacheKey(1, req_id=7)])
+>>> datadist.finalize()
+"""
+
+from __future__ import annotations
+
+try:
+    from llmdd._core.tables import LAYOUT_VERSION, SPEC_CHECKSUM
+except ModuleNotFoundError as error:
+    raise ImportError(
+        f"llmdd is imported from {__path__[0]}, where its compiled core is missing ({error.name}). If that is its source "
+        "folder, install it (python3 -m venv .venv && .venv/bin/pip install .) and start Python in another folder, or by "
+        "a script such as .venv/bin/pytest that does not put the current folder first on the path."
+    ) from error
+
+from llmdd._core.cache import Cache
+from llmdd._core.cache_desc import CacheDesc
+from llmdd._core.cache_keys import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
+from llmdd._core.enumerations import DataType, LLMRole, Memtype, Placement, RegisterMemStatus
+from llmdd._core.status import LLMException, LLMStatusCode, Status
+from llmdd._core.store import PoolUsage
+from llmdd.cache_manager import CacheManager
+from llmdd.cluster_info import LLMClusterInfo
+from llmdd.configuration import LLMConfig, LlmConfig
+from llmdd.datadist import LLMDataDist
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LAYOUT_VERSION",
+    "SPEC_CHECKSUM",
+    "BlocksCacheKey",
+    "Cache",
+    "CacheDesc",
+    "CacheKey",
+    "CacheKeyByIdAndIndex",
+    "CacheManager",
+    "DataType",
+    "LLMClusterInfo",
+    "LLMConfig",
+    "LLMDataDist",
+    "LLMException",
+    "LLMRole",
+    "LLMStatusCode",
+    "LlmConfig",
+    "Memtype",
+    "Placement",
+    "PoolUsage",
+    "RegisterMemStatus",
+    "Status",
+]

@@ -1,0 +1,20 @@
+"""A disaggregated language model in miniature: real prompts, real KV caches, two processes, one command.
+
+==================  ==================================================================================================
+module              what it holds
+==================  ==================================================================================================
+``transformer``     the model, in NumPy; knows nothing of caches beyond the arrays it is handed
+``prompts``         where the prompts come from
+``settings``        what every process of a run must agree on
+``messages``        everything the processes say to each other, besides what llmdd does for them
+``channel``         how they say it
+``process``         what every process does first and last
+``prefill``         the process that reads prompts and hands over their KV caches
+``decode``          the process that pulls KV caches and generates
+``reference``       the process that does all of it alone, to compare with
+``orchestrator``    starts the processes, passes requests between them, watches over them
+``report``          what a run has shown
+==================  ==================================================================================================
+
+Prefill and decode use llmdd through its public API only, as any program would.
+"""

@@ -1,0 +1,30 @@
+"""What every process of a run does first and last."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+from .channel import Channel, OtherEndGone
+from .messages import Failed
+
+
+def run_process(target: Callable[..., None], connection: Connection, *arguments: Any) -> None:
+    """Run ``target`` with its channel to the orchestrator and ``arguments``, and tell the orchestrator if it fails.
+
+    A process whose orchestrator has gone ends without a word. So do its errors: when an orchestrator dies, all of its
+    processes end, and one that still runs may find that its peer does not.
+    """
+    channel = Channel(connection)
+    try:
+        target(channel, *arguments)
+    except OtherEndGone:
+        sys.exit(1)
+    except Exception:
+        with suppress(OtherEndGone):
+            channel.send(Failed(traceback.format_exc()))
+        sys.exit(1)

@@ -1,0 +1,320 @@
+"""A cluster's part in its links: making, serving and dropping them. Lives on the event loop.
+
+Two clusters may link to each other at once, each as the initiator of its own handshake. Both handshakes run, and the
+commit decides. An acceptor lets a link stand only if it still has the link, or the lack of one, that it had when the
+handshake began. Of two commits that cross on the way, the one of the cluster with the smaller id counts: that cluster
+refuses the other's. Whoever is told that a handshake was :class:`~llmdd.link.messages.Crossed` looks again, and finds
+the link made. Nobody waits for anybody while holding something that the other waits for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakValueDictionary
+
+from llmdd._core.peer import PeerArena
+from llmdd._core.status import LLMException, LLMStatusCode
+from llmdd._core.store import CacheStore
+
+from .channel import Channel, connect
+from .handshake import Refused, answer, initiate
+from .link_table import LinkTable
+from .listener import Request
+from .messages import (
+    Commit,
+    Crossed,
+    Detached,
+    Farewell,
+    Identity,
+    Linked,
+    LinkRequest,
+    ProtocolError,
+    Refusal,
+    Unlinked,
+    UnlinkRequest,
+)
+from .session import Session
+
+_logger = logging.getLogger("llmdd.link")
+
+#: How long an acceptor gives a handshake, from the request to the commit.
+HANDSHAKE_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class LinkTarget:
+    """A cluster and where it listens; no address is needed to unlink by force."""
+
+    cluster_id: int
+    host: str | None
+    port: int | None
+
+
+class Endpoint:
+    """One cluster's links.
+
+    Parameters
+    ----------
+    identity
+        What this cluster says of itself.
+    store
+        Its memory, which linked peers attach.
+    publish
+        As of :class:`~llmdd.link.link_table.LinkTable`.
+    """
+
+    def __init__(self, identity: Identity, store: CacheStore, publish: Callable[[dict[int, PeerArena]], None]) -> None:
+        self._identity = identity
+        self._store = store
+        self.links = LinkTable(publish)
+        self._sessions: set[Session] = set()
+        self._committing: set[int] = set()
+        self._turns: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
+
+    # -- what this end wants --------------------------------------------------------------------------------------
+
+    async def link(self, target: LinkTarget, timeout_s: float) -> LLMStatusCode:
+        """Make a link; the codes of api §4.1."""
+        return await self._in_turn(target, timeout_s, "link", self._link)
+
+    async def unlink(self, target: LinkTarget, timeout_s: float, force: bool) -> LLMStatusCode:
+        """Drop a link; the codes of api §4.1. It waits for a transfer in progress."""
+        return await self._in_turn(target, timeout_s, "unlink", self._drop if force else self._unlink)
+
+    async def _in_turn(
+        self, target: LinkTarget, timeout_s: float, verb: str, work: Callable[[LinkTarget], Awaitable[None]]
+    ) -> LLMStatusCode:
+        """Calls that concern one cluster wait for each other; each is bounded from its start to its end (D57, D60)."""
+        turn = self._turns.setdefault(target.cluster_id, asyncio.Lock())
+        begun = False
+
+        async def work_in_turn() -> None:
+            nonlocal begun
+            async with turn:
+                begun = True
+                await work(target)
+
+        try:
+            await asyncio.wait_for(work_in_turn(), timeout_s)
+        except asyncio.TimeoutError:
+            code = LLMStatusCode.LLM_TIMEOUT if begun else LLMStatusCode.LLM_LINK_BUSY
+            reason: object = f"{timeout_s} s have passed"
+        except (LLMException, Refused) as error:
+            code, reason = error.status_code, error
+        except (ProtocolError, OSError, ValueError) as error:
+            code, reason = LLMStatusCode.LLM_FAILED, error
+        else:
+            return LLMStatusCode.LLM_SUCCESS
+        _logger.warning("cannot %s cluster %d: %s: %s", verb, target.cluster_id, code.name, reason)
+        return code
+
+    async def _link(self, target: LinkTarget) -> None:
+        while not await self._try_to_link(target):
+            _logger.debug("link to cluster %d: crossed with one from there", target.cluster_id)
+
+    async def _try_to_link(self, target: LinkTarget) -> bool:
+        """False if the attempt crossed with one from the other end."""
+        self.links.require(target.cluster_id, "link")
+        channel = await _reach(target)
+        if channel is None:
+            self.links.require(target.cluster_id, "link", peer_reachable=False)
+            return False
+        try:
+            session = await initiate(channel, self._identity, self._store, target.cluster_id)
+        except BaseException:
+            channel.close()
+            raise
+        return await self._commit(session)
+
+    async def _commit(self, session: Session) -> bool:
+        cluster_id = session.peer.cluster_id
+        try:
+            self.links.require(cluster_id, "link")  # it may have linked to us meanwhile
+            session.channel.send(Commit())
+        except BaseException:
+            session.discard()
+            raise
+        self._start(session)
+        self._committing.add(cluster_id)
+        try:
+            verdict = await asyncio.shield(session.verdict)
+            if isinstance(verdict, Refusal):
+                raise Refused.by_peer(verdict)
+            if isinstance(verdict, Linked):
+                self.links.take(cluster_id, "link", session)
+        finally:
+            self._committing.discard(cluster_id)
+            if self.links[cluster_id].session is not session:
+                session.let_go()
+        # What the peer said right behind its verdict was heard before the link stood.
+        if session.farewell:
+            self.peer_unlinked(session)
+        if session.heard.is_set():
+            self.peer_gone(session)
+        return isinstance(verdict, Linked)
+
+    async def _unlink(self, target: LinkTarget) -> None:
+        session = self.links[target.cluster_id].session
+        told = await self._tell_to_unlink(target)
+        self.links.require(target.cluster_id, "unlink", peer_reachable=told)
+        if self.links[target.cluster_id].session is session:
+            self.links.take(target.cluster_id, "unlink")
+        # Otherwise the other end's farewell was quicker than its answer, or it has linked to us anew.
+        if session is not None:
+            await asyncio.shield(session.let_go())
+            await session.heard.wait()
+
+    async def _drop(self, target: LinkTarget) -> None:
+        session = self.links.take(target.cluster_id, "force_unlink")
+        if session is not None:
+            await asyncio.shield(session.let_go())
+
+    async def _tell_to_unlink(self, target: LinkTarget) -> bool:
+        """Whether the cluster was reached, and has dropped its end. The link here stays as it is."""
+        channel = await _reach(target)
+        if channel is None:
+            return False
+        try:
+            channel.send(UnlinkRequest(self._identity, target.cluster_id))
+            reply = await channel.receive(Unlinked, Refusal)
+        except (ProtocolError, OSError) as error:
+            _logger.warning("unlinking from cluster %d: %s", target.cluster_id, error)
+            return False
+        finally:
+            channel.close()
+        if isinstance(reply, Refusal):
+            _logger.warning("unlinking from cluster %d: %s", target.cluster_id, Refused.by_peer(reply))
+        return isinstance(reply, Unlinked)
+
+    # -- what other ends want -------------------------------------------------------------------------------------
+
+    async def serve(self, channel: Channel, request: Request) -> bool:
+        """Answer one request; whether the channel is a session's now."""
+        try:
+            if isinstance(request, UnlinkRequest):
+                await self._serve_unlink(channel, request)
+                return False
+            return await asyncio.wait_for(self._serve_link(channel, request), HANDSHAKE_TIMEOUT_S)
+        except asyncio.TimeoutError:
+            refused = Refused(LLMStatusCode.LLM_FAILED, f"the handshake took longer than {HANDSHAKE_TIMEOUT_S} s")
+        except LLMException as error:
+            refused = Refused(error.status_code, str(error))
+        except Refused as error:
+            refused = error
+        except (ProtocolError, OSError, ValueError) as error:
+            refused = Refused(LLMStatusCode.LLM_FAILED, str(error))
+        _logger.warning("refused cluster %d: %s", request.identity.cluster_id, refused)
+        try:
+            channel.send(refused.message)
+        except OSError as error:
+            _logger.debug("cluster %d did not wait for the refusal: %s", request.identity.cluster_id, error)
+        return False
+
+    async def _serve_link(self, channel: Channel, request: LinkRequest) -> bool:
+        cluster_id = request.identity.cluster_id
+        before = self.links[cluster_id].session
+        session = await answer(channel, request, self._identity, self._store)
+        try:
+            if isinstance(await channel.receive(Commit, Detached), Detached):
+                session.discard()  # it has been linked to us by another handshake meanwhile
+                return False
+            if self._crossed(cluster_id, before):
+                channel.send(Crossed())
+                session.discard()
+                return False
+            self.links.take(cluster_id, "accept", session)
+        except BaseException:
+            session.discard()
+            raise
+        self._start(session)
+        session.say(Linked())
+        return True
+
+    def _crossed(self, cluster_id: int, before: Session | None) -> bool:
+        ours_counts = cluster_id in self._committing and self._identity.cluster_id < cluster_id
+        return ours_counts or self.links[cluster_id].session is not before
+
+    async def _serve_unlink(self, channel: Channel, request: UnlinkRequest) -> None:
+        mine, theirs = self._identity.cluster_id, request.identity
+        if request.expected_cluster_id != mine:
+            raise Refused(LLMStatusCode.LLM_PARAM_INVALID, f"this is cluster {mine}")
+        link = self.links[theirs.cluster_id]
+        # A namesake of the cluster that holds a sound link does not speak for it.
+        speaks_for_it = link.session is None or link.session.peer.incarnation == theirs.incarnation
+        if speaks_for_it or link.state == "BROKEN":
+            session = self.links.take(theirs.cluster_id, "peer_unlinked")
+            if session is not None:
+                session.say(Farewell())
+                await asyncio.shield(session.let_go())
+        channel.send(Unlinked())
+
+    def peer_unlinked(self, session: Session) -> None:
+        if self.links[session.peer.cluster_id].session is session:
+            self.links.take(session.peer.cluster_id, "peer_unlinked")
+
+    def peer_gone(self, session: Session) -> None:
+        if self.links[session.peer.cluster_id].session is session:
+            self.links.take(session.peer.cluster_id, "peer_gone")
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    async def close(self, timeout_s: float) -> None:
+        """Drop every link in good order, then whatever is left without any."""
+        for cluster_id in self.links.held():
+            link = self.links[cluster_id]
+            if link.state == "LINKED" and link.session is not None:
+                link.session.say(Farewell())
+                self.links.take(cluster_id, "unlink")
+            else:
+                self.links.take(cluster_id, "force_unlink")
+        sessions = list(self._sessions)
+        partings = [asyncio.create_task(_part(session)) for session in sessions]
+        if partings:
+            _, late = await asyncio.wait(partings, timeout=timeout_s)
+            await cancel(late)
+        await cancel([session.ended for session in sessions if session.ended is not None])
+
+    def abandon(self) -> None:
+        """Close the sockets in a forked child, and leave the links to the parent."""
+        for session in self._sessions:
+            session.channel.abandon()
+
+    def _start(self, session: Session) -> None:
+        self._sessions.add(session)
+        session.start(self).add_done_callback(lambda task: self._session_ended(session, task))
+
+    def _session_ended(self, session: Session, task: asyncio.Task[None]) -> None:
+        self._sessions.discard(session)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _logger.error("session with cluster %d failed", session.peer.cluster_id, exc_info=error)
+
+
+async def _reach(target: LinkTarget) -> Channel | None:
+    """A channel to the target, or None when nobody answers at its address."""
+    if target.host is None or target.port is None:
+        _logger.warning("cluster %d: no address is given", target.cluster_id)
+        return None
+    try:
+        return await connect(target.host, target.port)
+    except OSError as error:
+        _logger.warning(
+            "cluster %d does not answer at %s port %d: %s", target.cluster_id, target.host, target.port, error
+        )
+        return None
+
+
+async def _part(session: Session) -> None:
+    """Until both ends have let go of each other."""
+    await asyncio.shield(session.let_go())
+    await session.heard.wait()
+
+
+async def cancel(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait until they have ended; how they end is told where they were made."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

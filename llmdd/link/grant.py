@@ -1,0 +1,87 @@
+"""The pin bit lent to a peer, and how it comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+
+from llmdd._core.status import LLMException, LLMStatusCode
+from llmdd._core.store import CacheStore
+
+
+class PinGrant:
+    """A pin bit of our store that one peer process may set, until it promises to set it no more, or dies.
+
+    A connection that ends is no promise: the process may still be copying. The kernel's word counts (a pidfd), or the
+    peer's own (:class:`~llmdd.link.messages.Detached`).
+
+    Raises
+    ------
+    LLMException
+        ``LLM_FAILED`` if the store has no bit left.
+    OSError
+        If the process ``pid`` cannot be watched; it may have died already.
+    """
+
+    def __init__(self, store: CacheStore, pid: int) -> None:
+        self._store = store
+        self._owner = os.getpid()
+        self._loop = asyncio.get_running_loop()
+        self._pidfd = os.pidfd_open(pid)
+        try:
+            self.peer_bit = store.admit_peer()
+        except BaseException:
+            os.close(self._pidfd)
+            raise
+        self.returned = asyncio.Event()
+        self._dismissal: asyncio.Task[None] | None = None
+
+    def watch(self, on_death: Callable[[], None]) -> None:
+        """Take the bit back, then call ``on_death``, when the peer's process ends."""
+
+        def died() -> None:
+            self._stop_watching()
+            self.give_back()
+            on_death()
+
+        self._loop.add_reader(self._pidfd, died)
+
+    def give_back(self) -> asyncio.Task[None]:
+        """The peer transfers no more: drop its pins and let the bit be granted anew. Once; again is nothing.
+
+        The task returned is done when the store has done so.
+        """
+        if self._dismissal is None:
+            self._dismissal = self._loop.create_task(self._dismiss())
+        return self._dismissal
+
+    def withdraw(self) -> None:
+        """End a grant that was never used."""
+        if os.getpid() == self._owner:
+            self.give_back()
+            self.close()
+
+    async def _dismiss(self) -> None:
+        # In a thread: the store may be held still by a caller (CacheManager.paused), and the links must not be.
+        while True:
+            try:
+                await asyncio.to_thread(self._store.dismiss_peer, self.peer_bit)
+            except LLMException as error:
+                if error.status_code is LLMStatusCode.LLM_TIMEOUT:
+                    continue
+                if error.status_code is not LLMStatusCode.LLM_ENGINE_FINALIZED:
+                    raise
+            break
+        self.returned.set()
+
+    def close(self) -> None:
+        """Watch no more. A bit not given back stays taken."""
+        if self._pidfd >= 0 and os.getpid() == self._owner:
+            self._stop_watching()
+
+    def _stop_watching(self) -> None:
+        if self._pidfd >= 0:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1

@@ -1,0 +1,82 @@
+"""Which clusters are linked: the link machine of the spec, once per cluster.
+
+The rules are those of ``spec/lifecycle.py`` (machine ``link``); this file only carries their effects out. Everything
+happens on the event loop, between two of its waits, so a link is never seen half changed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+from llmdd._core.peer import PeerArena
+from llmdd._core.tables import LINK
+
+from .session import Session
+
+_logger = logging.getLogger("llmdd.link")
+
+
+class Link(NamedTuple):
+    """This end's view of its link to one cluster. The session of a broken link tells which link it was."""
+
+    state: str
+    session: Session | None
+
+
+class LinkTable:
+    """Cluster id → link.
+
+    Parameters
+    ----------
+    publish
+        Called with the arenas of all linked clusters when they change: a new dict each time, for other threads to read.
+    """
+
+    def __init__(self, publish: Callable[[dict[int, PeerArena]], None]) -> None:
+        self._publish = publish
+        self._links: dict[int, Link] = {}
+
+    def __getitem__(self, cluster_id: int) -> Link:
+        return self._links.get(cluster_id, Link(LINK.initial, None))
+
+    def held(self) -> list[int]:
+        """The clusters to which a link stands, or stood and has not been dropped here."""
+        return list(self._links)
+
+    def require(self, cluster_id: int, event: str, *, peer_reachable: bool = True) -> None:
+        """Raise what the spec refuses ``event`` with, if it does. Changes nothing."""
+        LINK.step(self[cluster_id].state, event, peer_reachable=peer_reachable)
+
+    def take(self, cluster_id: int, event: str, session: Session | None = None) -> Session | None:
+        """Let ``event`` happen, the peer being reachable, and return the session that the link had before.
+
+        ``session`` is the one to attach where the event is the making of a link. Of the effects, ``tell_peer`` is for
+        the caller, who knows how to reach the peer; ``drop_peer_pins`` takes place when the session's grant comes back:
+        not before the peer can transfer no more.
+        """
+        before = self[cluster_id]
+        state, effects = LINK.step(before.state, event, peer_reachable=True)
+        after = Link(state, session if "attach_peer" in effects else before.session)
+        if state == LINK.initial:
+            self._links.pop(cluster_id, None)
+        else:
+            self._links[cluster_id] = after
+        self._publish(self.linked())
+        if before.session is not None:
+            if state == "BROKEN":
+                before.session.break_off()
+            elif "detach_peer" in effects:
+                before.session.let_go()
+        if before.state != state:
+            _logger.info("link to cluster %d: %s -> %s (%s)", cluster_id, before.state, state, event)
+        return before.session
+
+    def linked(self) -> dict[int, PeerArena]:
+        """The clusters to which a link stands, and their memory."""
+        return {
+            cluster_id: link.session.arena
+            for cluster_id, link in self._links.items()
+            if link.state == "LINKED" and link.session is not None
+        }

@@ -1,0 +1,133 @@
+"""Who may knock, how many at once, and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+
+from .channel import Channel
+from .messages import LinkRequest, ProtocolError, UnlinkRequest
+
+_logger = logging.getLogger("llmdd.link")
+
+#: How long a connection may take to say what it wants.
+REQUEST_TIMEOUT_S = 5.0
+
+#: Connections that have not said yet what they want. The next one ends the oldest of them: silence keeps nobody out.
+MAX_SILENT = 64
+
+#: Requests being answered. Further ones are sent away.
+MAX_REQUESTS = 64
+
+_BACKLOG = 128
+
+# After the process ran out of descriptors; the connection stays in the backlog and would otherwise wake us at once.
+_ACCEPT_PAUSE_S = 0.1
+
+Request = LinkRequest | UnlinkRequest
+Serve = Callable[[Channel, Request], Awaitable[bool]]
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens at ``host`` (IPv4, IPv6 or a name) and ``port`` (0: any free one), or ``OSError``."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except UnicodeError as error:
+        raise OSError(f"{host!r} is no host name: {error}") from None
+    family, kind, protocol, _, address = found[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by the connections
+        sock.bind(address)
+        sock.listen(_BACKLOG)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class Listener:
+    """Accepts connections, hears what each wants, and has it served. Owns its socket. Lives on the event loop.
+
+    Parameters
+    ----------
+    sock
+        As :func:`bind` makes it.
+    serve
+        Serves one request, and says whether the channel has become a session's; it is closed otherwise. Cancelled when
+        the listener closes.
+    """
+
+    def __init__(self, sock: socket.socket, serve: Serve) -> None:
+        self._socket = sock
+        self._serve = serve
+        self._silent: dict[asyncio.Task[bool], None] = {}
+        self._requests: set[asyncio.Task[bool]] = set()
+        self._accepting = asyncio.create_task(self._accept(), name="listener")
+
+    async def close(self) -> None:
+        """Stop listening, and drop every connection that has not become a session."""
+        tasks = [self._accepting, *self._silent, *self._requests]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._socket.shutdown(socket.SHUT_RDWR)  # also for a forked child that holds the socket too
+        self._socket.close()
+
+    def abandon(self) -> None:
+        """Close the socket, and nothing else: it belongs to the process that this one was forked from."""
+        self._socket.close()
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, _ = await loop.sock_accept(self._socket)
+            except OSError as error:
+                _logger.warning("cannot accept a connection: %s", error)
+                await asyncio.sleep(_ACCEPT_PAUSE_S)
+                continue
+            self._admit(Channel(sock))
+
+    def _admit(self, channel: Channel) -> None:
+        if len(self._silent) >= MAX_SILENT:
+            oldest = next(iter(self._silent))
+            del self._silent[oldest]
+            oldest.cancel()
+        task = asyncio.create_task(self._hear(channel), name="connection")
+        self._silent[task] = None
+        task.add_done_callback(lambda task: self._ended(task, channel))
+
+    async def _hear(self, channel: Channel) -> bool:
+        try:
+            request = await asyncio.wait_for(channel.receive(LinkRequest, UnlinkRequest), REQUEST_TIMEOUT_S)
+        except asyncio.TimeoutError:
+            _logger.debug("a connection was dropped: it said nothing for %s s", REQUEST_TIMEOUT_S)
+            return False
+        except ProtocolError as error:
+            _logger.debug("a connection was dropped: %s", error)
+            return False
+        task = asyncio.current_task()
+        assert task is not None
+        self._silent.pop(task, None)
+        if len(self._requests) >= MAX_REQUESTS:
+            _logger.warning("a request was dropped: %d others are being answered", MAX_REQUESTS)
+            return False
+        self._requests.add(task)
+        return await self._serve(channel, request)
+
+    def _ended(self, task: asyncio.Task[bool], channel: Channel) -> None:
+        # Here, and not in the task, because a task cancelled before its first step never runs.
+        self._silent.pop(task, None)
+        self._requests.discard(task)
+        if task.cancelled():
+            channel.close()
+        elif (error := task.exception()) is not None:
+            channel.close()
+            _logger.error("a request failed", exc_info=error)
+        elif not task.result():
+            channel.close()

@@ -1,0 +1,175 @@
+"""Every byte that crosses a socket.
+
+A frame on TCP is a length (four bytes, network order, at most :data:`MAX_PAYLOAD`) and so many bytes of MessagePack:
+one message of the union :data:`Message`. On the Unix socket one packet is one message, :class:`Segments`, without a
+length; the memory descriptors travel beside it.
+
+A link is made like this (the initiator is the end where ``link_clusters`` was called)::
+
+    initiator                                acceptor
+        | -------- LinkRequest ----------------> |   who I am, whom I expect
+        | <------- Welcome --------------------- |   who I am, where to hand over memory     (or Refusal)
+        | ======== Segments + memory (Unix) ===> |
+        | <======= Segments + memory (Unix) ==== |                                           (or Refusal, on TCP)
+        | -------- Commit ---------------------> |   nothing has happened to me meanwhile
+        | <------- Linked ---------------------- |   the link stands                         (or Refusal, or Crossed)
+
+The connection then stays open as the *session* of the link. All that is said on it:
+
+``Farewell``
+    The link is dropped in good order: drop your end too, when the transfer in progress has ended.
+``Detached``
+    Your memory is no longer mapped here; my pin bit is yours again. The last word of an end.
+
+``UnlinkRequest`` travels on a connection of its own, because it must reach an end that has no session with us any more;
+the answer, ``Unlinked``, comes when the other end has let go.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Annotated, TypeAlias
+
+import msgspec
+from msgspec import Meta, Struct
+
+PROTOCOL_VERSION = 1
+
+MAX_PAYLOAD = 16 * 1024
+HEADER = struct.Struct("!I")
+
+UInt64 = Annotated[int, Meta(ge=0)]  # MessagePack has none larger
+PeerBit = Annotated[int, Meta(ge=0, le=63)]
+ShortText = Annotated[str, Meta(max_length=200)]
+Token = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Description = Annotated[dict[Annotated[str, Meta(max_length=64)], int], Meta(max_length=64)]
+
+
+class Identity(Struct, frozen=True):
+    """Who speaks.
+
+    Any two versions must understand each other up to here, so fields may be added, with a default, and never removed.
+    ``incarnation`` tells a cluster from the one that had its id before a restart.
+    """
+
+    protocol_version: int
+    layout_version: int
+    spec_checksum: ShortText
+    cluster_id: UInt64
+    incarnation: UInt64
+    host: ShortText
+    pid: int
+    remote_accessible: bool
+
+
+class LinkRequest(Struct, frozen=True, tag="link"):
+    """Asks ``expected_cluster_id`` for a link."""
+
+    identity: Identity
+    expected_cluster_id: UInt64
+
+
+class UnlinkRequest(Struct, frozen=True, tag="unlink"):
+    """Asks ``expected_cluster_id`` to drop its link to the sender."""
+
+    identity: Identity
+    expected_cluster_id: UInt64
+
+
+class Welcome(Struct, frozen=True, tag="welcome"):
+    """The request is in order: hand your memory over at ``rendezvous``, and show ``token`` there."""
+
+    identity: Identity
+    rendezvous: ShortText
+    token: Token
+
+
+class Segments(Struct, frozen=True, tag="segments"):
+    """Describes the memory beside it, and grants a pin bit in it."""
+
+    token: Token
+    description: Description
+    peer_bit: PeerBit
+
+
+class Commit(Struct, frozen=True, tag="commit"):
+    """The initiator has attached the memory and wants the link to stand."""
+
+
+class Linked(Struct, frozen=True, tag="linked"):
+    """The link stands at the acceptor."""
+
+
+class Crossed(Struct, frozen=True, tag="crossed"):
+    """Another link between the two has come, or is coming, to stand meanwhile; this one does not."""
+
+
+class Refusal(Struct, frozen=True, tag="refusal"):
+    """No; ``status_code`` is for the caller, ``reason`` for the log."""
+
+    status_code: int
+    reason: Annotated[str, Meta(max_length=1000)]
+
+
+class Unlinked(Struct, frozen=True, tag="unlinked"):
+    """The end asked to drop its link has done so, or had none."""
+
+
+class Farewell(Struct, frozen=True, tag="farewell"):
+    """The sender drops its end in good order."""
+
+
+class Detached(Struct, frozen=True, tag="detached"):
+    """The sender transfers no more over this link, ever."""
+
+
+Message: TypeAlias = (
+    LinkRequest
+    | UnlinkRequest
+    | Welcome
+    | Segments
+    | Commit
+    | Linked
+    | Crossed
+    | Refusal
+    | Unlinked
+    | Farewell
+    | Detached
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Message)
+
+
+class ProtocolError(Exception):
+    """What came is not what this protocol says at this point. The connection is of no further use."""
+
+
+def encode(message: Message) -> bytes:
+    """The payload of a frame or packet."""
+    return _encoder.encode(message)
+
+
+def decode(payload: bytes) -> Message:
+    """The message in ``payload``; :class:`ProtocolError` if there is none."""
+    try:
+        message: Message = _decoder.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"not a message: {error}") from None
+    return message
+
+
+def frame(message: Message) -> bytes:
+    """``message`` as it stands on TCP."""
+    payload = encode(message)
+    if len(payload) > MAX_PAYLOAD:
+        raise ValueError(f"{type(message).__name__} takes {len(payload)} bytes, a frame holds {MAX_PAYLOAD}")
+    return HEADER.pack(len(payload)) + payload
+
+
+def payload_length(header: bytes) -> int:
+    """The length that ``header`` announces; :class:`ProtocolError` if no frame is that long."""
+    (length,) = HEADER.unpack(header)
+    if not 0 < length <= MAX_PAYLOAD:
+        raise ProtocolError(f"a frame of {length} bytes; at most {MAX_PAYLOAD} are allowed")
+    return int(length)

@@ -1,0 +1,1 @@
+"""Moving bytes between described regions of memory."""
