@@ -22,3 +22,4 @@ cdef bint transfer_key(uint64_t *words, uint32_t generation, uint64_t key_count,
                        uint64_t batch_index, uint64_t first, uint64_t end) noexcept nogil
 cdef void mark_released(char *arena, const ArenaHeader *known, uint64_t slot) noexcept nogil
 cdef uint64_t take_released(char *arena) noexcept nogil
+cdef bint anything_released(char *arena) noexcept nogil

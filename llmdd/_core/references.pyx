@@ -164,3 +164,8 @@ cdef uint64_t take_released(char *arena) noexcept nogil:
             if atomic_load_word(released_word(arena, header, level - 1, index)):
                 atomic_fetch_set(released_word(arena, header, level, index // 64), bit)
             index //= 64
+
+
+cdef bint anything_released(char *arena) noexcept nogil:
+    """Whether some slot is marked."""
+    return atomic_load_word(released_word(arena, header_of(arena), RELEASED_LEVELS - 1, 0)) != 0

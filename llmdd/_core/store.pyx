@@ -46,6 +46,7 @@ from llmdd._core.lifecycle cimport (
 )
 from llmdd._core.node_memory cimport NodeMemory
 from llmdd._core.peer cimport PeerArena
+from llmdd._core.references cimport anything_released
 from llmdd._core.segments cimport Mapping
 from llmdd._core.status import LLMStatusCode, failure, invalid
 from llmdd._core.transfer cimport Transfer, copy_until
@@ -257,7 +258,7 @@ cdef class CacheStore:
             return
         if ours.is_blocks_cache:
             raise invalid("cache can not be blocks cache")
-        if ours.memory is self.memory and not ours.dropped:
+        if ours.memory is self.memory:
             self.memory.enter("deallocate_cache")
             try:
                 drop_id(self.memory.base, ours.slot, ours.generation)
@@ -697,6 +698,11 @@ cdef class CacheStore:
             self.admitted &= ~(<uint64_t>1 << bit)
         finally:
             self.memory.leave()
+
+    @property
+    def has_released(self):
+        """Whether :meth:`reap` has anything to do. Never waits."""
+        return not self.memory.closed and anything_released(self.memory.base)
 
     def reap(self):
         """Settle the caches whose last reference a peer, or a dropped view, has released; how many were looked at."""
