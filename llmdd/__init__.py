@@ -14,10 +14,12 @@ from __future__ import annotations
 try:
     from llmdd._core.tables import LAYOUT_VERSION, SPEC_CHECKSUM
 except ModuleNotFoundError as error:
+    if not str(error.name).startswith("llmdd."):
+        raise
     raise ImportError(
-        f"llmdd is imported from {__path__[0]}, where its compiled core is missing ({error.name}). If that is its source "
-        "folder, install it (python3 -m venv .venv && .venv/bin/pip install .) and start Python in another folder, or by "
-        "a script such as .venv/bin/pytest that does not put the current folder first on the path."
+        f"llmdd is imported from {__path__[0]}, where its compiled core is missing ({error.name}). If that is its "
+        "source folder, install it (python3 -m venv .venv && .venv/bin/pip install .) and start Python in another "
+        "folder, or by a script such as .venv/bin/pytest that does not put the current folder first on the path."
     ) from error
 
 from llmdd._core.cache import Cache

@@ -10,8 +10,8 @@ class CacheManager(CacheStore):
 
     Every method may be called from any thread. A call that is refused changes nothing.
 
-    Besides the calls of LLM-DataDist there are :meth:`lookup`, :meth:`pool_usage`, :attr:`live_caches`, :attr:`live_keys`,
-    :meth:`paused` and :meth:`check`.
+    Besides the calls of LLM-DataDist there are :meth:`lookup`, :meth:`pool_usage`, :attr:`live_caches`,
+    :attr:`live_keys`, :meth:`paused` and :meth:`check`.
     """
 
     __slots__ = ()

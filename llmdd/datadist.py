@@ -17,8 +17,8 @@ from llmdd._core.tables import ENGINE
 from llmdd._core.validation import check_elements, check_int32, check_type, check_uint64
 from llmdd.cache_manager import CacheManager
 from llmdd.cluster_info import LLMClusterInfo, address_text
-from llmdd.configuration import EngineOptions, PoolOptions
 from llmdd.link import LinkService, LinkTarget
+from llmdd.options import EngineOptions, PoolOptions
 
 DEFAULT_LINK_TIMEOUT_MS = 3000
 MAX_CLUSTERS_PER_CALL = 16
@@ -106,9 +106,7 @@ class LLMDataDist:
             remote_accessible=wanted.remote_accessible,
             timeout_ms=wanted.sync_kv_timeout_ms,
         )
-        links = LinkService(
-            cluster_id=self._cluster_id, store=manager, remote_accessible=wanted.remote_accessible
-        )
+        links = LinkService(cluster_id=self._cluster_id, store=manager, remote_accessible=wanted.remote_accessible)
         if wanted.listen_address is not None:
             host, port = wanted.listen_address
             try:

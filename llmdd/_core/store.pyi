@@ -1,4 +1,3 @@
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
