@@ -154,8 +154,13 @@ cdef class Cache:
         return arrays
 
     def __repr__(self):
+        cdef Py_ssize_t count = self.cache_desc.num_tensors
+        if self.memory is None:
+            count = len(self.addresses)
+        elif self.dropped or self.memory.closed:
+            count = 0
         return (
-            f"Cache(cache_id = {self.cache_id}, device_tensor_addrs = {len(self.tensor_addrs)}, "
+            f"Cache(cache_id = {self.cache_id}, device_tensor_addrs = {count}, "
             f"is_blocks_cache = {self.is_blocks_cache})"
         )
 

@@ -116,7 +116,7 @@ def freedom(pool: PoolState, recovery: Recovery | None = None) -> Text:
     size = mebibytes(pool.total_bytes)
     if pool.taken_bytes:
         return verdict(False, f"{mebibytes(pool.taken_bytes)} of {size} taken")
-    after = f" again after {recovery.seconds * 1000:,.1f} ms" if recovery is not None else ""
+    after = f" again after {recovery.seconds * 1000:,.2f} ms" if recovery is not None else ""
     return verdict(True, "entirely free", f"{after} ({size})")
 
 

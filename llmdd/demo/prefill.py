@@ -112,6 +112,8 @@ class PrefillWorker:
         The NumPy views of the cache end with this method; each would keep its memory from going back.
         """
         tensors = cache.tensors
+        for tensor in tensors:
+            tensor.fill(0)  # a pull moves the whole slot: behind the prompt there must be nothing of an earlier request
         prefilled = []
         for slot, request in enumerate(batch):
             logits = self._transformer.forward(list(request.prompt), 0, SequenceCache.of_slot(tensors, slot))

@@ -114,12 +114,12 @@ def test_a_run_with_both_pools_free() -> None:
 
 def test_prefill_waits_for_memory_and_gets_it_back() -> None:
     prompts = [b"prompt %d" % number for number in range(9)]
-    settings = Settings.for_prompts(prompts, tokens=8, seed=0, batch=1, slots=1)
+    settings = Settings.for_prompts(prompts, tokens=64, seed=0, batch=1, slots=1)
     report = orchestrator.run(prompts, settings, False, lambda progress: None)
     assert report.passed
     assert report.requests == 9
-    # Two requests fit into prefill's pool and one runs at a time: every later one but the last of the pool waits.
-    assert report.prefill.waits >= 6
+    # Two requests fit into prefill's pool, and decode pulls the next one only when the last has got its 64 tokens.
+    assert report.prefill.waits > 0
     assert report.prefill.recovery is None
 
 
