@@ -1,29 +1,30 @@
 """Visits every state that a small cluster can reach, and checks in each that the promises of the contract hold.
 
-The explorer makes the calls of the reference model in every order, breadth first. It does not believe the model: from the
-outcomes of the calls alone a :class:`Ledger` keeps its own account of who holds what, in sets and dictionaries and
+The explorer makes the calls of the reference model in every order, breadth first. It does not believe the model: from
+the outcomes of the calls alone a :class:`Ledger` keeps its own account of who holds what, in sets and dictionaries and
 without any state machine. After every call the model must agree with the ledger:
 
-* the call was answered as the ledger says: a key that was consumed, removed or superseded is never found again, one that
-  was not always is;
-* memory is held exactly for the caches that somebody still holds, so it goes back with the last reference, once, and never
-  while pinned; a placeholder never holds anything;
-* a refused call has changed nothing;
+* the call was answered as the ledger says: a key that was consumed, removed or superseded is never found again, one
+  that was not always is;
+* memory is held exactly for the caches that somebody still holds, so it goes back with the last reference, once, and
+  never while pinned; a placeholder never holds anything;
+* a call that was refused, or had nothing to do, has changed nothing;
 * a completed copy has moved the right bytes;
 * the model's own invariants hold (:meth:`.reference.Cluster.check`);
 * once everybody lets go, in whatever way, both pools are empty.
 
-Two states are the same when nobody could tell them apart: ids that went up with time, and the order of what is otherwise
-alike, do not count.
+Two states are the same when nobody could tell them apart: ids that went up with time, and the order of what is
+otherwise alike, do not count.
 """
 
 from __future__ import annotations
 
 import argparse
 import pickle
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,13 +79,13 @@ class Scenario:
         return tuple(sorted({name for binding in self.bindings for name in binding} - {PLACEHOLDER}))
 
 
-BOTH, FIRST, SECOND = None, range(0, 1), range(1, 2)
+BOTH, FIRST, SECOND = None, range(1), range(1, 2)
 
 SMALL = (
     Scenario(
         "keys",
         "two caches with every kind of binding, a view, a transfer that may fail",
-        bindings=(("K1", "K2"), ("K1", "K1"), (PLACEHOLDER, "K2"), ("P",), ()),
+        bindings=(("K1", "K2"), ("K1", "K1"), (PLACEHOLDER, "K2"), ("P", "P"), ()),
         most_caches=2,
         most_views=1,
         abandoning=True,
@@ -129,7 +130,7 @@ FULL = (
     Scenario(
         "three caches",
         "three caches with every kind of binding, a view, two concurrent transfers",
-        bindings=(("K1", "K2"), ("K1", "K1"), (PLACEHOLDER, "K2"), ("P",), ()),
+        bindings=(("K1", "K2"), ("K1", "K1"), (PLACEHOLDER, "K2"), ("P", "P"), ()),
         most_caches=3,
         most_views=1,
         most_transfers=2,
@@ -194,8 +195,8 @@ class Errand:
 class Ledger:
     """Who holds what, kept from the outcomes of the calls and from nothing else.
 
-    For every action there is a method ``answer_<action>``, which says with what error the call must be refused (None: it
-    must succeed), and a method ``record_<action>``, which enters a call that succeeded.
+    For every action that may be refused there is a method ``answer_<action>``, which says with what error (None: it
+    must succeed); for every action a method ``record_<action>``, which enters a call that succeeded and its result.
     """
 
     def __init__(self, scenario: Scenario) -> None:
@@ -224,9 +225,7 @@ class Ledger:
                 del caches[cache_id]
 
     def errands_of(self, node: str) -> list[int]:
-        return [
-            number for number, errand in self.errands.items() if errand.caller == node and not errand.orphaned
-        ]
+        return [number for number, errand in self.errands.items() if errand.caller == node and not errand.orphaned]
 
     def lose_errands(self, caller: str) -> None:
         """The other side drops the transfers of ``caller``, or has died itself."""
@@ -260,15 +259,9 @@ class Ledger:
         keys = {slot: (key, every_tensor) for key, slot in last_position.items()}
         self.caches[node][cache_id] = Holders(keys=keys)
 
-    def answer_deallocate(self, node: str, cache_id: int) -> str | None:
-        return None
-
     def record_deallocate(self, node: str, cache_id: int, _: Any) -> None:
         if cache_id in self.caches[node]:
             self.caches[node][cache_id].id_held = False
-
-    def answer_remove_key(self, node: str, key: str) -> str | None:
-        return None
 
     def record_remove_key(self, node: str, key: str, _: Any) -> None:
         where = self.bound(node, key)
@@ -280,9 +273,6 @@ class Ledger:
 
     def record_open_view(self, node: str, cache_id: int, number: int) -> None:
         self.caches[node][cache_id].views.add(number)
-
-    def answer_close_view(self, node: str, cache_id: int, number: int) -> str | None:
-        return None
 
     def record_close_view(self, node: str, cache_id: int, number: int, _: Any) -> None:
         self.caches[node][cache_id].views.remove(number)
@@ -337,22 +327,21 @@ class Ledger:
         keys = self.caches[errand.other][errand.remote].keys
         if errand.slot in keys:
             key, remaining = keys[errand.slot]
-            keys[errand.slot] = (key, remaining - errand.tensors)
-            if key != "P" and not keys[errand.slot][1]:
+            if key != "P":
+                keys[errand.slot] = (key, remaining - errand.tensors)
+            if not keys[errand.slot][1]:
                 del keys[errand.slot]
-        self.record_abandon(node, number, None)
-
-    def answer_abandon(self, node: str, number: int) -> str | None:
-        return None
+        self.end_errand(number)
 
     def record_abandon(self, node: str, number: int, _: Any) -> None:
+        self.end_errand(number)
+
+    def end_errand(self, number: int) -> None:
+        """However a transfer ended, it pins nothing any more."""
         errand = self.errands.pop(number)
         self.caches[errand.caller][errand.local].transfers.remove(number)
         if not errand.lost:
             self.caches[errand.other][errand.remote].transfers.remove(number)
-
-    def answer_kill(self, node: str) -> str | None:
-        return None
 
     def record_kill(self, node: str, _: Any) -> None:
         other = _other(node)
@@ -368,16 +357,10 @@ class Ledger:
         if self.links[other] == "LINKED":
             self.deceived.add(other)
 
-    def answer_notice(self, node: str) -> str | None:
-        return None
-
     def record_notice(self, node: str, _: Any) -> None:
         self.links[node] = "BROKEN"
         self.deceived.remove(node)
         self.lose_errands(_other(node))
-
-    def answer_start(self, node: str) -> str | None:
-        return None
 
     def record_start(self, node: str, _: Any) -> None:
         self.alive.add(node)
@@ -623,6 +606,7 @@ class Explorer:
         self._arrivals: list[tuple[int, str]] = []  # for each state the state before it, and the call between them
         self._waiting: deque[tuple[int, bytes]] = deque()
         self._before, self._line = 0, ""  # the state being left, and the call that leaves it
+        self._stranded: tuple[Violation, tuple[str, ...]] | None = None  # the first failure to let go of everything
 
     def run(self) -> Exploration:
         """Visit every state that can be reached."""
@@ -631,9 +615,11 @@ class Explorer:
             self._begin()
             while self._waiting:
                 self._leave(*self._waiting.popleft())
+            violated = self._stranded
         except Violation as violation:
-            self.found.violation = str(violation)
-            self.found.trace = self._trace()
+            violated = (violation, (*self._way_to(self._before), self._line))
+        if violated is not None:
+            self.found.violation, self.found.trace = str(violated[0]), violated[1]
         self.found.states = len(self._known)
         self.found.seconds = time.perf_counter() - started
         return self.found
@@ -664,7 +650,8 @@ class Explorer:
         """Make a call and compare the answer with the ledger's; tell whether it may have changed anything."""
         name, node, *arguments = action
         self._line = _described(action)
-        expected = getattr(ledger, f"answer_{name}")(node, *arguments)
+        may_refuse = getattr(ledger, f"answer_{name}", None)
+        expected = may_refuse(node, *arguments) if may_refuse else None
         answer = result = None
         try:
             result = getattr(Player(self.scenario, cluster), name)(node, *arguments)
@@ -674,7 +661,7 @@ class Explorer:
             raise
         except Exception as error:
             raise Violation(f"the model fails: {type(error).__name__}: {error}") from error
-        self._line += f" -> {answer or ('done' if result is None else result)}"
+        self._line += f": {answer}" if answer else f": {RESULTS[name]} {result}" if name in RESULTS else ""
         if answer != expected:
             raise Violation(f"the answer is {answer or 'success'}, but should be {expected or 'success'}")
         if answer is None and ledger.is_idle(name, node, *arguments):
@@ -682,7 +669,7 @@ class Explorer:
         if answer is None:
             getattr(ledger, f"record_{name}")(node, *arguments, result)
         elif name in ("copy", "finish"):
-            ledger.record_abandon(node, *arguments, None)  # it was broken off, and has ended
+            ledger.end_errand(*arguments)  # it was broken off, and has ended
         else:
             return False
         ledger.let_go()
@@ -702,23 +689,28 @@ class Explorer:
         self._arrivals.append((self._before, self._line))
         snapshot = pickle.dumps((cluster, ledger), pickle.HIGHEST_PROTOCOL)
         self._waiting.append((number, snapshot))
-        before, self._before = self._before, number
-        self._drain(cluster, ledger, "everybody lets go")
+        self._drain(cluster, ledger, number)
         if PEER in self.scenario.deaths and PEER in ledger.alive:
-            cluster, ledger = self._restore(snapshot)
-            self._call(cluster, ledger, ("kill", PEER))
-            self._drain(cluster, ledger, "the peer dies, the others let go")
-        self._before = before
+            self._drain(*self._restore(snapshot), number, dying=PEER)
 
-    def _drain(self, cluster: Cluster, ledger: Ledger, how: str) -> None:
-        """Let all living nodes drop whatever they hold: then nothing may be held."""
-        for action in _letting_go(ledger):
-            self._call(cluster, ledger, action)
-        self._line = how
-        for node in cluster.nodes.values():
-            usage = node.pool_usage()
-            if usage.free_bytes != usage.total_bytes or node.live_caches:
-                raise Violation(f"{usage.total_bytes - usage.free_bytes} bytes of {node.name} stay allocated")
+    def _drain(self, cluster: Cluster, ledger: Ledger, number: int, dying: str = "") -> None:
+        """Let all who live drop whatever they hold: then nothing may be held.
+
+        A failure is kept until every state was visited: a call that shows what is wrong makes a shorter trace.
+        """
+        if self._stranded is not None:
+            return
+        lines = []
+        try:
+            for action in _letting_go(ledger, dying):
+                self._call(cluster, ledger, action)
+                lines.append(self._line)
+            for node in cluster.nodes.values():
+                usage = node.pool_usage()
+                if usage.free_bytes != usage.total_bytes or node.live_caches:
+                    raise Violation(f"{usage.total_bytes - usage.free_bytes} bytes of {node.name} stay allocated")
+        except Violation as violation:
+            self._stranded = (violation, (*self._way_to(number), *lines, f"{self._line} (letting go)"))
 
     def _restore(self, snapshot: bytes) -> tuple[Cluster, Ledger]:
         cluster, ledger = pickle.loads(snapshot)
@@ -726,18 +718,25 @@ class Explorer:
         ledger.scenario = self.scenario
         return cluster, ledger
 
-    def _trace(self) -> tuple[str, ...]:
-        lines = [self._line]
-        number = self._before
-        while self._known and number >= 0:
+    def _way_to(self, number: int) -> tuple[str, ...]:
+        """The calls that lead to a state."""
+        lines: list[str] = []
+        while self._arrivals:
             before, line = self._arrivals[number]
-            lines.append(line)
-            number = before if number else -1
-        return tuple(reversed(lines))
+            lines.insert(0, line)
+            if number == 0:
+                break
+            number = before
+        return tuple(lines)
 
 
-def _letting_go(ledger: Ledger) -> Iterator[Action]:
-    """The calls by which the living let go of what they hold, each chosen after the one before."""
+def _letting_go(ledger: Ledger, dying: str = "") -> Iterator[Action]:
+    """The calls by which the living let go of what they hold, each chosen after the one before.
+
+    ``dying`` lets go by being killed.
+    """
+    if dying:
+        yield ("kill", dying)
     for node in sorted(ledger.deceived):
         yield ("notice", node)
     for node in sorted(ledger.alive):
@@ -788,7 +787,9 @@ def _compare_memory(node: Node, caches: dict[int, Holders]) -> None:
         pins = {("view", number) for number in holders.views}
         pins.update(("transfer", number) for number in holders.transfers)
         if set(node.tenants[cache_id].pins) != pins:
-            raise Violation(f"cache {cache_id} of {node.name} is pinned by {node.tenants[cache_id].pins}, not by {pins}")
+            raise Violation(
+                f"cache {cache_id} of {node.name} is pinned by {node.tenants[cache_id].pins}, not by {pins}"
+            )
 
 
 def _likeness(cluster: Cluster, ledger: Ledger) -> Any:
@@ -797,10 +798,16 @@ def _likeness(cluster: Cluster, ledger: Ledger) -> Any:
     rank: dict[tuple[str, int], int] = {}
     for name in (OWNER, PEER):
         node = cluster.nodes.get(name)
-        tenants = sorted((_tenant_likeness(node, cache_id), cache_id) for cache_id in node.tenants) if node else []
+        if node is None:
+            nodes.append(None)
+            continue
+        tenants = sorted(
+            (_tenant_likeness(node, cache_id, holders), cache_id) for cache_id, holders in ledger.caches[name].items()
+        )
         rank.update(((name, cache_id), position) for position, (_, cache_id) in enumerate(tenants))
-        likenesses = tuple([likeness for likeness, _ in tenants])
-        nodes.append((node is not None, ledger.links[name], name in ledger.deceived, likenesses))
+        link = node.link_to(CLUSTER_IDS[_other(name)])
+        attached = cluster.running(link.peer) is not None
+        nodes.append((link.state, attached, name in ledger.deceived, tuple([likeness for likeness, _ in tenants])))
     errands = []
     for errand in ledger.errands.values():
         local = None if errand.orphaned else rank[errand.caller, errand.local]
@@ -811,19 +818,53 @@ def _likeness(cluster: Cluster, ledger: Ledger) -> Any:
     return (*nodes, *errands)
 
 
-def _tenant_likeness(node: Node, cache_id: int) -> tuple[Any, ...]:
+def _tenant_likeness(node: Node, cache_id: int, holders: Holders) -> tuple[Any, ...]:
+    """What model and ledger say of a cache, in full: where they part, the state is a new one."""
     tenant = node.tenants[cache_id]
-    slots = []
-    for slot in tenant.batch_slots:
-        outstanding = tuple(slot.outstanding) if slot.state == "REQUEST_KEYED" else ()
-        slots.append((slot.state, slot.key or (), outstanding))
-    views = sum(kind == "view" for kind, _ in tenant.pins)
-    return (tenant.state, tenant.is_open, tuple(slots), views, len(tenant.pins))
+    slots = tuple(
+        [
+            (slot.state, slot.key or (), tuple(slot.outstanding) if slot.state == "REQUEST_KEYED" else ())
+            for slot in tenant.batch_slots
+        ]
+    )
+    keys = tuple([(slot, key, tuple(remaining)) for slot, (key, remaining) in sorted(holders.keys.items())])
+    model = (tenant.state, tenant.is_open, tenant.id_held, slots, len(tenant.pins))
+    return (model, holders.id_held, keys, len(holders.views))
+
+
+#: How a trace tells of each action.
+PHRASES = {
+    "start": "starts",
+    "kill": "is killed",
+    "notice": "notices that the other end of its link has died",
+    "link": "link_clusters",
+    "unlink": "unlink_clusters",
+    "force_unlink": "unlink_clusters(force=True)",
+    "allocate": "allocate_cache with the keys [{}]",
+    "deallocate": "deallocate_cache of cache {}",
+    "remove_key": "remove_cache_key({})",
+    "open_view": "opens a view of cache {}",
+    "close_view": "closes, of cache {}, view {}",
+    "pull": "begins pull_cache into cache {} from {}, {}",
+    "push": "begins push_cache of cache {} to {}, {}",
+    "copy": "copies the bytes of transfer {}",
+    "finish": "finishes transfer {}",
+    "abandon": "gives up transfer {}",
+}
+
+#: What the number is that an action answers with.
+RESULTS = {"allocate": "cache", "open_view": "view", "pull": "transfer", "push": "transfer"}
 
 
 def _described(action: Action) -> str:
     name, node, *arguments = action
-    return f"{node}: {name}({', '.join(map(str, arguments))})"
+    if name == "allocate":
+        arguments = [", ".join(arguments[0])]
+    elif name in ("pull", "push"):
+        local, there, layer = arguments
+        slot = there if isinstance(there, str) else f"slot {there[1]} of cache {there[0]}"
+        arguments = [local, slot, "all tensors" if layer is None else f"tensor {layer.start}"]
+    return f"{node} {PHRASES[name].format(*arguments)}"
 
 
 def explore(scenarios: Sequence[Scenario], charts: Statecharts | None = None) -> list[Exploration]:
@@ -834,3 +875,23 @@ def explore(scenarios: Sequence[Scenario], charts: Statecharts | None = None) ->
         if found[-1].violation is not None:
             break
     return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Explore, print what was found, and exit with status 1 if a promise is broken."""
+    parser = argparse.ArgumentParser(prog="spec explore", description="visit every state of a small cluster")
+    parser.add_argument("size", nargs="?", choices=SIZES, default="small", help="small: seconds; full: minutes")
+    parser.add_argument("--scenario", metavar="NAME", help="only this one of them")
+    options = parser.parse_args(argv)
+    scenarios = [each for each in SIZES[options.size] if options.scenario in (None, each.name)]
+    if not scenarios:
+        names = ", ".join(each.name for each in SIZES[options.size])
+        parser.error(f"{options.size} has no scenario {options.scenario!r}, only {names}")
+    explorations = []
+    for scenario in scenarios:
+        explorations.append(Explorer(scenario).run())
+        print(explorations[-1], flush=True)
+        if explorations[-1].violation is not None:
+            sys.exit(1)
+    states, transitions = (sum(getattr(each, count) for each in explorations) for count in ("states", "transitions"))
+    print(f"in all: {states:,} states, {transitions:,} transitions: every promise holds")

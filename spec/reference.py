@@ -1,28 +1,30 @@
 """The definition of the behaviour: a whole cluster in plain Python, slow and obvious.
 
-A :class:`Cluster` is a number of processes, each a :class:`Node` (an ``LLMDataDist`` with its ``CacheManager``). Every call
-of the contract that a node serves is a method of the same name; it returns the call's result or raises :class:`Refused`
-with the exact exception and status code, after the checks of api §2.4, §2.5 and §3.6-3.8 in their order. Every state of an
-engine, a link, a cache and a batch slot is changed by the machines of :mod:`.lifecycle` and by nothing else.
+A :class:`Cluster` is a number of processes, each a :class:`Node` (an ``LLMDataDist`` with its ``CacheManager``). Every
+call of the contract that a node serves is a method of the same name; it returns the call's result or raises
+:class:`Refused` with the exact exception and status code, after the checks of api §2.4, §2.5 and §3.6-3.8 in their
+order. Every state of an engine, a link, a cache and a batch slot is changed by the machines of :mod:`.lifecycle` and by
+nothing else.
 
 What this model leaves open, because the contract does:
 
 * the contents of freshly allocated memory. Here it is zero; compare only what was written;
-* time. A call that has to wait for a transfer in progress meets its deadline, if it has one (``LLM_TIMEOUT``), and raises
-  :class:`WouldWait` if it has none: nothing else happens while it waits;
+* time. A call that has to wait for a transfer in progress meets its deadline, if it has one (``LLM_TIMEOUT``), and
+  raises :class:`WouldWait` if it has none: nothing else happens while it waits;
 * the order in which the transfers over one link are served. Here they may overlap.
 
 A transfer is three steps: *begin* (all checks, both sides pinned), *copy*, *finish* (the key consumed, both sides
 unpinned); ``pull_cache`` and ``push_cache`` are the three in a row. Other calls may come between them.
 
-Caches so far are continuous and live in a pool. What is registered and what has blocks will be tenants of their own kinds.
+Caches so far are continuous and live in a pool. Registered caches and those with blocks will be tenants of other kinds.
 """
 
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 from .arguments import (
     check_given,
@@ -86,8 +88,8 @@ class Pool:
     def room_for(self, tensors: int, tensor_bytes: int) -> list[range] | None:
         """The pages that the tensors of a new cache would get; None if they do not all fit.
 
-        One run for all of them at the lowest address where a free run is long enough. If there is none, tensor by tensor,
-        each at the lowest address where it fits.
+        One run for all of them at the lowest address where a free run is long enough. If there is none, tensor by
+        tensor, each at the lowest address where it fits.
         """
         each = max(1, -(-tensor_bytes // self.page_bytes))
         start = self._lowest_run(tensors * each, self.holder)
@@ -215,6 +217,8 @@ class Tenant:
 
     def settle(self) -> None:
         self.node.charts.cache.fire(self, "settle")
+        is_gone = self.cache_id not in self.node.tenants
+        assert is_gone == (self.state == "FREE"), f"cache {self.cache_id} is {self.state} and gone: {is_gone}"
 
     def take_memory(self) -> None:
         self.node.pools[self.placement].take(self.pages, self.cache_id)
@@ -412,7 +416,8 @@ class Node:
     def _link(self, info: Any) -> None:
         settings = self._serving()
         require(len(info.remote_ip_info_list) == 1, "there should be one remote ip info")
-        require(not settings.needs_local_address or len(info.local_ip_info_list) == 1, "there should be one local ip info")
+        local_addresses = len(info.local_ip_info_list)
+        require(not settings.needs_local_address or local_addresses == 1, "there should be one local ip info")
         server = self.cluster.listener(info.remote_ip_info_list[0])
         link = self.link_to(info.remote_cluster_id)
         link.effects_of("link", peer_reachable=server is not None)
@@ -479,7 +484,7 @@ class Node:
             raise Refused("LLM_OUT_OF_MEMORY", f"no room for {cache_desc}")
         tenant = self.tenants[self.next_cache_id] = Tenant(self, self.next_cache_id, cache_desc, pages)
         self.next_cache_id += 1
-        for slot, key in zip(tenant.batch_slots, cache_keys):
+        for slot, key in zip(tenant.batch_slots, cache_keys, strict=False):
             slot.bind(key)
         self.charts.cache.fire(tenant, "allocate")
         return Cache(tenant.cache_id, cache_desc, self.engine)
@@ -501,7 +506,9 @@ class Node:
         self._serving()
         check_given("cache", cache, Cache)
         tenant = self._tenant_of(cache)
-        if tenant is not None:
+        if tenant is None:
+            self.charts.cache.step("FREE", "drop_id")  # unknown, or gone already
+        else:
             tenant.drop_id()
 
     def remove_cache_key(self, cache_key: Any) -> None:
@@ -516,7 +523,7 @@ class Node:
         self._serving()
         check_given("cache_key", cache_key, CacheKey)
         slot = self.slot_of(cache_key.identity)
-        return slot and CacheKeyByIdAndIndex(self.cluster_id, slot.tenant.cache_id, slot.index)
+        return CacheKeyByIdAndIndex(self.cluster_id, slot.tenant.cache_id, slot.index) if slot else None
 
     def slot_of(self, identity: KeyIdentity | None) -> BatchSlot | None:
         """The batch slot that a key is bound to."""
@@ -526,10 +533,9 @@ class Node:
         return self.tenants[cache_id].batch_slots[index]
 
     def pool_usage(self, placement: str = "DEVICE") -> PoolUsage:
-        """How full the pool of a placement is."""
+        """How full the pool of a placement is; one that is not configured has nothing."""
         self._serving()
-        require(placement in self.pools, "you should config memory pool firstly")
-        return self.pools[placement].usage()
+        return self.pools[placement].usage() if placement in self.pools else PoolUsage(0, 0, 0)
 
     @property
     def live_caches(self) -> int:
@@ -614,7 +620,7 @@ class Node:
         require(offset == 0 or offset < shorter, f"offset {offset} is beyond the slot")
         length = source.slot_bytes - offset if size == -1 else size
         require(offset + length <= shorter, f"{length} bytes at {offset} do not fit in the slot")
-        for to, origin in zip(target.tensors, source.tensors):
+        for to, origin in zip(target.tensors, source.tensors, strict=True):
             to[target.slot_range(dst_batch_index, offset, length)] = origin[
                 source.slot_range(src_batch_index, offset, length)
             ]
@@ -741,7 +747,7 @@ class Node:
         if isinstance(key, CacheKeyByIdAndIndex):
             return self._open(self.tenants.get(key.cache_id)), key.batch_index
         slot = self.slot_of(key.identity)
-        return self._open(slot and slot.tenant), slot.index if slot else 0
+        return self._open(slot.tenant if slot else None), slot.index if slot else 0
 
     def _begin(
         self,
@@ -777,7 +783,7 @@ class Node:
         """Move the bytes of a transfer that has begun."""
         transfer = self._continue(number, copied=False)
         local, remote = self._sides(transfer)
-        for mine, yours in zip(transfer.local_tensors, transfer.remote_tensors):
+        for mine, yours in zip(transfer.local_tensors, transfer.remote_tensors, strict=True):
             here = memoryview(local.tensors[mine])[local.slot_range(transfer.local_slot, 0, transfer.size)]
             there = memoryview(remote.tensors[yours])[remote.slot_range(transfer.remote_slot, 0, transfer.size)]
             if transfer.is_pull:
@@ -876,7 +882,9 @@ class Node:
         for slot in tenant.batch_slots:
             expected = "UNKEYED" if slot.key is None else f"{slot.key[0].upper()}_KEYED"
             assert slot.state == expected, f"slot {slot.index} of {what}: {slot.state} by {slot.key}"
-            assert slot.state != "REQUEST_KEYED" or slot.outstanding, f"slot {slot.index} of {what}: nothing outstanding"
+            assert slot.state != "REQUEST_KEYED" or slot.outstanding, (
+                f"slot {slot.index} of {what}: nothing outstanding"
+            )
 
 
 def _observable_tenant(tenant: Tenant) -> tuple[Any, ...]:

@@ -12,15 +12,16 @@ So a subject stays plain data, which can be pickled and copied freely:
 * it has a property for each guard that an event in its state consults, unless whoever fires the event states it;
 * it has a method for each effect that it must carry out. An effect it has no method for asks nothing of it.
 
-What a machine does in a cell (a state, an event, the guards) never changes, so each cell is asked of ``transitions`` once
-and remembered: the explorer fires millions of events.
+What a machine does in a cell (a state, an event, the guards) never changes, so each cell is asked of ``transitions``
+once and remembered: the explorer fires millions of events.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Iterable, Protocol
+from typing import Protocol
 
 import transitions
 
@@ -73,7 +74,7 @@ class Step:
 
 
 class Cursor:
-    """The one model of a ``transitions`` machine: stands where it is put, and notes the effects of the step it takes."""
+    """The one model of a ``transitions`` machine: stands where it is put, and notes the effects of its step."""
 
     state: str
 
@@ -147,7 +148,7 @@ class Statechart:
 
     def _run(self, state: str, event: str, values: tuple[bool, ...]) -> Step | Refusal | None:
         cursor = self._cursor
-        cursor.facts = dict(zip(self._consulted.get((state, event), ()), values))
+        cursor.facts = dict(zip(self._consulted.get((state, event), ()), values, strict=True))
         cursor.effects.clear()
         self._chart.set_state(state)
         try:
@@ -175,7 +176,7 @@ def _build(machine: Machine, cursor: Cursor) -> transitions.Machine:
         auto_transitions=False,
     )
     for event in machine.events:
-        for rule in (*machine.transitions, *machine.refusals):
+        for rule in _rules(machine):
             if rule.event != event.name:
                 continue
             target, after = _consequence(rule)
@@ -190,7 +191,7 @@ def _build(machine: Machine, cursor: Cursor) -> transitions.Machine:
     return chart
 
 
-def _consequence(rule: Transition | Refusal) -> tuple[str | None, list[object]]:
+def _consequence(rule: Transition | Refusal) -> tuple[str | None, list[str | Callable[..., bool | None]]]:
     """Where a rule leads and what follows; a target of None is an internal transition."""
     if isinstance(rule, Transition):
         return rule.target, list(rule.effects)
@@ -201,9 +202,13 @@ def _consequence(rule: Transition | Refusal) -> tuple[str | None, list[object]]:
     return None, [refuse]
 
 
+def _rules(machine: Machine) -> list[Transition | Refusal]:
+    return [*machine.transitions, *machine.refusals]
+
+
 def _consulted_guards(machine: Machine) -> dict[tuple[str, str], tuple[str, ...]]:
     consulted: dict[tuple[str, str], dict[str, None]] = {}
-    for rule in (*machine.transitions, *machine.refusals):
+    for rule in _rules(machine):
         guards = consulted.setdefault((rule.source, rule.event), {})
         guards.update(dict.fromkeys(guard_name(term) for term in rule.when))
     return {cell: tuple(guards) for cell, guards in consulted.items()}

@@ -1,13 +1,13 @@
-"""The values that callers pass to the reference model and get back: plain data, named as in the contract (api §1.6-1.8).
+"""What callers pass to the reference model and get back: plain data, named as in the contract (api §1.6-1.8).
 
-Enumerations are the names of their members, ids are plain integers. The constructors check nothing: what a call is given
-is checked by the call.
+Enumerations are the names of their members, ids are plain integers. The constructors check nothing: what a call is
+given is checked by the call.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Hashable, Union
 
 #: The id that names nothing (api, notation).
 INV = 2**64 - 1
@@ -119,4 +119,5 @@ class ClusterInfo:
     remote_ip_info_list: tuple[Address, ...] = ()
 
 
-SlotKey = Union[CacheKey, CacheKeyByIdAndIndex]
+#: What a pull or a push may name a batch slot by.
+SlotKey = CacheKey | CacheKeyByIdAndIndex

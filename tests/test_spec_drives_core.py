@@ -27,7 +27,8 @@ FREES_WHILE_PINNED = """        Transition(
             "seed §1",
 """
 
-# What becomes of memory that an array still shows when its cache is deallocated; then, linking to a core of another spec.
+# What becomes of memory that an array still shows when its cache is deallocated; then, linking to a core of another
+# spec.
 PROGRAM = """
 from llmdd._core.store import CacheStore
 from llmdd import CacheDesc, DataType

@@ -125,8 +125,8 @@ cdef class Cache:
         Raises
         ------
         LLMException
-            ``LLM_KV_CACHE_NOT_EXIST`` once the cache was deallocated, ``LLM_ENGINE_FINALIZED`` once its instance was
-            finalized.
+            ``LLM_KV_CACHE_NOT_EXIST`` once the memory went back: the cache was deallocated and no key holds it any more.
+            ``LLM_ENGINE_FINALIZED`` once its instance was finalized.
         """
         cdef NodeMemory memory = self.memory
         cdef ViewPin pin
@@ -137,8 +137,8 @@ cdef class Cache:
         if memory is None:
             raise invalid("tensors are only offered for memory that llmdd manages, not for create_cpu_cache")
         memory.require_open("tensors")
-        if self.dropped or pin_local(memory.base, self.slot, self.generation) != 0:
-            raise failure("tensors", LLMStatusCode.LLM_KV_CACHE_NOT_EXIST, f"cache {self.cache_id} was deallocated")
+        if pin_local(memory.base, self.slot, self.generation) != 0:
+            raise failure("tensors", LLMStatusCode.LLM_KV_CACHE_NOT_EXIST, f"cache {self.cache_id} gave its memory back")
         slot = slot_at(memory.base, self.slot)
         pin = ViewPin.__new__(ViewPin)
         pin.slot = self.slot

@@ -30,7 +30,6 @@ cdef Refusal allocate(char *arena, Allocation *request) noexcept nogil
 cdef void drop_id(char *arena, uint64_t slot_number, uint32_t generation) noexcept nogil
 cdef bint remove_key(char *arena, uint64_t kind, uint64_t id, uint64_t model_id) noexcept nogil
 cdef IndexEntry *find_bound_key(char *arena, uint64_t kind, uint64_t id, uint64_t model_id) noexcept nogil
-cdef bint find_cache(char *arena, int64_t cache_id, uint64_t *slot_number, uint32_t *generation) noexcept nogil
 cdef void settle(char *arena, uint64_t slot_number) noexcept nogil
 cdef uint64_t reap(char *arena, uint64_t limit) noexcept nogil
 cdef void dismiss_peer(char *arena, unsigned int peer_bit) noexcept nogil

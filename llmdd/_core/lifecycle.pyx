@@ -564,19 +564,6 @@ cdef bint remove_key(char *arena, uint64_t kind, uint64_t id, uint64_t model_id)
     return True
 
 
-cdef bint find_cache(char *arena, int64_t cache_id, uint64_t *slot_number, uint32_t *generation) noexcept nogil:
-    """Where the cache with this id lives; False if there is none."""
-    cdef IndexEntry *entry
-    if cache_id < 1:
-        return False
-    entry = index_find(arena, KEY_CACHE_ID, <uint64_t>cache_id, 0)
-    if entry == NULL:
-        return False
-    slot_number[0] = entry.slot
-    generation[0] = entry.generation
-    return True
-
-
 cdef unsigned int pin_local(char *arena, uint64_t slot_number, uint32_t generation) noexcept nogil:
     """Pin a cache of our own. 0, or the spec's error; the pin is not held then."""
     cdef Slot *slot = slot_at(arena, slot_number)

@@ -10,9 +10,11 @@ from llmdd._core.segments cimport map_arena, map_segment, require_size
 from llmdd._core.status import LLMStatusCode, failure
 from llmdd._core.transfer cimport (
     LINK_LOST,
+    LOCALLY_REFUSED,
     OUT_OF_TIME,
     PEER_UNSOUND,
     REMOTE_MISSING,
+    REMOTE_SLOT_RANGE,
     REMOTE_SLOT_TOO_SMALL,
     REMOTE_TENSOR_RANGE,
     TENSOR_COUNTS_DIFFER,
@@ -36,6 +38,7 @@ cdef dict _REFUSALS = {
         LLMStatusCode.LLM_PARAM_INVALID,
         "a batch slot of the peer's cache has fewer bytes than are to be transferred; give a smaller size",
     ),
+    REMOTE_SLOT_RANGE: (LLMStatusCode.LLM_PARAM_INVALID, "the batch index lies beyond the peer's batch"),
     OUT_OF_TIME: (LLMStatusCode.LLM_TIMEOUT, "the transfer did not end within sync_kv_timeout"),
     LINK_LOST: (LLMStatusCode.LLM_NOT_YET_LINK, "the link was lost"),
     PEER_UNSOUND: (LLMStatusCode.LLM_FAILED, "the peer's memory does not describe a cache"),
@@ -111,7 +114,7 @@ cdef class PeerArena:
                     result = carry_out(transfer)
         finally:
             self.lock.release()
-        if result != TRANSFERRED:
+        if result != TRANSFERRED and result != LOCALLY_REFUSED:
             code, detail = _REFUSALS[result]
             raise failure(tag, code, detail)
         return 0

@@ -42,9 +42,12 @@ cdef class Mapping:
         self.unmap()
 
     cdef int unmap(self) noexcept:
-        if self.base != NULL:
-            munmap(self.base, self.size)
-            self.base = NULL
+        cdef char *base = self.base
+        self.base = NULL
+        if base != NULL:
+            # Unmapping a large pool takes long enough for others to want the GIL.
+            with nogil:
+                munmap(base, self.size)
         return 0
 
 

@@ -48,10 +48,7 @@ class CacheStore:
         cache: Cache,
         batch_index: int = 0,
         size: int = -1,
-        *,
-        src_layer_range: range | None = None,
-        dst_layer_range: range | None = None,
-        tensor_num_per_layer: int = 2,
+        **kwargs: range | int | None,
     ) -> None: ...
     def push_cache(
         self,

@@ -8,11 +8,12 @@ from libc.string cimport memset
 
 from typing import NamedTuple
 
-from llmdd._core.atomic cimport atomic_load_word, monotonic_nanoseconds
+from llmdd._core.atomic cimport atomic_fetch_clear, atomic_fetch_set, atomic_load_word, monotonic_nanoseconds
 from llmdd._core.cache cimport Cache, new_cache
 from llmdd._core.cache_desc cimport CacheDesc, checked_tensor_bytes
 from llmdd._core.cache_keys cimport CacheKey, CacheKeyByIdAndIndex, key_by_id_and_index
 from llmdd._core.enumerations import Placement
+from llmdd._core.key_index cimport index_is_unchanged, index_probe, index_version, key_tag
 from llmdd._core.layout cimport (
     KEY_CACHE_ID,
     KEY_NONE,
@@ -25,6 +26,7 @@ from llmdd._core.layout cimport (
     Slot,
     header_of,
     slot_at,
+    words_of,
 )
 from llmdd._core.lifecycle cimport (
     ACCEPTED,
@@ -36,8 +38,6 @@ from llmdd._core.lifecycle cimport (
     check_arena,
     dismiss_peer,
     drop_id,
-    find_bound_key,
-    find_cache,
     pin_local,
     reap,
     remove_key,
@@ -46,7 +46,7 @@ from llmdd._core.lifecycle cimport (
 )
 from llmdd._core.node_memory cimport NodeMemory
 from llmdd._core.peer cimport PeerArena
-from llmdd._core.references cimport anything_released
+from llmdd._core.references cimport anything_released, key_is_bound
 from llmdd._core.segments cimport Mapping
 from llmdd._core.status import LLMStatusCode, failure, invalid
 from llmdd._core.transfer cimport Transfer, copy_until
@@ -64,6 +64,8 @@ cdef enum:
     SMALL_COPY = 64 << 10          # below this, giving the GIL up costs more than it gives others
     REAP_LIMIT = 4096
     DEFAULT_TENSORS_PER_LAYER = 2
+
+cdef uint64_t MOST_LAYERS = 0xFFFFFFFF
 
 cdef uint64_t NOT_BROKEN = 0
 cdef object _HOST = Placement.HOST
@@ -313,20 +315,30 @@ cdef class CacheStore:
         True
         """
         cdef CacheKey key
-        cdef IndexEntry *entry = NULL
-        cdef object found = None
+        cdef char *arena
+        cdef IndexEntry entry
+        cdef uint32_t tag
+        cdef uint64_t version
+        cdef int64_t cache_id = 0
         if type(cache_key) is not CacheKey:
             require_present("cache_key", cache_key, CacheKey)
+        self.memory.require_open("lookup")
         key = cache_key
-        self.memory.enter("lookup")
-        if key.kind() != KEY_NONE:
-            entry = find_bound_key(self.memory.base, key.kind(), key.identity(), key.model_id)
-        if entry != NULL:
-            found = key_by_id_and_index(
-                self.cluster_id, slot_at(self.memory.base, entry.slot).cache_id, entry.batch_index
-            )
-        self.memory.leave()
-        return found
+        if key.kind() == KEY_NONE:
+            return None
+        arena = self.memory.base
+        tag = key_tag(header_of(arena), key.kind(), key.identity(), key.model_id)
+        while True:
+            # As a peer does it, without the lock; as long as the index is unchanged the entry's cache is there.
+            version = index_version(arena)
+            if index_probe(arena, header_of(arena), tag, key.identity(), key.model_id, &entry):
+                cache_id = bound_cache_id(arena, &entry)
+            if index_is_unchanged(arena, version):
+                break
+            cache_id = 0
+            self.memory.enter("lookup")
+            self.memory.leave()
+        return key_by_id_and_index(self.cluster_id, cache_id, entry.batch_index) if cache_id else None
 
     # ------------------------------------------------------------ transfers
 
@@ -336,10 +348,7 @@ cdef class CacheStore:
         cache,
         batch_index=0,
         size=-1,
-        *,
-        src_layer_range=None,
-        dst_layer_range=None,
-        tensor_num_per_layer=DEFAULT_TENSORS_PER_LAYER,
+        **kwargs,
     ):
         """Copy a batch slot of a linked cluster's cache into one of ours, and release its key (seed §3a, api §3.6).
 
@@ -353,11 +362,10 @@ cdef class CacheStore:
             Our batch slot, uint32.
         size : int, default -1
             Bytes of each tensor to copy, from the slot's first byte; -1 for all of our slot.
-        src_layer_range, dst_layer_range : range, optional
-            Layers of the remote and of our cache, step 1. The key is released when every tensor of the remote cache has
-            been pulled for it.
-        tensor_num_per_layer : int, default 2
-            Tensors that make a layer; must divide our number of tensors when a range is given.
+        **kwargs
+            ``src_layer_range`` and ``dst_layer_range``, range, optional: layers of the remote and of our cache, step 1. The
+            key is released when every tensor of the remote cache has been pulled for it. ``tensor_num_per_layer``, int,
+            default 2: tensors that make a layer; must divide our number of tensors when a range is given.
 
         Raises
         ------
@@ -382,6 +390,14 @@ cdef class CacheStore:
                 cache_key,
                 "CacheKeyByIdAndIndex" if self.remote_accessible else "CacheKey, CacheKeyByIdAndIndex",
             )
+        src_layer_range = dst_layer_range = None
+        tensor_num_per_layer = DEFAULT_TENSORS_PER_LAYER
+        if kwargs:
+            src_layer_range = kwargs.pop("src_layer_range", None)
+            dst_layer_range = kwargs.pop("dst_layer_range", None)
+            tensor_num_per_layer = kwargs.pop("tensor_num_per_layer", DEFAULT_TENSORS_PER_LAYER)
+        if kwargs:
+            raise TypeError(f"pull_cache() got an unexpected keyword argument '{next(iter(kwargs))}'")
         require_present("cache", cache, Cache)
         cdef uint64_t slot_index = checked_uint32("batch_index", batch_index)
         cdef int64_t bytes_wanted = checked_int64("size", size)
@@ -463,11 +479,12 @@ cdef class CacheStore:
         transfer.all_remote = not take_push_range(
             "dst_layer_range", dst_layer_range, per_layer, &transfer.remote_first, &transfer.remote_end
         )
-        if src_layer_range is not None and dst_layer_range is not None and len(src_layer_range) != len(dst_layer_range):
-            raise invalid(
-                f"src_layer_range size should be equal to dst_layer_range size, they are {len(src_layer_range)} and "
-                f"{len(dst_layer_range)}"
-            )
+        if src_layer_range is not None and dst_layer_range is not None:
+            if src_layer_range.stop - src_layer_range.start != dst_layer_range.stop - dst_layer_range.start:
+                raise invalid(
+                    f"src_layer_range size should be equal to dst_layer_range size, got {src_layer_range} and "
+                    f"{dst_layer_range}"
+                )
         if checked_int64("size", size) != -1:
             raise invalid(f"size is {size}, it should be = -1.")
         self.transfer_tensors("push_cache", &transfer, dst_cache_key, <Cache>src_cache, slot_index, -1, per_layer)
@@ -491,6 +508,7 @@ cdef class CacheStore:
         cdef uint32_t generation
         cdef PeerArena peer
         cdef uint64_t cluster_id
+        cdef object refusal
         if type(key) is CacheKey:
             cluster_id = (<CacheKey>key).cluster_id
             transfer.kind = (<CacheKey>key).kind()
@@ -509,12 +527,11 @@ cdef class CacheStore:
         try:
             slot = slot_at(arena.base, slot_number)
             pool = memory.pool_mapping(slot.placement)
-            if batch_index >= slot.batch_size:
-                raise invalid(f"batch_index is {batch_index}, it must be in [0, {slot.batch_size})")
-            if size > 0 and <uint64_t>size > slot.slot_bytes:
-                raise invalid(f"size is {size}, a batch slot of the cache has {slot.slot_bytes} bytes")
             transfer.bytes = slot.slot_bytes if size < 0 else <uint64_t>size
-            check_local_range(transfer, slot.num_tensors, per_layer)
+            refusal = local_refusal(transfer, slot, batch_index, per_layer)
+            if refusal is not None and not transfer.push:
+                raise refusal
+            transfer.locally_refused = refusal is not None
             peer = self.peers.get(cluster_id)
             if peer is None:
                 raise failure(tag, LLMStatusCode.LLM_NOT_YET_LINK, f"cluster {cluster_id} is not linked")
@@ -527,6 +544,8 @@ cdef class CacheStore:
             peer.carry_out(
                 transfer, tag, memory.timeout_ns, transfer.bytes * slot.num_tensors <= SMALL_COPY
             )
+            if refusal is not None:
+                raise refusal
         finally:
             unpin_local(arena.base, slot_number)
         return 0
@@ -657,29 +676,22 @@ cdef class CacheStore:
     def export(self):
         """What a peer needs to attach: sizes for a message, and the segments' descriptors, which stay ours."""
         cdef ArenaHeader *header
-        self.memory.enter("export")
-        try:
-            header = header_of(self.memory.base)
-            if not self.memory.fds:
-                raise ValueError("the store's memory is private, no peer can attach to it")
-            return (
-                {"control_bytes": header.control_bytes, "references_bytes": header.references_bytes},
-                list(self.memory.fds),
-            )
-        finally:
-            self.memory.leave()
+        self.memory.require_open("export")
+        if not self.memory.fds:
+            raise ValueError("the store's memory is private, no peer can attach to it")
+        header = header_of(self.memory.base)
+        return (
+            {"control_bytes": header.control_bytes, "references_bytes": header.references_bytes},
+            list(self.memory.fds),
+        )
 
     def admit_peer(self):
-        """A pin bit for one more peer on this host; LLMException (``LLM_FAILED``) when all 64 are taken."""
-        cdef int bit
-        self.memory.enter("link_clusters")
-        try:
-            for bit in range(PEER_LIMIT):
-                if not self.admitted >> bit & 1:
-                    self.admitted |= <uint64_t>1 << bit
-                    return bit
-        finally:
-            self.memory.leave()
+        """A pin bit for one more peer on this host; LLMException (``LLM_FAILED``) when all 64 are taken. Never waits."""
+        cdef uint64_t bit
+        self.memory.require_open("link_clusters")
+        for bit in range(PEER_LIMIT):
+            if not atomic_fetch_set(&self.admitted, <uint64_t>1 << bit) >> bit & 1:
+                return bit
         raise failure(
             "link_clusters", LLMStatusCode.LLM_FAILED, f"{PEER_LIMIT} clusters of this host are linked, that is the limit"
         )
@@ -691,11 +703,11 @@ cdef class CacheStore:
             return
         self.memory.enter("unlink_clusters")
         try:
-            if not self.admitted >> bit & 1:
+            if not atomic_load_word(&self.admitted) >> bit & 1:
                 raise ValueError(f"peer bit {peer_bit} was given to nobody")
             with nogil:
                 dismiss_peer(self.memory.base, bit)
-            self.admitted &= ~(<uint64_t>1 << bit)
+            atomic_fetch_clear(&self.admitted, <uint64_t>1 << bit)
         finally:
             self.memory.leave()
 
@@ -817,6 +829,12 @@ cdef class Pause:
         self.store.memory.leave()
 
 
+cdef inline int64_t bound_cache_id(char *arena, const IndexEntry *entry) noexcept nogil:
+    """The id of the cache whose key an entry stands for; 0 if that key has been dropped."""
+    cdef Slot *slot = slot_at(arena, entry.slot)
+    return slot.cache_id if key_is_bound(words_of(arena, slot), entry.generation, entry.batch_index) else 0
+
+
 cdef int require_one_id(CacheKey key) except -1:
     """The rule for keys that are pulled: exactly one of request and prefix id (api §2.5)."""
     if key.kind() == KEY_NONE:
@@ -851,27 +869,31 @@ cdef bint take_push_range(str name, object layers, uint64_t per_layer, uint64_t 
         raise invalid(f"check {name}.step == 1 failed, {name} is {layers}")
     if not 0 <= layers.start < layers.stop:
         raise invalid(f"check 0 <= {name}.start < {name}.stop failed, {name} is {layers}")
-    if layers.stop > 0xFFFFFFFF:
-        raise invalid(f"{name} is {layers}, no cache has so many layers")
-    first[0] = layers.start * per_layer
-    end[0] = layers.stop * per_layer
+    # Beyond every cache already; the exact number does not matter any more.
+    first[0] = min(layers.start, MOST_LAYERS) * per_layer
+    end[0] = min(layers.stop, MOST_LAYERS + 1) * per_layer
     return True
 
 
-cdef int check_local_range(Transfer *transfer, uint64_t num_tensors, uint64_t per_layer) except -1:
-    """The rules of api §3.5 for layers that our side alone decides."""
+cdef object local_refusal(Transfer *transfer, const Slot *slot, uint64_t batch_index, uint64_t per_layer):
+    """Why our own side does not allow the transfer (api §3.5, §3.6), as an exception; None if it does."""
+    cdef uint64_t num_tensors = slot.num_tensors
+    if batch_index >= slot.batch_size:
+        return invalid(f"batch_index is {batch_index}, it must be in [0, {slot.batch_size})")
+    if transfer.bytes > slot.slot_bytes:
+        return invalid(f"size is {transfer.bytes}, a batch slot of the cache has {slot.slot_bytes} bytes")
     if per_layer != DEFAULT_TENSORS_PER_LAYER and per_layer > num_tensors:
-        raise invalid(f"tensor_num_per_layer is {per_layer}, the cache has {num_tensors} tensors")
+        return invalid(f"tensor_num_per_layer is {per_layer}, the cache has {num_tensors} tensors")
     if transfer.all_local and transfer.all_remote:
-        return 0
+        return None
     if num_tensors % per_layer:
-        raise invalid(f"tensor_num_per_layer is {per_layer}, it must divide the cache's {num_tensors} tensors")
+        return invalid(f"tensor_num_per_layer is {per_layer}, it must divide the cache's {num_tensors} tensors")
     if not transfer.all_local and transfer.local_end > num_tensors:
-        raise invalid(f"the layer range selects tensors up to {transfer.local_end}, the cache has {num_tensors}")
+        return invalid(f"the layer range selects tensors up to {transfer.local_end}, the cache has {num_tensors}")
     if transfer.all_remote:
-        return 0
+        return None
     if transfer.remote_end - transfer.remote_first != (
         num_tensors if transfer.all_local else transfer.local_end - transfer.local_first
     ):
-        raise invalid("src_layer_range and dst_layer_range should select equally many layers")
-    return 0
+        return invalid("src_layer_range and dst_layer_range should select equally many layers")
+    return None

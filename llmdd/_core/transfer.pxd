@@ -17,6 +17,8 @@ cdef enum TransferResult:
     OUT_OF_TIME = 5
     LINK_LOST = 6
     PEER_UNSOUND = 7               # the peer's arena says what cannot be
+    REMOTE_SLOT_RANGE = 8          # a push beyond the peer's batch
+    LOCALLY_REFUSED = 9
 
 cdef struct Transfer:
     # the peer
@@ -37,6 +39,7 @@ cdef struct Transfer:
     uint64_t local_batch_index
     # what
     bint push
+    bint locally_refused           # only look whether the remote side exists: that is answered first (api §3.7)
     bint all_local                 # every tensor of ours; else [local_first, local_end)
     bint all_remote
     uint64_t local_first

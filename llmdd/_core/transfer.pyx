@@ -174,8 +174,10 @@ cdef TransferResult find_and_pin(Transfer *transfer, IndexEntry *entry, Slot *co
 cdef TransferResult fits(Transfer *transfer, const Slot *remote) noexcept nogil:
     """The checks of api §3.6 (7, 8) that need the peer's cache; sets the ranges that were left open."""
     cdef uint64_t local_count
+    if transfer.locally_refused:
+        return LOCALLY_REFUSED
     if transfer.batch_index >= remote.batch_size:
-        return REMOTE_MISSING
+        return REMOTE_SLOT_RANGE if transfer.push else REMOTE_MISSING
     if transfer.all_local:
         transfer.local_first = 0
         transfer.local_end = transfer.local_slot.num_tensors

@@ -7,6 +7,7 @@
 ``handshake``      how two ends check each other and exchange their memory
 ``session``        one end of a link that was made
 ``grant``          the pin bit lent to a peer, and how it comes back
+``reaper``         settling what peers have released
 ``link_table``     which clusters are linked: the link machine of the spec, one per cluster
 ``listener``       who may knock, how many, and for how long
 ``service``        :class:`LinkService`, what the rest of llmdd sees of all this
@@ -15,6 +16,7 @@
 No byte of a tensor passes through here, and no message is sent for a transfer.
 """
 
-from .service import LinkService, LinkTarget
+from .endpoint import LinkTarget
+from .service import LinkService
 
 __all__ = ["LinkService", "LinkTarget"]

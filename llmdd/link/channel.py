@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 from .messages import HEADER, Message, ProtocolError, decode, frame, payload_length
 
 _M = TypeVar("_M")
+_N = TypeVar("_N")
 
 
 class ConnectionEnded(ProtocolError):
@@ -34,8 +35,14 @@ class Channel:
         if self._socket.send(data) != len(data):
             raise ConnectionAbortedError("the other end does not take what it is sent")
 
-    async def receive(self, *expected: type[_M]) -> _M:
-        """The next message, which must be one of ``expected``.
+    @overload
+    async def receive(self) -> Message: ...
+    @overload
+    async def receive(self, first: type[_M], /) -> _M: ...
+    @overload
+    async def receive(self, first: type[_M], second: type[_N], /) -> _M | _N: ...
+    async def receive(self, *expected: type[Any]) -> Any:
+        """The next message, which must be one of ``expected`` if any are named.
 
         Raises
         ------
@@ -44,7 +51,7 @@ class Channel:
         """
         payload = await self._exactly(payload_length(await self._exactly(HEADER.size)))
         message = decode(payload)
-        if not isinstance(message, expected):
+        if expected and not isinstance(message, expected):
             raise ProtocolError(f"unexpected message {type(message).__name__}")
         return message
 
@@ -90,25 +97,18 @@ class Channel:
 
 
 async def connect(host: str, port: int) -> Channel:
-    """A channel to ``host``; ``OSError`` if nobody answers there."""
-    loop = asyncio.get_running_loop()
+    """A channel to the numeric address ``host``; ``OSError`` if nobody answers there."""
     try:
-        addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except UnicodeError as error:
-        raise OSError(f"{host!r} is no host name: {error}") from None
-    failure: OSError | None = None
-    for family, kind, protocol, _, address in addresses:
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await loop.sock_connect(sock, address)
-        except OSError as error:
-            sock.close()
-            failure = error
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            return Channel(sock)
-    raise failure or OSError(f"{host!r} has no address")
+        raise OSError(f"{host!r} is no address: {error}") from None
+    family, kind, protocol, _, address = found[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await asyncio.get_running_loop().sock_connect(sock, address)
+    except BaseException:
+        sock.close()
+        raise
+    return Channel(sock)

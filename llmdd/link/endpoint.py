@@ -37,6 +37,7 @@ from .messages import (
     Unlinked,
     UnlinkRequest,
 )
+from .reaper import Reaper
 from .session import Session
 
 _logger = logging.getLogger("llmdd.link")
@@ -47,7 +48,7 @@ HANDSHAKE_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class LinkTarget:
-    """A cluster and where it listens; no address is needed to unlink by force."""
+    """A cluster and the numeric address where it listens, which is not needed to unlink by force."""
 
     cluster_id: int
     host: str | None
@@ -61,15 +62,22 @@ class Endpoint:
     ----------
     identity
         What this cluster says of itself.
-    store
-        Its memory, which linked peers attach.
+    store, reaper
+        Its memory, which linked peers attach, and who takes back the pin bits granted to them.
     publish
         As of :class:`~llmdd.link.link_table.LinkTable`.
     """
 
-    def __init__(self, identity: Identity, store: CacheStore, publish: Callable[[dict[int, PeerArena]], None]) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        store: CacheStore,
+        reaper: Reaper,
+        publish: Callable[[dict[int, PeerArena]], None],
+    ) -> None:
         self._identity = identity
         self._store = store
+        self._reaper = reaper
         self.links = LinkTable(publish)
         self._sessions: set[Session] = set()
         self._committing: set[int] = set()
@@ -124,7 +132,7 @@ class Endpoint:
             self.links.require(target.cluster_id, "link", peer_reachable=False)
             return False
         try:
-            session = await initiate(channel, self._identity, self._store, target.cluster_id)
+            session = await initiate(channel, self._identity, self._store, self._reaper, target.cluster_id)
         except BaseException:
             channel.close()
             raise
@@ -138,7 +146,7 @@ class Endpoint:
         except BaseException:
             session.discard()
             raise
-        self._start(session)
+        self._start(session, initiator=True)
         self._committing.add(cluster_id)
         try:
             verdict = await asyncio.shield(session.verdict)
@@ -153,7 +161,7 @@ class Endpoint:
         # What the peer said right behind its verdict was heard before the link stood.
         if session.farewell:
             self.peer_unlinked(session)
-        if session.heard.is_set():
+        if session.gone:
             self.peer_gone(session)
         return isinstance(verdict, Linked)
 
@@ -166,7 +174,7 @@ class Endpoint:
         # Otherwise the other end's farewell was quicker than its answer, or it has linked to us anew.
         if session is not None:
             await asyncio.shield(session.let_go())
-            await session.heard.wait()
+            await session.parted.wait()
 
     async def _drop(self, target: LinkTarget) -> None:
         session = self.links.take(target.cluster_id, "force_unlink")
@@ -217,7 +225,7 @@ class Endpoint:
     async def _serve_link(self, channel: Channel, request: LinkRequest) -> bool:
         cluster_id = request.identity.cluster_id
         before = self.links[cluster_id].session
-        session = await answer(channel, request, self._identity, self._store)
+        session = await answer(channel, request, self._identity, self._store, self._reaper)
         try:
             if isinstance(await channel.receive(Commit, Detached), Detached):
                 session.discard()  # it has been linked to us by another handshake meanwhile
@@ -230,7 +238,7 @@ class Endpoint:
         except BaseException:
             session.discard()
             raise
-        self._start(session)
+        self._start(session, initiator=False)
         session.say(Linked())
         return True
 
@@ -283,9 +291,9 @@ class Endpoint:
         for session in self._sessions:
             session.channel.abandon()
 
-    def _start(self, session: Session) -> None:
+    def _start(self, session: Session, *, initiator: bool) -> None:
         self._sessions.add(session)
-        session.start(self).add_done_callback(lambda task: self._session_ended(session, task))
+        session.start(self, initiator=initiator).add_done_callback(lambda task: self._session_ended(session, task))
 
     def _session_ended(self, session: Session, task: asyncio.Task[None]) -> None:
         self._sessions.discard(session)
@@ -310,7 +318,7 @@ async def _reach(target: LinkTarget) -> Channel | None:
 async def _part(session: Session) -> None:
     """Until both ends have let go of each other."""
     await asyncio.shield(session.let_go())
-    await session.heard.wait()
+    await session.parted.wait()
 
 
 async def cancel(tasks: Collection[asyncio.Task[Any]]) -> None:

@@ -6,8 +6,9 @@ import asyncio
 import os
 from collections.abc import Callable
 
-from llmdd._core.status import LLMException, LLMStatusCode
 from llmdd._core.store import CacheStore
+
+from .reaper import Reaper
 
 
 class PinGrant:
@@ -24,8 +25,8 @@ class PinGrant:
         If the process ``pid`` cannot be watched; it may have died already.
     """
 
-    def __init__(self, store: CacheStore, pid: int) -> None:
-        self._store = store
+    def __init__(self, store: CacheStore, reaper: Reaper, pid: int) -> None:
+        self._reaper = reaper
         self._owner = os.getpid()
         self._loop = asyncio.get_running_loop()
         self._pidfd = os.pidfd_open(pid)
@@ -35,7 +36,7 @@ class PinGrant:
             os.close(self._pidfd)
             raise
         self.returned = asyncio.Event()
-        self._dismissal: asyncio.Task[None] | None = None
+        self._given_back = False
 
     def watch(self, on_death: Callable[[], None]) -> None:
         """Take the bit back, then call ``on_death``, when the peer's process ends."""
@@ -47,33 +48,20 @@ class PinGrant:
 
         self._loop.add_reader(self._pidfd, died)
 
-    def give_back(self) -> asyncio.Task[None]:
-        """The peer transfers no more: drop its pins and let the bit be granted anew. Once; again is nothing.
+    def give_back(self) -> None:
+        """The peer transfers no more: drop its pins and let the bit be granted anew. Once; again is nothing."""
+        if not self._given_back:
+            self._given_back = True
+            self._reaper.take_back(self.peer_bit, self._arrived)
 
-        The task returned is done when the store has done so.
-        """
-        if self._dismissal is None:
-            self._dismissal = self._loop.create_task(self._dismiss())
-        return self._dismissal
+    def _arrived(self) -> None:
+        self._loop.call_soon_threadsafe(self.returned.set)
 
     def withdraw(self) -> None:
         """End a grant that was never used."""
         if os.getpid() == self._owner:
             self.give_back()
             self.close()
-
-    async def _dismiss(self) -> None:
-        # In a thread: the store may be held still by a caller (CacheManager.paused), and the links must not be.
-        while True:
-            try:
-                await asyncio.to_thread(self._store.dismiss_peer, self.peer_bit)
-            except LLMException as error:
-                if error.status_code is LLMStatusCode.LLM_TIMEOUT:
-                    continue
-                if error.status_code is not LLMStatusCode.LLM_ENGINE_FINALIZED:
-                    raise
-            break
-        self.returned.set()
 
     def close(self) -> None:
         """Watch no more. A bit not given back stays taken."""

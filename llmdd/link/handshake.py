@@ -22,6 +22,7 @@ from llmdd.transport import local
 from .channel import Channel
 from .grant import PinGrant
 from .messages import PROTOCOL_VERSION, Identity, LinkRequest, ProtocolError, Refusal, Segments, Welcome
+from .reaper import Reaper
 from .segments import Handover, Rendezvous, SegmentSocket, come_to
 from .session import Session
 
@@ -93,7 +94,9 @@ def _versions(identity: Identity) -> str:
     )
 
 
-async def initiate(channel: Channel, mine: Identity, store: CacheStore, expected_cluster_id: int) -> Session:
+async def initiate(
+    channel: Channel, mine: Identity, store: CacheStore, reaper: Reaper, expected_cluster_id: int
+) -> Session:
     """The initiator's part, up to the commit.
 
     Raises
@@ -115,7 +118,7 @@ async def initiate(channel: Channel, mine: Identity, store: CacheStore, expected
     _require_no_objection(mine, theirs)
     with await come_to(welcome.rendezvous) as connection:
         _require_process(connection, theirs)
-        with _granted(store, connection.peer_pid) as grant:
+        with _granted(store, reaper, connection.peer_pid) as grant:
             _hand_over(store, grant, connection, welcome.token)
             try:
                 handover = await connection.receive()
@@ -126,7 +129,7 @@ async def initiate(channel: Channel, mine: Identity, store: CacheStore, expected
                 return Session(channel, theirs, _attach(handover), grant)
 
 
-async def answer(channel: Channel, request: LinkRequest, mine: Identity, store: CacheStore) -> Session:
+async def answer(channel: Channel, request: LinkRequest, mine: Identity, store: CacheStore, reaper: Reaper) -> Session:
     """The acceptor's part, up to the commit; raises as :func:`initiate` does."""
     theirs = request.identity
     if request.expected_cluster_id != mine.cluster_id:
@@ -136,9 +139,10 @@ async def answer(channel: Channel, request: LinkRequest, mine: Identity, store: 
     with Rendezvous() as rendezvous:
         channel.send(Welcome(mine, rendezvous.name, token))
         connection, handover = await _meet(rendezvous, theirs, token)
-    with connection, closing(handover), _granted(store, connection.peer_pid) as grant:
+    with connection, closing(handover), _granted(store, reaper, connection.peer_pid) as grant:
+        arena = _attach(handover)
         _hand_over(store, grant, connection, token)
-        return Session(channel, theirs, _attach(handover), grant)
+        return Session(channel, theirs, arena, grant)
 
 
 async def _meet(rendezvous: Rendezvous, theirs: Identity, token: bytes) -> tuple[SegmentSocket, Handover]:
@@ -160,9 +164,9 @@ async def _meet(rendezvous: Rendezvous, theirs: Identity, token: bytes) -> tuple
 
 
 @contextmanager
-def _granted(store: CacheStore, pid: int) -> Iterator[PinGrant]:
+def _granted(store: CacheStore, reaper: Reaper, pid: int) -> Iterator[PinGrant]:
     """A pin bit for the process ``pid``, withdrawn if the handshake fails (nobody has used it then)."""
-    grant = PinGrant(store, pid)
+    grant = PinGrant(store, reaper, pid)
     try:
         yield grant
     except BaseException:

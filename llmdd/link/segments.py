@@ -158,5 +158,10 @@ async def _readable(sock: socket.socket) -> None:
     # By callback, not by `finally`: in a forked child the collector may run a `finally`, and would then take the socket
     # out of the parent's epoll.
     ready.add_done_callback(lambda _: loop.remove_reader(fd))
-    loop.add_reader(fd, lambda: ready.done() or ready.set_result(None))
+    loop.add_reader(fd, _wake, ready)
     await ready
+
+
+def _wake(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import logging
 import os
 import socket
 import threading
@@ -19,13 +18,10 @@ from llmdd._core.store import CacheStore
 from .endpoint import Endpoint, LinkTarget, cancel
 from .handshake import new_identity
 from .listener import Listener, bind
+from .reaper import Reaper
 
-_logger = logging.getLogger("llmdd.link")
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
-
-#: How often the node settles what peers have released while it was doing nothing itself.
-REAP_INTERVAL_S = 0.02
 
 
 class LinkService:
@@ -58,7 +54,8 @@ class LinkService:
         identity = new_identity(cluster_id, remote_accessible)
         self.incarnation = identity.incarnation
         self._store = store
-        self._endpoint = Endpoint(identity, store, self._publish)
+        self._reaper = Reaper(store)
+        self._endpoint = Endpoint(identity, store, self._reaper, self._publish)
         self._listener: Listener | None = None
         self._calls: set[asyncio.Task[Any]] = set()
         self._pid = os.getpid()
@@ -69,8 +66,6 @@ class LinkService:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name=f"llmdd link {cluster_id}", daemon=True)
         self._thread.start()
-        self._reaping = self._submit(self._reap)
-        self._reaping.add_done_callback(_log_failure)
         _services.add(self)
 
     def listen(self, host: str, port: int) -> tuple[str, int]:
@@ -132,6 +127,7 @@ class LinkService:
                     return
                 self._closed = True
             asyncio.run_coroutine_threadsafe(self._shut_down(timeout_ms / 1000), self._loop).result()
+            self._reaper.close()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self.address = None
@@ -183,26 +179,11 @@ class LinkService:
         if before is not None:
             await before.close()
 
-    async def _reap(self) -> None:
-        while True:
-            await asyncio.sleep(REAP_INTERVAL_S)
-            try:
-                await asyncio.to_thread(self._store.reap)  # in a thread: a caller may hold the store still
-            except LLMException as error:
-                if error.status_code is LLMStatusCode.LLM_ENGINE_FINALIZED:
-                    return
-                if error.status_code is not LLMStatusCode.LLM_TIMEOUT:
-                    raise
-
     async def _shut_down(self, timeout_s: float) -> None:
         await cancel(list(self._calls))
         await self._replace_listener(None)
         await self._endpoint.close(timeout_s)
-        self._reaping.cancel()
-        left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        if left:  # pin bits on their way back to the store
-            _, late = await asyncio.wait(left, timeout=timeout_s)
-            await cancel(late)
+        await cancel([task for task in asyncio.all_tasks() if task is not asyncio.current_task()])
         await self._loop.shutdown_default_executor()
 
 
@@ -211,11 +192,6 @@ def _result_of(future: concurrent.futures.Future[_T]) -> _T:
         return future.result()
     except concurrent.futures.CancelledError:
         raise _finalized("the link service ended meanwhile") from None
-
-
-def _log_failure(future: concurrent.futures.Future[None]) -> None:
-    if not future.cancelled() and (error := future.exception()) is not None:
-        _logger.error("what peers release is not settled any more", exc_info=error)
 
 
 def _finalized(reason: str) -> LLMException:

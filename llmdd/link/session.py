@@ -14,8 +14,8 @@ from .messages import Crossed, Detached, Farewell, Identity, Linked, Message, Pr
 
 _logger = logging.getLogger("llmdd.link")
 
-# A wait in a thread cannot be cancelled, so it is made of slices, between which it can.
-_DETACH_SLICE_MS = 100
+# How soon to look whether a transfer in progress has ended. Transfers take turns without the event loop's knowledge.
+_LOOK_AGAIN_S = 0.002
 
 
 class SessionOwner(Protocol):
@@ -31,8 +31,15 @@ class SessionOwner(Protocol):
 class Session:
     """The connection to a peer, its memory (attached here) and the pin bit that it was granted (in our store).
 
-    Three things end, each in its own time: the peer's last word is *heard*; our end has *let go* of the peer's memory
-    and said so; the *grant* came back. :attr:`ended` is done when all three have.
+    Three things come about, each in its own time: the peer is *gone*, having said its last word or not; our end has
+    *let go* of the peer's memory and said so; the *grant* came back. :attr:`ended` is done when all three have.
+
+    Attributes
+    ----------
+    farewell, promised, gone
+        Whether the peer has dropped its end in good order; has promised to transfer no more; is heard no more.
+    parted
+        Set when the peer is gone and, if it has promised, its pins are dropped.
     """
 
     def __init__(self, channel: Channel, peer: Identity, arena: PeerArena, grant: PinGrant) -> None:
@@ -40,8 +47,8 @@ class Session:
         self.peer = peer
         self.arena = arena
         self.grant = grant
-        self.farewell = False
-        self.heard = asyncio.Event()
+        self.farewell = self.promised = self.gone = False
+        self.parted = asyncio.Event()
         self.verdict: asyncio.Future[Linked | Crossed | Refusal] = asyncio.get_running_loop().create_future()
         self.ended: asyncio.Task[None] | None = None
         self._letting_go: asyncio.Task[None] | None = None
@@ -60,8 +67,10 @@ class Session:
         except OSError as error:
             _logger.debug("cluster %d does not hear us any more: %s", self.peer.cluster_id, error)
 
-    def start(self, owner: SessionOwner) -> asyncio.Task[None]:
-        """Listen to the peer, and watch its process, from now on."""
+    def start(self, owner: SessionOwner, *, initiator: bool) -> asyncio.Task[None]:
+        """Listen to the peer, and watch its process, from now on. Only the initiator hears a :attr:`verdict`."""
+        if not initiator:
+            self.verdict.cancel()
         self.grant.watch(self.channel.hang_up)
         self.ended = asyncio.create_task(self._run(owner), name=f"session with cluster {self.peer.cluster_id}")
         return self.ended
@@ -81,25 +90,22 @@ class Session:
         self.let_go()
 
     async def _detach(self) -> None:
-        while not await asyncio.to_thread(self.arena.detach, _DETACH_SLICE_MS):
-            _logger.debug("waiting for a transfer with cluster %d to end", self.peer.cluster_id)
+        while not self.arena.detach(0):
+            await asyncio.sleep(_LOOK_AGAIN_S)
         self.say(Detached())
         self.channel.finish()
 
     async def _run(self, owner: SessionOwner) -> None:
         try:
             await self._hear(owner)
-        except ConnectionEnded as error:
-            _logger.debug("session with cluster %d: %s", self.peer.cluster_id, error)
-        except ProtocolError as error:
-            _logger.warning("session with cluster %d dropped: %s", self.peer.cluster_id, error)
-        try:
-            self.heard.set()
-            if not self.verdict.done():
-                self.verdict.set_exception(ConnectionEnded("the other end left before the link stood"))
-                self.verdict.exception()  # nobody waits for it at the acceptor
+            self.gone = True
             owner.peer_gone(self)
-            await asyncio.shield(self.let_go())
+            letting_go = self.let_go()
+            if self.promised:
+                self.grant.give_back()
+                await self.grant.returned.wait()
+            self.parted.set()
+            await asyncio.shield(letting_go)
             self.channel.close()
             await self.grant.returned.wait()
         finally:
@@ -107,18 +113,25 @@ class Session:
             self.grant.close()
 
     async def _hear(self, owner: SessionOwner) -> None:
-        """Listen until the peer has said its last word."""
-        while True:
-            message = await self.channel.receive(Linked, Crossed, Refusal, Farewell, Detached)
-            if isinstance(message, Detached):
-                await asyncio.shield(self.grant.give_back())
-                return
-            if isinstance(message, Farewell):
-                if self.farewell:
-                    raise ProtocolError("a second farewell")
-                self.farewell = True
-                owner.peer_unlinked(self)
-            elif self.verdict.done():
-                raise ProtocolError(f"unexpected message {type(message).__name__}")
-            else:
-                self.verdict.set_result(message)
+        """Listen until the peer has said its last word, or is not there to say one."""
+        try:
+            while not self.promised:
+                self._take(await self.channel.receive(), owner)
+        except ConnectionEnded as error:
+            _logger.debug("session with cluster %d: %s", self.peer.cluster_id, error)
+        except ProtocolError as error:
+            _logger.warning("session with cluster %d dropped: %s", self.peer.cluster_id, error)
+        if not self.verdict.done():
+            self.verdict.set_exception(ConnectionEnded("the other end left before the link stood"))
+            self.verdict.exception()  # so that nobody need ask: a call whose time was up does not
+
+    def _take(self, message: Message, owner: SessionOwner) -> None:
+        if isinstance(message, Detached):
+            self.promised = True
+        elif isinstance(message, Farewell) and not self.farewell:
+            self.farewell = True
+            owner.peer_unlinked(self)
+        elif isinstance(message, (Linked, Crossed, Refusal)) and not self.verdict.done():
+            self.verdict.set_result(message)
+        else:
+            raise ProtocolError(f"unexpected message {type(message).__name__}")

@@ -1,0 +1,93 @@
+"""Initialised instances and links between them, for the tests that use llmdd as a program does."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import pytest
+
+from llmdd import LLMClusterInfo, LLMConfig, LLMDataDist, LLMRole, LLMStatusCode
+
+PATIENCE_S = 30.0
+
+
+class MakeDatadist(Protocol):
+    def __call__(
+        self,
+        cluster_id: int,
+        *,
+        device_bytes: int | None = 1 << 20,
+        host_bytes: int | None = None,
+        page_shift: int = 12,
+        timeout_ms: int = 5000,
+        remote_accessible: bool = False,
+    ) -> LLMDataDist: ...
+
+
+class Eventually(Protocol):
+    def __call__(self, condition: Callable[[], object], what: str) -> None: ...
+
+
+@pytest.fixture
+def eventually() -> Eventually:
+    """Waits for what happens on another thread or in another process, of which the API gives no notice."""
+
+    def wait(condition: Callable[[], object], what: str) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert time.monotonic() < deadline, f"{what}: still not so after {PATIENCE_S} s"
+            time.sleep(0.002)
+
+    return wait
+
+
+@pytest.fixture
+def make_datadist() -> Iterator[MakeDatadist]:
+    """Makes initialised instances that listen, and finalizes them at the end."""
+    made: list[LLMDataDist] = []
+
+    def make(
+        cluster_id: int,
+        *,
+        device_bytes: int | None = 1 << 20,
+        host_bytes: int | None = None,
+        page_shift: int = 12,
+        timeout_ms: int = 5000,
+        remote_accessible: bool = False,
+    ) -> LLMDataDist:
+        config = LLMConfig()
+        config.enable_cache_manager = True
+        config.enable_remote_cache_accessible = remote_accessible
+        config.listen_ip_info = "127.0.0.1:0"
+        config.sync_kv_timeout = timeout_ms
+        if device_bytes is not None:
+            config.mem_pool_cfg = json.dumps({"memory_size": device_bytes, "page_shift": page_shift})
+        if host_bytes is not None:
+            config.host_mem_pool_cfg = json.dumps({"memory_size": host_bytes, "page_shift": page_shift})
+        datadist = LLMDataDist(LLMRole.MIX, cluster_id)
+        datadist.init(config.generate_options())
+        made.append(datadist)
+        return datadist
+
+    yield make
+    for datadist in made:
+        datadist.finalize()
+
+
+@pytest.fixture
+def link() -> Callable[[LLMDataDist, LLMDataDist], None]:
+    """Links one instance to another that listens."""
+
+    def link(client: LLMDataDist, server: LLMDataDist) -> None:
+        address = server.listen_address
+        assert address is not None
+        cluster = LLMClusterInfo()
+        cluster.remote_cluster_id = server.cluster_id
+        cluster.append_local_ip_info("127.0.0.1", 0)
+        cluster.append_remote_ip_info(*address)
+        assert client.link_clusters([cluster]) == (LLMStatusCode.LLM_SUCCESS, [LLMStatusCode.LLM_SUCCESS])
+
+    return link

@@ -1,0 +1,324 @@
+"""Nodes to link: in this process, and in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from llmdd._core.cache_desc import CacheDesc
+from llmdd._core.cache_keys import CacheKey
+from llmdd._core.enumerations import DataType
+from llmdd._core.status import LLMException
+from llmdd._core.store import CacheStore
+from llmdd.link import LinkService, LinkTarget, handshake, messages
+
+LOCALHOST = "127.0.0.1"
+PATIENCE_S = 20.0
+DESC = CacheDesc(1, (1, 4096), DataType.DT_UINT8)
+
+
+class Node:
+    """A node in this process."""
+
+    def __init__(self, cluster_id: int, *, remote_accessible: bool = False) -> None:
+        self.cluster_id = cluster_id
+        self.store = CacheStore(
+            cluster_id=cluster_id,
+            device_pool=(1 << 20, 16),
+            host_pool=None,
+            remote_accessible=remote_accessible,
+            timeout_ms=1000,
+        )
+        self.service = LinkService(cluster_id=cluster_id, store=self.store, remote_accessible=remote_accessible)
+
+    def listen(self) -> LinkTarget:
+        """Start listening; what others need in order to link to this node."""
+        return LinkTarget(self.cluster_id, *self.service.listen(LOCALHOST, 0))
+
+    def link(self, target: LinkTarget, timeout_ms: int = 5000) -> str:
+        return self.service.link([target], timeout_ms)[0].name
+
+    def unlink(self, target: LinkTarget, timeout_ms: int = 5000, force: bool = False) -> str:
+        return self.service.unlink([target], timeout_ms, force)[0].name
+
+    def linked(self) -> list[int]:
+        return self.service.linked_clusters()
+
+    def bits_out(self) -> int:
+        """How many pin bits are with peers."""
+        free = []
+        while True:
+            try:
+                free.append(self.store.admit_peer())
+            except LLMException:
+                break
+        for bit in free:
+            self.store.dismiss_peer(bit)
+        return 64 - len(free)
+
+    def bind(self, req_id: int, fill: int) -> None:
+        """A cache filled with one number, to be pulled by its key."""
+        cache = self.store.allocate_cache(DESC, [CacheKey(self.cluster_id, req_id)])
+        cache.tensors[0][:] = fill
+        self.store.deallocate_cache(cache)
+
+    def pull(self, cluster_id: int, req_id: int) -> int:
+        """The number a peer's cache is filled with."""
+        cache = self.store.allocate_cache(DESC)
+        try:
+            self.store.pull_cache(CacheKey(cluster_id, req_id), cache)
+            return int(cache.tensors[0][0, -1])
+        finally:
+            self.store.deallocate_cache(cache)
+
+    def close(self) -> None:
+        self.service.close(5000)
+        self.store.close()
+
+
+@pytest.fixture
+def make_node() -> Iterator[Callable[..., Node]]:
+    nodes: list[Node] = []
+
+    def make(cluster_id: int, **settings: Any) -> Node:
+        nodes.append(Node(cluster_id, **settings))
+        return nodes[-1]
+
+    yield make
+    for node in nodes:
+        node.close()
+
+
+class Peer:
+    """A node in a process of its own (``peer_process.py``)."""
+
+    def __init__(self, cluster_id: int, remote_accessible: bool = False, **handshake_constants: Any) -> None:
+        self.cluster_id = cluster_id
+        settings = {
+            "cluster_id": cluster_id,
+            "remote_accessible": remote_accessible,
+            "handshake_constants": handshake_constants,
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("peer_process.py")), json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._children: list[int] = []
+
+    def ask(self, call: str, *arguments: object) -> None:
+        """Have a call made; :meth:`answer` waits for its result."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([call, *arguments]) + "\n")
+        self._process.stdin.flush()
+
+    def answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the peer process has ended"
+        return json.loads(line)
+
+    def call(self, call: str, *arguments: object) -> Any:
+        self.ask(call, *arguments)
+        return self.answer()
+
+    def listen(self, port: int = 0) -> LinkTarget:
+        return LinkTarget(self.cluster_id, *self.call("listen", LOCALHOST, port))
+
+    def link(self, target: LinkTarget, timeout_ms: int = 5000) -> str:
+        code: str = self.call("link", target.cluster_id, target.host, target.port, timeout_ms)
+        return code
+
+    def unlink(self, target: LinkTarget, timeout_ms: int = 5000, force: bool = False) -> str:
+        code: str = self.call("unlink", target.cluster_id, target.host, target.port, timeout_ms, force)
+        return code
+
+    def fork(self) -> int:
+        child: int = self.call("fork")
+        self._children.append(child)
+        return child
+
+    def freeze(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)
+
+    def thaw(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def end(self) -> None:
+        """End in good order if the process lives; leave no child of it behind."""
+        for child in self._children:
+            os.kill(child, signal.SIGKILL)
+        if self._process.poll() is None:
+            self.thaw()
+            self._process.communicate(timeout=PATIENCE_S)
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+@pytest.fixture
+def make_peer() -> Iterator[Callable[..., Peer]]:
+    peers: list[Peer] = []
+
+    def make(cluster_id: int, **settings: Any) -> Peer:
+        peers.append(Peer(cluster_id, **settings))
+        return peers[-1]
+
+    yield make
+    for peer in peers:
+        peer.end()
+
+
+class RawChannel:
+    """A connection on which anything at all can be said, at any moment."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.settimeout(PATIENCE_S)
+        self.socket = sock
+
+    def send(self, *said: messages.Message | bytes) -> None:
+        self.socket.sendall(b"".join(part if isinstance(part, bytes) else messages.frame(part) for part in said))
+
+    def receive(self) -> messages.Message | None:
+        """The next message; None at the end of the connection."""
+        header = self._exactly(messages.HEADER.size)
+        return None if header is None else messages.decode(self._exactly(messages.payload_length(header)) or b"")
+
+    def _exactly(self, size: int) -> bytes | None:
+        data = b""
+        while len(data) < size:
+            try:
+                part = self.socket.recv(size - len(data))
+            except ConnectionResetError:
+                return None
+            if not part:
+                return None
+            data += part
+        return data
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class RawEnd:
+    """One end of links, made step by step by the test instead of by a LinkService."""
+
+    def __init__(self, cluster_id: int) -> None:
+        self.cluster_id = cluster_id
+        self.identity = handshake.new_identity(cluster_id, remote_accessible=False)
+        self.store = CacheStore(cluster_id=cluster_id, device_pool=(1 << 20, 16), timeout_ms=1000)
+        self._server = socket.create_server((LOCALHOST, 0))
+        self._server.settimeout(PATIENCE_S)
+        self.target = LinkTarget(cluster_id, *self._server.getsockname())
+        self._channels: list[RawChannel] = []
+
+    def connect(self, target: LinkTarget) -> RawChannel:
+        assert target.host is not None and target.port is not None
+        return self._opened(socket.create_connection((target.host, target.port)))
+
+    def accept(self) -> RawChannel:
+        return self._opened(self._server.accept()[0])
+
+    def _opened(self, sock: socket.socket) -> RawChannel:
+        self._channels.append(RawChannel(sock))
+        return self._channels[-1]
+
+    def request_link(self, target: LinkTarget) -> tuple[RawChannel, messages.Welcome]:
+        channel = self.connect(target)
+        channel.send(messages.LinkRequest(self.identity, target.cluster_id))
+        welcome = channel.receive()
+        assert isinstance(welcome, messages.Welcome), welcome
+        return channel, welcome
+
+    def segments(self, token: bytes, /, **changes: Any) -> messages.Segments:
+        return msgspec.structs.replace(messages.Segments(token, self.store.export()[0], 0), **changes)
+
+    def hand_over(self, welcome: messages.Welcome, payload: bytes | None = None, fds: list[int] | None = None) -> bool:
+        """Come to the rendezvous with what is given (this end's memory otherwise); whether memory came in return."""
+        payload = messages.encode(self.segments(welcome.token)) if payload is None else payload
+        fds = self.store.export()[1] if fds is None else fds
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as unix:
+            unix.settimeout(PATIENCE_S)
+            unix.connect(f"\0llmdd-{welcome.rendezvous}")
+            try:
+                socket.send_fds(unix, [payload], fds)
+                received = socket.recv_fds(unix, messages.MAX_PAYLOAD, 8)[1]
+            except (BrokenPipeError, ConnectionResetError):
+                return False
+            for fd in received:
+                os.close(fd)
+            return bool(received)
+
+    def prepare_link(self, target: LinkTarget) -> RawChannel:
+        """A handshake with a node, as its initiator, up to the commit."""
+        channel, welcome = self.request_link(target)
+        assert self.hand_over(welcome)
+        return channel
+
+    def link(self, target: LinkTarget) -> RawChannel:
+        channel = self.prepare_link(target)
+        channel.send(messages.Commit())
+        assert channel.receive() == messages.Linked()
+        return channel
+
+    def welcome(self, channel: RawChannel, **changes: Any) -> None:
+        """Answer a node's request for a link, then its handover, up to its commit (which is received)."""
+        assert isinstance(channel.receive(), messages.LinkRequest)
+        name, token = secrets.token_hex(8), secrets.token_bytes(16)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as unix:
+            unix.settimeout(PATIENCE_S)
+            unix.bind(f"\0llmdd-{name}")
+            unix.listen(1)
+            channel.send(messages.Welcome(self.identity, name, token))
+            with unix.accept()[0] as connection:
+                for fd in socket.recv_fds(connection, messages.MAX_PAYLOAD, 8)[1]:
+                    os.close(fd)
+                socket.send_fds(connection, [messages.encode(self.segments(token, **changes))], self.store.export()[1])
+
+    def close(self) -> None:
+        for channel in self._channels:
+            channel.close()
+        self._server.close()
+        self.store.close()
+
+
+@pytest.fixture
+def make_raw_end() -> Iterator[Callable[..., RawEnd]]:
+    ends: list[RawEnd] = []
+
+    def make(cluster_id: int) -> RawEnd:
+        ends.append(RawEnd(cluster_id))
+        return ends[-1]
+
+    yield make
+    for end in ends:
+        end.close()
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture
+def no_descriptor_leaks(eventually: Callable) -> Iterator[None]:
+    """Ask for it first, so that it looks last: after every node has been closed."""
+    before = open_descriptors()
+    yield
+    eventually(lambda: open_descriptors() <= before, f"{before} descriptors were open before the test")

@@ -1,0 +1,88 @@
+"""What is on the wire is bounded, typed, and the same for ever."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmdd.link import messages
+
+IDENTITY = messages.Identity(1, 1, "abc", 2**64 - 1, 2**64 - 1, "host", 1, True)
+EVERY_MESSAGE = [
+    messages.LinkRequest(IDENTITY, 2),
+    messages.UnlinkRequest(IDENTITY, 2),
+    messages.Welcome(IDENTITY, "name", bytes(16)),
+    messages.Segments(bytes(16), {"control_bytes": 2**63}, 63),
+    messages.Commit(),
+    messages.Linked(),
+    messages.Crossed(),
+    messages.Refusal(2**32 - 1, "no"),
+    messages.Unlinked(),
+    messages.Farewell(),
+    messages.Detached(),
+]
+
+
+@pytest.mark.parametrize("message", EVERY_MESSAGE, ids=lambda message: type(message).__name__)
+def test_a_message_survives_the_wire(message: messages.Message) -> None:
+    frame = messages.frame(message)
+    header, payload = frame[: messages.HEADER.size], frame[messages.HEADER.size :]
+    assert messages.payload_length(header) == len(payload)
+    assert messages.decode(payload) == message
+
+
+def test_every_message_is_covered() -> None:
+    assert {type(message) for message in EVERY_MESSAGE} == set(messages.Message.__args__)
+
+
+@given(st.binary(max_size=200))
+def test_bytes_are_a_message_or_a_protocol_error(payload: bytes) -> None:
+    try:
+        message = messages.decode(payload)
+    except messages.ProtocolError:
+        return
+    assert messages.decode(messages.encode(message)) == message
+
+
+@given(st.sampled_from(EVERY_MESSAGE), st.data())
+def test_a_damaged_message_is_a_message_or_a_protocol_error(message: messages.Message, data: st.DataObject) -> None:
+    payload = bytearray(messages.encode(message))
+    place = data.draw(st.integers(0, len(payload) - 1))
+    payload[place] ^= data.draw(st.integers(1, 255))
+    try:
+        assert isinstance(messages.decode(bytes(payload)), messages.Message.__args__)
+    except messages.ProtocolError as error:
+        assert str(error)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        messages.Welcome(IDENTITY, "x" * 201, bytes(16)),
+        messages.Welcome(IDENTITY, "x", bytes(15)),
+        messages.Segments(bytes(16), {str(n): n for n in range(65)}, 0),
+        messages.Segments(bytes(16), {}, 64),
+        messages.Refusal(0, "x" * 1001),
+        messages.LinkRequest(msgspec.structs.replace(IDENTITY, cluster_id=-1), 2),
+    ],
+)
+def test_what_is_out_of_bounds_is_no_message(message: messages.Message) -> None:
+    with pytest.raises(messages.ProtocolError):
+        messages.decode(messages.encode(message))
+
+
+def test_a_later_version_may_say_more() -> None:
+    """An identity with a field that this version does not know is understood, so that it can be refused by name."""
+    fields = msgspec.msgpack.decode(messages.encode(messages.LinkRequest(IDENTITY, 2)))
+    fields["identity"]["nickname"] = "a field of a later version"
+    assert messages.decode(msgspec.msgpack.encode(fields)) == messages.LinkRequest(IDENTITY, 2)
+
+
+def test_frames_are_bounded() -> None:
+    with pytest.raises(ValueError, match="a frame holds"):
+        messages.frame(messages.Refusal(0, "x" * messages.MAX_PAYLOAD))
+    for length in (0, messages.MAX_PAYLOAD + 1, 2**32 - 1):
+        with pytest.raises(messages.ProtocolError):
+            messages.payload_length(messages.HEADER.pack(length))
