@@ -24,6 +24,9 @@ from llmdd.demo.settings import Settings
 
 LIMIT_SECONDS = 120
 
+#: Not the repository, whose source folder would come before the installed package.
+ELSEWHERE = "/"
+
 KEYS = {"identical", "requests", "tokens", "bytes_moved", "pull_latency_us", "rate_gb_s", "leaked_bytes"}
 
 
@@ -33,7 +36,7 @@ def llmdd(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[by
     Whoever is left behind would hold the pipes open, and the wait would time out.
     """
     command = [sys.executable, "-m", "llmdd.cli", *arguments]
-    return subprocess.run(command, input=stdin, capture_output=True, timeout=LIMIT_SECONDS)
+    return subprocess.run(command, input=stdin, capture_output=True, timeout=LIMIT_SECONDS, cwd=ELSEWHERE)
 
 
 def succeed(completed: subprocess.CompletedProcess[bytes]) -> dict[str, Any]:
@@ -146,7 +149,9 @@ def test_the_version() -> None:
 @pytest.mark.parametrize("missing", ["typer", "rich"])
 def test_without_the_extra_one_line_says_what_to_install(missing: str) -> None:
     program = f"import sys; sys.modules[{missing!r}] = None; from llmdd.cli import main; main()"
-    completed = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=LIMIT_SECONDS)
+    completed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, timeout=LIMIT_SECONDS, cwd=ELSEWHERE
+    )
     assert completed.returncode == 1
     assert completed.stderr.decode() == f"llmdd's command line needs {missing}: pip install 'llmdd[cli]'\n"
 
