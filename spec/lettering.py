@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from math import fsum  # exact, so that every version of Python draws the same
 
 from .machine import Transition
 
@@ -61,7 +62,7 @@ def text_width(text: str, style: Style) -> float:
     """How wide ``text`` may come out: at least as wide as in the wide ones of the fonts readers have."""
     if style.monospaced:
         return 0.61 * style.size * len(text)
-    return style.size * (1.1 if style.bold else 1) * sum(map(_character_width, text))
+    return style.size * (1.1 if style.bold else 1) * fsum(map(_character_width, text))
 
 
 def _character_width(character: str) -> float:
@@ -74,8 +75,8 @@ def _character_width(character: str) -> float:
 
 def line_width(line: Line) -> float:
     """The width of the runs with a space between each two."""
-    spaces = sum(text_width(" ", run.style) for run in line[1:])
-    return spaces + sum(text_width(run.text, run.style) for run in line)
+    spaces = fsum(text_width(" ", run.style) for run in line[1:])
+    return spaces + fsum(text_width(run.text, run.style) for run in line)
 
 
 def words(text: str, style: Style) -> Line:
@@ -96,7 +97,7 @@ def flow(runs: Iterable[Run], width: float) -> list[Line]:
 
 def block_height(lines: Sequence[Line]) -> float:
     """The height of lines under each other; an empty line is a small gap."""
-    return sum(leading(line) for line in lines)
+    return fsum(leading(line) for line in lines)
 
 
 def leading(line: Line) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
+from math import fsum  # exact, so that every version of Python draws the same
 
 from .lettering import (
     CHIP,
@@ -180,7 +181,7 @@ class Box:
     def __post_init__(self) -> None:
         height = 2 * PADDING + NAME.leading + block_height(self.meaning)
         if self.notes:
-            height += HAIRLINE + sum(block_height(lines) + NOTE_GAP for _, lines in self.notes) - NOTE_GAP
+            height += HAIRLINE + fsum(block_height(lines) + NOTE_GAP for _, lines in self.notes) - NOTE_GAP
         left, top = self.place.left, self.place.top
         self.area = Rectangle(left, top, left + self.place.width, top + height)
 
@@ -191,7 +192,7 @@ class Box:
     def overflow(self) -> list[str]:
         """The lines that are too long for the box."""
         room = self.place.width - 2 * PADDING
-        beside = sum(chip_width(fact) + CHIP_GAP for fact, _ in self.chips)
+        beside = fsum(chip_width(fact) + CHIP_GAP for fact, _ in self.chips)
         lines = [([Run(self.state.name, NAME)], room - beside), *((line, room) for line in self.meaning)]
         lines += [(line, room - NOTE_INDENT) for _, note in self.notes for line in note]
         return [" ".join(run.text for run in line) for line, width in lines if line_width(line) > width]
