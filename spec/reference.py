@@ -190,6 +190,7 @@ class Tenant:
         self.tensors: list[bytearray] = []
         self.is_open = False
         self.id_held = True
+        self.handle_is_spent = False
         self.pins: list[Pin] = []
         self.batch_slots = [BatchSlot(self, index) for index in range(desc.batch_size)]
 
@@ -505,8 +506,11 @@ class Node:
     def deallocate_cache(self, cache: Any) -> None:
         self._serving()
         check_given("cache", cache, Cache)
-        tenant = self._tenant_of(cache)
-        if tenant is None:
+        given_by = self.cluster.running(cache.engine)
+        tenant = given_by.tenants.get(cache.cache_id) if given_by else None
+        if tenant is not None:
+            tenant.handle_is_spent = True  # whoever is asked to deallocate it (api §3.3)
+        if tenant is None or given_by is not self:
             self.charts.cache.step("FREE", "drop_id")  # unknown, or gone already
         else:
             tenant.drop_id()
@@ -558,9 +562,20 @@ class Node:
 
     # -- memory ---------------------------------------------------------------------------------------------------
 
+    def tensor_places(self, cache: Cache) -> list[int]:
+        """Where each tensor begins, in bytes from the beginning of its pool; empty once deallocated (api §3.3)."""
+        tenant = self._tenant_of(cache)
+        if tenant is None or tenant.handle_is_spent:
+            return []
+        return [run.start * self.pools[tenant.placement].page_bytes for run in tenant.pages]
+
     def open_view(self, cache: Cache) -> View:
-        """Look at the memory of a cache: pins it until the view is closed."""
+        """Look at the memory of a cache: pins it until the view is closed.
+
+        Of a cache that was deallocated too, as long as keys hold its memory.
+        """
         self._serving()
+        require(cache.engine == self.engine, f"the engine of {cache} was finalized", "LLM_ENGINE_FINALIZED")
         tenant = self._open(self._tenant_of(cache))
         view = View(cache.cache_id, self.next_view, self.engine)
         self.next_view += 1

@@ -118,8 +118,12 @@ cdef str what_is_wrong(const ArenaHeader *header, uint64_t control_bytes, uint64
     capacities.words = header.word_capacity
     for i in range(POOL_COUNT):
         if header.pools[i].configured:
-            if header.pools[i].page_shift > 40 or header.pools[i].tree.pages > 1 << 32:
+            if header.pools[i].page_shift > 40 or header.pools[i].bytes >> header.pools[i].page_shift > 1 << 32:
                 return "its pools are larger than any arena's"
+            if header.pools[i].bytes == 0 or header.pools[i].bytes != (
+                header.pools[i].tree.pages << header.pools[i].page_shift
+            ):
+                return "the size of a pool is not that of its pages"
         pools[i].memory_size = header.pools[i].bytes if header.pools[i].configured else 0
         pools[i].page_shift = header.pools[i].page_shift
     plan_arena(&again, &capacities, pools)

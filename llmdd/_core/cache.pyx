@@ -136,14 +136,15 @@ cdef class Cache:
         cdef list arrays = []
         if memory is None:
             raise invalid("tensors are only offered for memory that llmdd manages, not for create_cpu_cache")
+        pin = ViewPin.__new__(ViewPin)
         memory.require_open("tensors")
+        # Nothing runs between the look at `closed` and the pin that could let another thread close the memory.
         if pin_local(memory.base, self.slot, self.generation) != 0:
             raise failure("tensors", LLMStatusCode.LLM_KV_CACHE_NOT_EXIST, f"cache {self.cache_id} gave its memory back")
-        slot = slot_at(memory.base, self.slot)
-        pin = ViewPin.__new__(ViewPin)
         pin.slot = self.slot
-        pin.pool = memory.pool_mapping(slot.placement)
         pin.arena = memory.arena
+        slot = slot_at(pin.arena.base, self.slot)
+        pin.pool = memory.pool_mapping(slot.placement)
         dtype = NUMPY_TYPES[self.data_type]
         for tensor in range(slot.num_tensors):
             tensor_memory = TensorMemory.__new__(TensorMemory)

@@ -64,6 +64,7 @@ cdef class CacheDesc:
         self.num_tensors = checked_uint32("num_tensors", num_tensors)
         if not isinstance(shape, (list, tuple)):
             raise wrong_type("shape", shape, "list, tuple")
+        shape = list(shape) if isinstance(shape, list) else tuple(shape)  # the caller's may change
         for dimension in shape:
             if not isinstance(dimension, int):
                 raise TypeError(f"shape inner type only support [int], but got {type(dimension)}")

@@ -15,7 +15,7 @@ cdef class CacheStore:
     cdef readonly bint remote_accessible
     cdef public dict peers         # cluster id -> PeerArena, kept by the links
     cdef uint64_t admitted         # one bit for each pin bit given to a peer
-    cdef Cache allocate(self, CacheDesc desc, object cache_keys)
+    cdef Cache allocate(self, CacheDesc desc, tuple cache_keys)
     cdef int transfer_tensors(self, str tag, Transfer *transfer, object key, Cache cache, uint64_t batch_index,
                               int64_t size, uint64_t per_layer) except -1
     cdef int copy_slot(self, Cache dst, Cache src, uint64_t dst_index, uint64_t src_index, uint64_t offset,

@@ -169,12 +169,13 @@ cdef class CacheStore:
         require_present("cache_desc", cache_desc, CacheDesc)
         if not isinstance(cache_keys, (tuple, list)):
             raise wrong_type("cache_keys", cache_keys, "tuple, list")
+        cache_keys = tuple(cache_keys)  # a list may change meanwhile, a subclass may lie about its length
         for key in cache_keys:
             if type(key) is not CacheKey:
                 raise TypeError(f"cache_keys inner type only support [CacheKey], but got {type(key)}")
         return self.allocate(cache_desc, cache_keys)
 
-    cdef Cache allocate(self, CacheDesc desc, object cache_keys):
+    cdef Cache allocate(self, CacheDesc desc, tuple cache_keys):
         cdef Allocation request
         cdef KeyRecord[KEYS_ON_STACK] few
         cdef KeyRecord *records = few
@@ -186,6 +187,7 @@ cdef class CacheStore:
         request.num_tensors = desc.num_tensors
         if desc.num_tensors == 0:
             raise invalid("num_tensors should be bigger than zero")
+        self.memory.require_open("allocate_cache")
         if not header_of(self.memory.base).pools[request.placement].configured:
             raise invalid(f"you should config memory pool firstly: there is no pool for {desc.placement}")
         request.tensor_bytes = checked_tensor_bytes(desc)
@@ -501,7 +503,7 @@ cdef class CacheStore:
     ) except -1:
         """The checks of api §3.6 in order, and the transfer, for a batch slot of ours and one of a peer's."""
         cdef NodeMemory memory = self.memory
-        cdef Mapping arena = memory.arena
+        cdef Mapping arena
         cdef Mapping pool
         cdef Slot *slot
         cdef uint64_t slot_number
@@ -509,6 +511,9 @@ cdef class CacheStore:
         cdef PeerArena peer
         cdef uint64_t cluster_id
         cdef object refusal
+        # Checking arguments may have run code that let another thread finalize; from here to the pin nothing does.
+        memory.require_open(tag)
+        arena = memory.arena
         if type(key) is CacheKey:
             cluster_id = (<CacheKey>key).cluster_id
             transfer.kind = (<CacheKey>key).kind()
@@ -600,7 +605,9 @@ cdef class CacheStore:
         self, Cache dst, Cache src, uint64_t dst_index, uint64_t src_index, uint64_t offset, int64_t size
     ) except -1:
         cdef NodeMemory memory = self.memory
-        cdef Mapping arena = memory.arena
+        cdef Mapping arena
+        memory.require_open("copy_cache")
+        arena = memory.arena
         if src.memory is not memory or pin_local(arena.base, src.slot, src.generation) != 0:
             raise failure("copy_cache", LLMStatusCode.LLM_KV_CACHE_NOT_EXIST, f"cache {src.cache_id} does not exist")
         try:

@@ -174,3 +174,9 @@ def index_displacements() -> Callable[[CacheStore], list[int]]:
         return found
 
     return displacements
+
+
+@pytest.fixture
+def header_offset() -> Callable[[str], int]:
+    """Where a field of the header stands."""
+    return lambda name: getattr(ArenaHeader, name).offset

@@ -159,7 +159,11 @@ def test_blocks_cache_key_refusals(build: Callable[[], object], error: type[Exce
 @pytest.mark.parametrize(
     ("build", "error", "fragment"),
     [
-        (lambda: CacheKeyByIdAndIndex("1", "2", "3"), TypeError, "cluster_id only support [int], but got <class 'str'>"),
+        (
+            lambda: CacheKeyByIdAndIndex("1", "2", "3"),
+            TypeError,
+            "cluster_id only support [int], but got",
+        ),
         (lambda: CacheKeyByIdAndIndex(-1, "2", "3"), ValueError, "cluster_id's value is out of range,-1"),
         (lambda: CacheKeyByIdAndIndex(1, "2", "3"), TypeError, "cache_id only support [int]"),
         (lambda: CacheKeyByIdAndIndex(1, None), TypeError, "cache_id only support [int]"),
@@ -175,9 +179,7 @@ def test_blocks_cache_key_refusals(build: Callable[[], object], error: type[Exce
         (lambda: CacheKeyByIdAndIndex(1, 2, other=3), TypeError, ""),
     ],
 )
-def test_cache_key_by_id_and_index_refusals(
-    build: Callable[[], object], error: type[Exception], fragment: str
-) -> None:
+def test_cache_key_by_id_and_index_refusals(build: Callable[[], object], error: type[Exception], fragment: str) -> None:
     assert_refused(build, error, fragment)
 
 
@@ -253,7 +255,16 @@ def test_keys_survive_pickling_and_copying(key: Key) -> None:
 @pytest.mark.parametrize("key", KEYS, ids=repr)
 def test_keys_do_not_change(key: Key) -> None:
     before, number = repr(key), hash(key)
-    for name in ("cluster_id", "prompt_cluster_id", "req_id", "model_id", "prefix_id", "cache_id", "batch_index", "new"):
+    for name in (
+        "cluster_id",
+        "prompt_cluster_id",
+        "req_id",
+        "model_id",
+        "prefix_id",
+        "cache_id",
+        "batch_index",
+        "new",
+    ):
         with pytest.raises(AttributeError):
             setattr(key, name, 9)
     with pytest.raises(AttributeError):

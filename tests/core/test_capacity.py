@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
@@ -91,7 +92,7 @@ def test_more_keys_than_the_index_holds(make_store: Any) -> None:
 
 @pytest.mark.parametrize(("batch", "tensors"), [(100, 1), (12, 80)])
 def test_key_records_and_words_that_do_not_fit(make_store: Any, batch: int, tensors: int) -> None:
-    store = make_store(slot_capacity=4, key_capacity=1024)
+    store = make_store(device_pool=(1 << 22, 12), slot_capacity=4, key_capacity=1024)
     desc = CacheDesc(tensors, (batch, 8), DataType.DT_INT8)
     caches = []
     keys: list[CacheKey] = []
@@ -171,7 +172,7 @@ def test_a_cache_in_many_pieces(make_store: Any, attach: Any) -> None:
     owner.check()
     addresses = pieces.tensor_addrs
     assert len(set(addresses)) == 32
-    assert {later - earlier for earlier, later in zip(addresses, addresses[1:])} == {2 * PAGE}
+    assert {later - earlier for earlier, later in itertools.pairwise(addresses)} == {2 * PAGE}
     fill(pieces, lambda number: [[number], [-number]])
     owner.copy_cache(pieces, pieces, dst_batch_index=0, src_batch_index=1, size=1)
     assert [tensor[0, 0] for tensor in pieces.tensors] == [-number for number in range(32)]
