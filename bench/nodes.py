@@ -1,0 +1,35 @@
+"""Nodes of llmdd as the benchmarks use them, made and linked by the public API alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from llmdd import LLMClusterInfo, LLMConfig, LLMDataDist, LLMRole, LLMStatusCode
+
+TIMEOUT_MS = 30_000  # sync_kv_timeout: far beyond what any case takes
+
+
+@contextmanager
+def node(role: LLMRole, cluster_id: int, memory_size: int, page_shift: int) -> Iterator[LLMDataDist]:
+    """An initialised instance that listens, with a pool of `memory_size` bytes."""
+    config = LLMConfig()
+    config.enable_cache_manager = True
+    config.listen_ip_info = "127.0.0.1:0"
+    config.sync_kv_timeout = TIMEOUT_MS
+    config.mem_pool_cfg = json.dumps({"memory_size": memory_size, "page_shift": page_shift})
+    with LLMDataDist(role, cluster_id) as datadist:
+        datadist.init(config.generate_options())
+        yield datadist
+
+
+def link(datadist: LLMDataDist, cluster_id: int, address: tuple[str, int]) -> None:
+    """Link to the cluster that listens at `address`."""
+    cluster = LLMClusterInfo()
+    cluster.remote_cluster_id = cluster_id
+    cluster.append_local_ip_info("127.0.0.1", 0)
+    cluster.append_remote_ip_info(*address)
+    status, _ = datadist.link_clusters([cluster])
+    if status is not LLMStatusCode.LLM_SUCCESS:
+        raise RuntimeError(f"linking to cluster {cluster_id} failed: {status}")
