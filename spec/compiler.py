@@ -16,9 +16,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Sequence
 
 from .lifecycle import MACHINES
 from .machine import Machine, Refusal, Transition
@@ -67,7 +67,7 @@ def state_of(machine: Machine) -> list[int]:
     facts = signature_facts(machine)
     numbers = []
     for bits in product((False, True), repeat=len(facts)):
-        values = dict(zip(facts, reversed(bits)))
+        values = dict(zip(facts, reversed(bits), strict=True))
         matching = [
             number
             for number, state in enumerate(machine.states)
@@ -113,9 +113,8 @@ def outcome_rows(machine: Machine, error_names: Sequence[str]) -> list[tuple[int
                 mask = sum(1 << effects.index(effect) for effect in outcome.effects)
                 rows.append((TAKEN, states.index(outcome.target), 0, mask, f"{remark} -> {outcome.target}"))
             elif isinstance(outcome, Refusal):
-                rows.append(
-                    (REFUSED, states.index(state), error_names.index(outcome.error) + 1, 0, f"{remark}: {outcome.error}")
-                )
+                error = error_names.index(outcome.error) + 1
+                rows.append((REFUSED, states.index(state), error, 0, f"{remark}: {outcome.error}"))
             else:
                 rows.append((IMPOSSIBLE, states.index(state), 0, 0, f"{remark}: impossible"))
     return rows

@@ -5,11 +5,12 @@
 
 The rules
 ---------
- 1. A cache is kept alive by three kinds of reference: its *id*, one *key* for each bound batch slot, and one *pin* for each
-    transfer in flight or view of its memory.
+ 1. A cache is kept alive by three kinds of reference: its *id*, one *key* for each bound batch slot, and one *pin* for
+    each transfer in flight or view of its memory.
  2. ``allocate_cache`` takes the id reference and binds the keys; nothing else ever adds an id or key reference.
  3. ``deallocate_cache`` drops the id reference. Doing it again does nothing.
- 4. A key reference is dropped by a completed transfer of its slot's last outstanding tensor, or by ``remove_cache_key``.
+ 4. A key reference is dropped by a completed transfer of its slot's last outstanding tensor, or by
+    ``remove_cache_key``.
  5. A transfer of some of the tensors drops nothing until every tensor has been transferred *for that key*.
  6. A prefix key is not dropped by transfers, only by ``remove_cache_key``.
  7. A placeholder binds nothing and holds nothing. So does a slot whose key was left out.
@@ -155,9 +156,7 @@ BATCH_SLOT = Machine(
         Transition("supersede", "PREFIX_KEYED", "UNKEYED", "seed §11", effects=("unindex_key",)),
         Transition("transfer", "UNKEYED", "UNKEYED", "api §3.4 (nothing to release)"),
         Transition("transfer", "PREFIX_KEYED", "PREFIX_KEYED", "api §3.4, D18"),
-        Transition(
-            "transfer", "REQUEST_KEYED", "REQUEST_KEYED", "api §3.4 (layer-wise), D4", when=("tensors_remain",)
-        ),
+        Transition("transfer", "REQUEST_KEYED", "REQUEST_KEYED", "api §3.4 (layer-wise), D4", when=("tensors_remain",)),
         Transition(
             "transfer",
             "REQUEST_KEYED",
@@ -197,9 +196,7 @@ LINK = Machine(
         Effect("tell_peer", "tell the other end to drop its end"),
     ),
     transitions=(
-        Transition(
-            "link", "UNLINKED", "LINKED", "api §4.1", when=("peer_reachable",), effects=("attach_peer",)
-        ),
+        Transition("link", "UNLINKED", "LINKED", "api §4.1", when=("peer_reachable",), effects=("attach_peer",)),
         Transition("accept", "UNLINKED", "LINKED", "api §4.1", effects=("attach_peer",)),
         Transition(
             "accept",
@@ -209,7 +206,11 @@ LINK = Machine(
             effects=("detach_peer", "drop_peer_pins", "attach_peer"),
         ),
         Transition(
-            "accept", "BROKEN", "LINKED", "api §4.1 (client restarted: replaced)", effects=("detach_peer", "attach_peer")
+            "accept",
+            "BROKEN",
+            "LINKED",
+            "api §4.1 (client restarted: replaced)",
+            effects=("detach_peer", "attach_peer"),
         ),
         Transition("transfer", "LINKED", "LINKED", "api §4.1"),
         Transition(
@@ -229,9 +230,7 @@ LINK = Machine(
             effects=("tell_peer", "detach_peer"),
         ),
         Transition("unlink", "UNLINKED", "UNLINKED", "api §4.1 (also when no link existed)", when=("peer_reachable",)),
-        Transition(
-            "force_unlink", "LINKED", "UNLINKED", "api §4.1", effects=("detach_peer", "drop_peer_pins")
-        ),
+        Transition("force_unlink", "LINKED", "UNLINKED", "api §4.1", effects=("detach_peer", "drop_peer_pins")),
         Transition("force_unlink", "BROKEN", "UNLINKED", "api §4.1", effects=("detach_peer",)),
         Transition("force_unlink", "UNLINKED", "UNLINKED", "api §4.1 (also when no link existed)"),
         Transition("peer_unlinked", "LINKED", "UNLINKED", "api §4.1", effects=("detach_peer", "drop_peer_pins")),

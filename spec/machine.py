@@ -10,9 +10,9 @@ event and combination of guards exactly one of three things holds, and :meth:`Ma
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Iterator, Mapping, Union
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Refusal:
     when: tuple[str, ...] = ()
 
 
-Outcome = Union[Transition, Refusal, None]
+Outcome = Transition | Refusal | None
 
 
 class ImpossibleEvent(Exception):
@@ -134,17 +134,17 @@ class Machine:
         names = [guard.name for guard in self.guards]
         for state, event in product(self.states, self.events):
             for values in product((False, True), repeat=len(names)):
-                yield state.name, event.name, dict(zip(names, values))
+                yield state.name, event.name, dict(zip(names, values, strict=True))
 
     def outcome(self, state: str, event: str, facts: Mapping[str, bool]) -> Outcome:
         """What ``event`` does in ``state`` when the guards have the values in ``facts``."""
         matching = self._matching(state, event, facts)
         return matching[0] if matching else None
 
-    def _rules(self) -> list[Union[Transition, Refusal]]:
+    def _rules(self) -> list[Transition | Refusal]:
         return [*self.transitions, *self.refusals]
 
-    def _matching(self, state: str, event: str, facts: Mapping[str, bool]) -> list[Union[Transition, Refusal]]:
+    def _matching(self, state: str, event: str, facts: Mapping[str, bool]) -> list[Transition | Refusal]:
         return [
             rule
             for rule in self._rules()
