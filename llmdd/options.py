@@ -54,14 +54,14 @@ class EngineOptions:
         remote = options.get("llm.EnableRemoteCacheAccessible")
         local_comm_res = options.get("llm.LocalCommRes")
         backend = options.get("llm.TransferBackend")
-        if local_comm_res is not None:
-            cache_manager = "1" if cache_manager is None else cache_manager
-            remote = "1" if remote is None else remote
+        if "llm.LocalCommRes" in options:
+            cache_manager = options.get("llm.EnableCacheManager", "1")
+            remote = options.get("llm.EnableRemoteCacheAccessible", "1")
             if cache_manager == "0":
                 raise invalid("llm.LocalCommRes is not supported when llm.EnableCacheManager is not configured.")
-        if backend is not None:
+        if "llm.TransferBackend" in options:
             remote = _check_backend(options, cache_manager, remote)
-        if cache_manager is None or cache_manager == "0":
+        if cache_manager != "1":
             raise LLMException(
                 "only the cache manager mode is supported: set llm.EnableCacheManager to 1",
                 status_code=LLMStatusCode.LLM_FEATURE_NOT_ENABLED,
@@ -74,7 +74,7 @@ class EngineOptions:
                 raise TypeError(f"options dict key only support [str], but got {type(key)}")
             if not isinstance(value, str):
                 raise TypeError(f"options dict value only support [str], but got {type(value)} for {key}")
-        _check_values(options, cache_manager, remote, backend)
+        _check_values(options, remote, backend)
         return cls(
             remote_accessible=remote == "1",
             local_comm_res=local_comm_res,
@@ -119,9 +119,9 @@ def parse_listen_address(text: str) -> tuple[str, int]:
 
 
 def _check_graph_memory(options: Mapping[str, str]) -> None:
-    size = options.get("ge.flowGraphMemMaxSize")
-    if size is None:
+    if "ge.flowGraphMemMaxSize" not in options:
         return
+    size = options["ge.flowGraphMemMaxSize"]
     check_type("ge.flowGraphMemMaxSize", size, str)
     if "," in size:
         raise invalid(f"ge.flowGraphMemMaxSize is {size}, only support one mem pool")
@@ -130,7 +130,7 @@ def _check_graph_memory(options: Mapping[str, str]) -> None:
 
 
 def _check_backend(options: Mapping[str, str], cache_manager: str | None, remote: str | None) -> str:
-    if cache_manager is None or cache_manager == "0":
+    if cache_manager != "1":
         raise invalid("llm.TransferBackend is not supported when llm.EnableCacheManager is not configured.")
     remote = "1" if remote is None else remote
     if remote == "0":
@@ -140,12 +140,11 @@ def _check_backend(options: Mapping[str, str], cache_manager: str | None, remote
     return remote
 
 
-def _check_values(options: Mapping[str, str], cache_manager: str, remote: str | None, backend: str | None) -> None:
+def _check_values(options: Mapping[str, str], remote: str | None, backend: str | None) -> None:
     if backend is not None and backend != "hixl":
         raise _refused(f"llm.TransferBackend is {backend!r}, only hixl is supported")
-    for key, flag in (("llm.EnableCacheManager", cache_manager), ("llm.EnableRemoteCacheAccessible", remote)):
-        if flag not in (None, "0", "1"):
-            raise _refused(f"{key} is {flag!r}, it should be 0 or 1")
+    if remote not in (None, "0", "1"):
+        raise _refused(f"llm.EnableRemoteCacheAccessible is {remote!r}, it should be 0 or 1")
     device = options.get("ge.exec.deviceId", "0")
     if not _is_digits(device) or int(device) > INT32_MAX:
         raise _refused(f"ge.exec.deviceId is {device!r}, it should be one number")
@@ -162,9 +161,9 @@ def _check_values(options: Mapping[str, str], cache_manager: str, remote: str | 
 
 
 def _parse_pool(key: str, options: Mapping[str, str]) -> PoolOptions | None:
-    text = options.get(key, "")
-    if not text:
+    if key not in options:
         return None
+    text = options[key]
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):

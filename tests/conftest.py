@@ -1,15 +1,22 @@
-"""Initialised instances and links between them, for the tests that use llmdd as a program does."""
+"""Initialised instances and links between them, for the tests that use llmdd as a program does.
+
+Also lets tests, and the processes they start, import what stands in ``processes``: test modules they cannot.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Protocol
 
 import pytest
 
 from llmdd import LLMClusterInfo, LLMConfig, LLMDataDist, LLMRole, LLMStatusCode
+
+sys.path.insert(0, str(Path(__file__).parent / "processes"))
 
 PATIENCE_S = 30.0
 

@@ -163,7 +163,7 @@ cdef bint index_probe(
     cdef uint64_t bits = atomic_load_relaxed(&header_of(arena).index_bits)
     cdef IndexEntry *entry
     cdef IndexEntry *end
-    if bits >= TAG_BITS or (<uint64_t>1 << bits) > known.index_capacity:
+    if bits == 0 or bits >= TAG_BITS or (<uint64_t>1 << bits) > known.index_capacity:
         return False
     entry = <IndexEntry *>(arena + known.index_offset) + home(tag, bits)
     end = <IndexEntry *>(arena + known.index_offset) + (<uint64_t>1 << bits) + INDEX_OVERFLOW

@@ -9,6 +9,7 @@ from llmdd._core.layout cimport PEER_LIMIT, header_of
 from llmdd._core.segments cimport map_arena, map_segment, require_size
 from llmdd._core.status import LLMStatusCode, failure
 from llmdd._core.transfer cimport (
+    INDEX_IN_MOTION,
     LINK_LOST,
     LOCALLY_REFUSED,
     OUT_OF_TIME,
@@ -107,9 +108,11 @@ cdef class PeerArena:
             transfer.pools[DEVICE] = self.device_pool.base if self.device_pool is not None else NULL
             transfer.peer_bit = self.peer_bit
             transfer.broken = &self.broken
-            if keep_gil:
-                result = carry_out(transfer)
-            else:
+            # An owner that died while it changed its index leaves it so: nobody waits for that with the GIL held.
+            transfer.impatient = keep_gil
+            result = carry_out(transfer) if keep_gil else INDEX_IN_MOTION
+            if result == INDEX_IN_MOTION:
+                transfer.impatient = False
                 with nogil:
                     result = carry_out(transfer)
         finally:

@@ -322,9 +322,9 @@ cdef class CacheStore:
         cdef uint32_t tag
         cdef uint64_t version
         cdef int64_t cache_id = 0
+        self.memory.require_open("lookup")
         if type(cache_key) is not CacheKey:
             require_present("cache_key", cache_key, CacheKey)
-        self.memory.require_open("lookup")
         key = cache_key
         if key.kind() == KEY_NONE:
             return None
@@ -459,7 +459,8 @@ cdef class CacheStore:
 
         Examples
         --------
-        >>> prompt.push_cache(CacheKeyByIdAndIndex(2, cache_id=1, batch_index=0), cache)      # doctest: +SKIP
+        >>> cache = prompt.allocate_cache(CacheDesc(2, (1, 64), DataType.DT_FLOAT16))
+        >>> prompt.push_cache(CacheKeyByIdAndIndex(2, cache_id=1, batch_index=3), cache)
         """
         cdef Transfer transfer
         self.memory.require_open("push_cache")
@@ -524,7 +525,7 @@ cdef class CacheStore:
             transfer.kind = KEY_CACHE_ID
             transfer.id = <uint64_t>(<CacheKeyByIdAndIndex>key).cache_id
             transfer.batch_index = (<CacheKeyByIdAndIndex>key).batch_index
-        if cluster_id == self.cluster_id:
+        if cluster_id == self.cluster_id and not transfer.push:  # a push finds no link to it (api §3.7)
             raise invalid(f"{key} names our own cluster {cluster_id}; transfers go to linked clusters")
         if cache.memory is not memory or pin_local(memory.base, cache.slot, cache.generation) != 0:
             raise failure(tag, LLMStatusCode.LLM_KV_CACHE_NOT_EXIST, f"cache {cache.cache_id} does not exist any more")
@@ -753,6 +754,7 @@ cdef class CacheStore:
         65536
         """
         cdef ArenaHeader *header
+        self.memory.require_open("pool_usage")
         require_type("placement", placement, Placement)
         cdef int which = placement
         self.memory.enter("pool_usage")

@@ -19,6 +19,7 @@ cdef enum TransferResult:
     PEER_UNSOUND = 7               # the peer's arena says what cannot be
     REMOTE_SLOT_RANGE = 8          # a push beyond the peer's batch
     LOCALLY_REFUSED = 9
+    INDEX_IN_MOTION = 10           # nothing was begun, and the caller asked not to wait
 
 cdef struct Transfer:
     # the peer
@@ -48,6 +49,7 @@ cdef struct Transfer:
     uint64_t remote_end
     uint64_t bytes                 # of each tensor
     int64_t deadline               # on the monotonic clock, nanoseconds
+    bint impatient                 # do not wait while the owner changes its index: INDEX_IN_MOTION
 
 cdef TransferResult carry_out(Transfer *transfer) noexcept nogil
 cdef bint copy_until(char *target, const char *source, uint64_t size, int64_t deadline, const uint64_t *broken) noexcept nogil

@@ -165,6 +165,8 @@ cdef TransferResult find_and_pin(Transfer *transfer, IndexEntry *entry, Slot *co
             result = pin(transfer, entry, copy)
         if result != REMOTE_MISSING or index_is_unchanged(transfer.arena, version):
             return result
+        if transfer.impatient:
+            return INDEX_IN_MOTION
         if monotonic_nanoseconds() > transfer.deadline:
             return OUT_OF_TIME
         sched_yield()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -172,4 +173,34 @@ def test_transfers_through_an_arena_broken_off_or_detached_are_refused(
             puller.pull_cache(CacheKey(1, 5), ours)
         assert refused.value.status_code is LLMStatusCode.LLM_NOT_YET_LINK
         assert owner.lookup(CacheKey(1, 5)) is not None
+    assert arena.detach(0) is True
+
+
+@pytest.mark.parametrize("size", [64, 1 << 20])
+def test_a_transfer_that_waits_for_the_index_to_rest_can_be_broken_off(
+    make_store: Any, copy_segments: Any, size: int
+) -> None:
+    """As after an owner that died in the middle of a change. Whoever breaks off must not be kept from it meanwhile."""
+    segments = copy_segments(make_store(1, slot_capacity=64, key_capacity=1024))
+    segments.header.index_version = 1
+    arena = segments.attach()
+    puller = make_store(2, device_pool=(1 << 21, 12), timeout_ms=20_000)
+    other = make_store(3, timeout_ms=1)
+    puller.peers = other.peers = {1: arena}
+    ours = puller.allocate_cache(CacheDesc(1, (1, size), DataType.DT_INT8))
+    refusals: list[LLMStatusCode] = []
+
+    def pull(store: Any, cache: Any) -> LLMStatusCode:
+        with pytest.raises(LLMException) as refused:
+            store.pull_cache(CacheKey(1, 5), cache)
+        return refused.value.status_code
+
+    thread = threading.Thread(target=lambda: refusals.append(pull(puller, ours)))
+    thread.start()
+    others = other.allocate_cache(DESC)
+    while pull(other, others) is not LLMStatusCode.LLM_LINK_BUSY:
+        assert not refusals
+    arena.break_off()
+    thread.join()
+    assert refusals == [LLMStatusCode.LLM_NOT_YET_LINK]
     assert arena.detach(0) is True
