@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from llmdd._core.status import LLMException, LLMStatusCode, failure, invalid
+from llmdd._core.status import LLMException, LLMStatusCode, MissingArgument, failure, invalid
 from llmdd._core.validation import check_type, check_uint16
 
 DEFAULT_SYNC_KV_TIMEOUT_MS = 1000
@@ -47,7 +47,7 @@ class EngineOptions:
             As api §2.3 says, for the first that is wrong.
         """
         if options is None:
-            raise AttributeError("options only support [dict], but got None")
+            raise MissingArgument("options only support [dict], but got None")
         check_type("options", options, dict)
         _check_graph_memory(options)
         cache_manager = options.get("llm.EnableCacheManager")

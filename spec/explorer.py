@@ -387,6 +387,8 @@ class Ledger:
 
     def record_unlink(self, node: str, _: Any) -> None:
         if self.links[node] == "UNLINKED":
+            if self.links[_other(node)] == "BROKEN":
+                self.links[_other(node)] = "UNLINKED"  # both ends drop what they hold of it
             return
         self.lose_errands(_other(node))  # of an earlier life
         self.links = {OWNER: "UNLINKED", PEER: "UNLINKED"}

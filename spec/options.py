@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any
 
 from .arguments import check_given, check_type, require
@@ -29,6 +30,7 @@ class Settings:
 
     remote_mode: bool
     needs_local_address: bool
+    unlinks_by_force: bool
     listen_address: Address | None
     sync_kv_timeout: int
     pools: Mapping[str, PoolSettings]
@@ -58,6 +60,7 @@ def read_options(options: Any) -> Settings:
     return Settings(
         remote_mode=options.get("llm.EnableRemoteCacheAccessible") == "1",
         needs_local_address=not options.get("llm.LocalCommRes"),
+        unlinks_by_force="llm.TransferBackend" in options,  # api §4.3
         listen_address=listen_address,
         sync_kv_timeout=int(options.get("llm.SyncKvCacheWaitTime", 1000)),
         pools={  # 12
@@ -96,29 +99,36 @@ def _listen_address(options: dict[Any, Any]) -> Address | None:
     text = options.get("llm.listenIpInfo")
     if not isinstance(text, str):
         return None  # absent, or refused in step 10
-    ip, colon, port = text.rpartition(":")
-    bracketed = ip.startswith("[") and ip.endswith("]")
-    well_formed = bool(colon and ip) and (bracketed or ":" not in ip)
-    require(well_formed, f'llm.listenIpInfo format should be "ip:port", but is {text!r}')
+    ip, _, port = text.rpartition(":")
+    require(_is_ip(ip), f'llm.listenIpInfo format should be "ip:port", but is {text!r}')
+    require(_is_number(port), f"the port {port!r} is not a number", "ValueError")
+    require(int(port) <= 65535, f"the port {port} is out of range", "ValueError")
+    return (ip.strip("[]"), int(port))
+
+
+def _is_ip(text: str) -> bool:
+    """Whether a text is an IPv4 address, or an IPv6 address in brackets."""
+    bracketed = text.startswith("[") and text.endswith("]")
     try:
-        number = int(port)
+        version = ip_address(text[1:-1] if bracketed else text).version
     except ValueError:
-        raise Refused("ValueError", f"the port {port!r} is not a number") from None
-    require(0 <= number <= 65535, f"the port {number} is out of range", "ValueError")
-    return (ip.strip("[]"), number)
+        return False
+    return (version == 6) == bracketed
 
 
 def _check_values(options: dict[str, str]) -> None:
     require(options.get("llm.TransferBackend", "hixl") == "hixl", "llm.TransferBackend should be hixl")
     for key in ("llm.EnableCacheManager", "llm.EnableRemoteCacheAccessible"):
         require(options.get(key, "0") in ("0", "1"), f"{key} should be 0 or 1")
-    require(_is_number(options.get("ge.exec.deviceId", "0")), "ge.exec.deviceId should be one integer")
+    device = options.get("ge.exec.deviceId", "0")
+    require(_is_number(device) and int(device) < 2**31, "ge.exec.deviceId should be one integer")
     timeout = options.get("llm.SyncKvCacheWaitTime", "1000")
     require(_is_number(timeout) and 0 < int(timeout) < 2**31, "llm.SyncKvCacheWaitTime should be a number of ms")
     retries = options.get("llm.LinkRetryCount", "1")
     require(_is_number(retries) and 1 <= int(retries) <= 100, "llm.LinkRetryCount should be in [1, 100]")
     for key in NUMBERS:
-        require(_is_number(options.get(key, "0")), f"{key} should be a number")
+        number = options.get(key, "0")
+        require(_is_number(number) and int(number) < 2**32, f"{key} should be a number in [0, 2**32)")
 
 
 def read_pool(key: str, text: str) -> PoolSettings:

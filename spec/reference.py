@@ -271,7 +271,11 @@ class Link:
                 self.node.tenants[transfer.remote_cache].unpin(transfer.pin)
 
     def tell_peer(self) -> None:
-        self.tell("peer_unlinked")
+        """The cluster that was reached drops its end, also what it still holds of a link that this end had dropped."""
+        other = self.node.cluster.cluster(self.cluster_id)
+        end = other.link_to(self.node.cluster_id)
+        if end.peer == self.node.engine or end.state == "BROKEN":
+            end.fire("peer_unlinked")
 
     def tell(self, event: str) -> None:
         """The other end learns of ``event``, if it still holds a link to this engine."""
@@ -358,7 +362,7 @@ class Node:
 
     def release_everything(self) -> None:
         for link in self.links.values():
-            self._drop_link(link)
+            self._drop_link(link, "peer_unlinked")  # in good order: the other end need not unlink by force
         for tenant in list(self.tenants.values()):
             for pin in list(tenant.pins):
                 tenant.unpin(pin)
@@ -385,13 +389,13 @@ class Node:
         return self._entries(self._link, clusters)
 
     def unlink_clusters(self, clusters: Any, timeout: Any = 3000, force: Any = False) -> tuple[str, list[str]]:
-        self._serving()
+        settings = self._serving()
         self._check_timeout(timeout)
         check_sequence("clusters", clusters, ClusterInfo)
         check_type("force", force, bool)
         for info in clusters:
             check_integer("remote_cluster_id", info.remote_cluster_id, "uint64")
-        return self._entries(self._force_unlink if force else self._unlink, clusters)
+        return self._entries(self._force_unlink if force or settings.unlinks_by_force else self._unlink, clusters)
 
     @staticmethod
     def _check_timeout(timeout: Any) -> None:
@@ -463,12 +467,12 @@ class Node:
         require(not own, "a transfer over the link is in progress", "LLM_TIMEOUT")
 
     @staticmethod
-    def _drop_link(link: Link) -> None:
-        """Drop this end; the other finds its connection closed."""
+    def _drop_link(link: Link, told: str = "peer_gone") -> None:
+        """Drop this end; the other finds its connection closed, or is told otherwise before."""
         was_attached = "drop_peer_pins" in link.effects_of("force_unlink")
         link.fire("force_unlink")
         if was_attached:
-            link.tell("peer_gone")
+            link.tell(told)
 
     # -- caches (seed, api §3.1-3.4) ------------------------------------------------------------------------------
 
@@ -970,6 +974,10 @@ class Cluster:
         """The node that runs an engine, if any does."""
         node = self.nodes.get(engine[0]) if engine else None
         return node if node is not None and node.engine == engine and node.settings is not None else None
+
+    def cluster(self, cluster_id: int) -> Node:
+        """The node with a cluster id that is known to be running."""
+        return next(node for node in self.nodes.values() if node.cluster_id == cluster_id)
 
     def listener(self, address: Address) -> Node | None:
         """The node that listens at an address."""

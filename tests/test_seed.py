@@ -267,6 +267,7 @@ def test_seed_5_a_cache_is_returned(manager: CacheManager) -> None:
         (DESC, None),
         (DESC, {CacheKey(1, 1)}),
         (DESC, iter([CacheKey(1, 1)])),
+        (None, ()),
         (DESC, [1]),
         (DESC, [CacheKey(1, 1), None]),
         (DESC, [CacheKeyByIdAndIndex(1, 1)]),

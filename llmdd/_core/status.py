@@ -63,6 +63,10 @@ def _restore_exception(args: tuple[object, ...], status_code: LLMStatusCode) -> 
     return LLMException(*args, status_code=status_code)
 
 
+class MissingArgument(AttributeError, TypeError):
+    """None where a value is required: an AttributeError as documented (api D68), and a TypeError (seed §6)."""
+
+
 class Status:
     """A status code as an object; kept because existing programs import it (api §1.3)."""
 

@@ -3,6 +3,8 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from llmdd._core.status import MissingArgument
+
 
 cdef object wrong_type(str name, object value, str wanted):
     return TypeError(f"{name} only support [{wanted}], but got {type(value)}")
@@ -16,9 +18,9 @@ cdef int require_type(str name, object value, object wanted) except -1:
 
 
 cdef int require_present(str name, object value, object wanted) except -1:
-    """As require_type, but None is AttributeError (api D68)."""
+    """As require_type, but None is a MissingArgument."""
     if value is None:
-        raise AttributeError(f"{name} only support [{wanted.__name__}], but got None")
+        raise MissingArgument(f"{name} only support [{wanted.__name__}], but got None")
     return require_type(name, value, wanted)
 
 
