@@ -382,7 +382,7 @@ class Ledger:
         if _other(node) not in self.alive:
             return "LLM_UNLINK_FAILED"
         if self.links[node] == "UNLINKED":
-            return None
+            return "LLM_TIMEOUT" if self.links[_other(node)] == "BROKEN" and self.errands_of(_other(node)) else None
         return "LLM_TIMEOUT" if self.errands_of(node) or self.errands_of(_other(node)) else None
 
     def record_unlink(self, node: str, _: Any) -> None:

@@ -272,10 +272,13 @@ class Link:
 
     def tell_peer(self) -> None:
         """The cluster that was reached drops its end, also what it still holds of a link that this end had dropped."""
-        other = self.node.cluster.cluster(self.cluster_id)
-        end = other.link_to(self.node.cluster_id)
-        if end.peer == self.node.engine or end.state == "BROKEN":
+        end = self.node.cluster.cluster(self.cluster_id).link_to(self.node.cluster_id)
+        if end.heeds(self.node.engine):
             end.fire("peer_unlinked")
+
+    def heeds(self, engine: EngineId) -> bool:
+        """Whether this end is dropped when ``engine`` unlinks: a sound link to another one is not."""
+        return self.peer == engine or self.state == "BROKEN"
 
     def tell(self, event: str) -> None:
         """The other end learns of ``event``, if it still holds a link to this engine."""
@@ -447,9 +450,10 @@ class Node:
         server = self.cluster.listener(info.remote_ip_info_list[0])
         reachable = server is not None and server.cluster_id == info.remote_cluster_id
         effects = link.effects_of("unlink", peer_reachable=reachable)
+        assert server is not None
         if "detach_peer" in effects:
-            assert server is not None
             self._wait_for_transfers_over(link)
+        if server.link_to(self.cluster_id).heeds(self.engine):
             server._wait_for_transfers_over(server.link_to(self.cluster_id))
         link.fire("unlink", peer_reachable=reachable)
 

@@ -1,0 +1,208 @@
+"""The library's side: real nodes, called through the public API alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from llmdd.spec import values
+
+from llmdd import (
+    Cache,
+    CacheDesc,
+    CacheKey,
+    CacheKeyByIdAndIndex,
+    CacheManager,
+    DataType,
+    LLMClusterInfo,
+    LLMDataDist,
+    LLMException,
+    LLMRole,
+    LLMStatusCode,
+    Placement,
+)
+
+from .terms import (
+    DATADIST_METHODS,
+    PLACEMENTS,
+    CacheName,
+    Call,
+    Memory,
+    Outcome,
+    Picture,
+    Raised,
+    Returned,
+    ViewName,
+    pattern,
+)
+
+
+class LibrarySide:
+    """The nodes of one process."""
+
+    def __init__(self) -> None:
+        self.datadists: dict[str, LLMDataDist] = {}
+        self.managers: dict[str, CacheManager] = {}
+        self.former_managers: dict[str, CacheManager] = {}
+        self.caches: dict[CacheName, Cache] = {}
+        self.views: dict[ViewName, list[np.ndarray]] = {}
+
+    def start(self, node: str, cluster_id: int, role: str) -> Outcome:
+        self.datadists[node] = LLMDataDist(LLMRole[role], cluster_id)
+        return Returned()
+
+    def call(self, call: Call) -> Outcome:
+        return _outcome(lambda: self._call(call))
+
+    def _call(self, call: Call) -> object:
+        datadist = self.datadists[call.node]
+        callee = datadist if call.method in DATADIST_METHODS else datadist.cache_manager
+        answer = self._make(callee, call)
+        if call.method == "init":
+            self.managers[call.node] = datadist.cache_manager
+        elif call.method == "finalize" and call.node in self.managers:
+            self.former_managers[call.node] = self.managers.pop(call.node)
+        return answer
+
+    def _make(self, callee: object, call: Call) -> object:
+        arguments = [self._translated(argument) for argument in call.arguments]
+        keywords = {name: self._translated(argument) for name, argument in (call.keywords or {}).items()}
+        return _plain(getattr(callee, call.method)(*arguments, **keywords))
+
+    def call_former_manager(self, call: Call) -> Outcome:
+        return _outcome(lambda: self._make(self.former_managers[call.node], call))
+
+    def allocate(self, cache: CacheName, desc: Any, keys: Any, seed: int) -> Outcome:
+        return _outcome(lambda: self._allocate(cache, desc, keys, seed))
+
+    def _allocate(self, name: CacheName, desc: Any, keys: Any, seed: int) -> int:
+        manager = self.datadists[name.node].cache_manager
+        cache = manager.allocate_cache(self._translated(desc), self._translated(keys))
+        self.caches[name] = cache
+        _fill(cache.tensors, seed)
+        return cache.cache_id
+
+    def fill(self, cache: CacheName, seed: int) -> Outcome:
+        return _outcome(lambda: _fill(self.caches[cache].tensors, seed))
+
+    def open_view(self, view: ViewName, cache: CacheName) -> Outcome:
+        return _outcome(lambda: self.views.update({view: self.caches[cache].tensors}))
+
+    def fill_view(self, view: ViewName, seed: int) -> Outcome:
+        _fill(self.views[view], seed)
+        return Returned()
+
+    def close_view(self, view: ViewName) -> Outcome:
+        del self.views[view]
+        return Returned()
+
+    def linked(self, node: str) -> Outcome:
+        return _outcome(lambda: tuple(sorted(self.datadists[node].cache_manager.peers)))
+
+    def picture(
+        self, node: str, keys: Sequence[values.CacheKey], caches: Sequence[CacheName], views: Sequence[ViewName]
+    ) -> Outcome:
+        return _outcome(lambda: self._picture(node, keys, caches, views))
+
+    def _picture(
+        self, node: str, keys: Sequence[values.CacheKey], caches: Sequence[CacheName], views: Sequence[ViewName]
+    ) -> Picture:
+        datadist = self.datadists[node]
+        manager = datadist.cache_manager
+        manager.check()
+        return Picture(
+            listen_address=datadist.listen_address,
+            linked=tuple(sorted(manager.peers)),
+            pools={placement: tuple(manager.pool_usage(Placement[placement])) for placement in PLACEMENTS},
+            live_caches=manager.live_caches,
+            live_keys=manager.live_keys,
+            bindings={key: _binding(manager, self._translated(key)) for key in keys},
+            memories={name: _memory(self.caches[name]) for name in caches},
+            views={name: _contents(self.views[name]) for name in views},
+        )
+
+    def forget(self) -> None:
+        """Finalize every node and drop everything."""
+        for datadist in self.datadists.values():
+            datadist.finalize()
+        for kept in (self.datadists, self.managers, self.former_managers, self.caches, self.views):
+            kept.clear()
+
+    def _translated(self, value: Any) -> Any:
+        """What a value of the reference model, or a cache's name, is here. Anything else is itself."""
+        if isinstance(value, CacheName):
+            return self.caches[value]
+        if type(value) in (list, tuple, set):
+            return type(value)(self._translated(element) for element in value)
+        translate = _TRANSLATIONS.get(type(value))
+        return value if translate is None else translate(value)
+
+
+#: The exceptions that the contract knows. One that is several of them counts as the first (api D68).
+_CONTRACTED = (LLMException, AttributeError, TypeError, ValueError, RuntimeError)
+
+
+def _outcome(call: Callable[[], object]) -> Outcome:
+    """What a call was answered with. An exception that no contract knows is no answer."""
+    try:
+        return Returned(call())
+    except _CONTRACTED as error:
+        known = next(kind for kind in _CONTRACTED if isinstance(error, kind))
+        return Raised(known.__name__, error.status_code.name if isinstance(error, LLMException) else None)
+
+
+def _plain(result: object) -> object:
+    """A result without the library's types."""
+    if isinstance(result, LLMStatusCode):
+        return result.name
+    if isinstance(result, CacheKeyByIdAndIndex):
+        return values.CacheKeyByIdAndIndex(result.cluster_id, result.cache_id, result.batch_index)
+    if isinstance(result, list | tuple):
+        return type(result)(_plain(element) for element in result)
+    return result
+
+
+def _binding(manager: CacheManager, key: CacheKey) -> tuple[int, int] | None:
+    found = manager.lookup(key)
+    return None if found is None else (found.cache_id, found.batch_index)
+
+
+def _memory(cache: Cache) -> Memory:
+    placement = cache.cache_desc.placement.name
+    places = tuple(cache.tensor_addrs)
+    return Memory(placement, places, _contents(cache.tensors)) if places else Memory(placement)
+
+
+def _fill(tensors: Sequence[np.ndarray], seed: int) -> None:
+    for number, tensor in enumerate(tensors):
+        octets = tensor.reshape(-1).view(np.uint8)
+        octets[:] = np.frombuffer(pattern(seed, number, octets.size), np.uint8)
+
+
+def _contents(tensors: Sequence[np.ndarray]) -> tuple[bytes, ...]:
+    return tuple(tensor.tobytes() for tensor in tensors)
+
+
+def _cache_desc(desc: values.CacheDesc) -> CacheDesc:
+    placement = Placement[desc.placement]
+    return CacheDesc(desc.num_tensors, desc.shape, DataType[desc.data_type], placement, desc.batch_dim_index)
+
+
+def _cluster_info(info: values.ClusterInfo) -> LLMClusterInfo:
+    cluster = LLMClusterInfo()
+    if info.remote_cluster_id is not None:
+        cluster.remote_cluster_id = info.remote_cluster_id
+    for address in info.local_ip_info_list:
+        cluster.append_local_ip_info(*address)
+    for address in info.remote_ip_info_list:
+        cluster.append_remote_ip_info(*address)
+    return cluster
+
+
+_TRANSLATIONS: dict[type, Callable[[Any], object]] = {
+    values.CacheDesc: _cache_desc,
+    values.CacheKey: lambda key: CacheKey(key.cluster_id, key.req_id, key.model_id, key.prefix_id),
+    values.CacheKeyByIdAndIndex: lambda key: CacheKeyByIdAndIndex(key.cluster_id, key.cache_id, key.batch_index),
+    values.ClusterInfo: _cluster_info,
+}

@@ -1,0 +1,162 @@
+"""The reference model's side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llmdd.spec.reference import Cluster, Node
+from llmdd.spec.statecharts import Refused, Statecharts
+from llmdd.spec.values import Cache, CacheKey, View
+
+from .terms import (
+    PLACEMENTS,
+    CacheName,
+    Call,
+    Memory,
+    Outcome,
+    Picture,
+    Raised,
+    Returned,
+    ViewName,
+    pattern,
+)
+
+#: The machines are the same for every cluster, and remember what they were asked.
+CHARTS = Statecharts.of()
+
+
+class ReferenceSide:
+    """All nodes of a cluster."""
+
+    def __init__(self) -> None:
+        self.cluster = Cluster(CHARTS)
+        self.caches: dict[CacheName, Cache] = {}
+        self.views: dict[ViewName, View] = {}
+
+    @property
+    def nodes(self) -> dict[str, Node]:
+        return self.cluster.nodes
+
+    def start(self, node: str, cluster_id: int, role: str) -> Outcome:
+        self.cluster.start(node, cluster_id)
+        return Returned()
+
+    def kill(self, node: str) -> None:
+        """The node's process dies, and every other node notices."""
+        self.cluster.kill(node)
+        for view in [view for view in self.views if view.node == node]:
+            del self.views[view]
+
+    def call(self, call: Call) -> Outcome:
+        arguments = [self._translated(argument) for argument in call.arguments]
+        keywords = {name: self._translated(argument) for name, argument in (call.keywords or {}).items()}
+        method = getattr(self.nodes[call.node], call.method)
+        return _outcome(lambda: method(*arguments, **keywords))
+
+    def call_former_manager(self, call: Call) -> Outcome:
+        return _outcome(lambda: CHARTS.engine.step("FINALIZED", "call"))  # api D70
+
+    def allocate(self, cache: CacheName, desc: Any, keys: Any, seed: int) -> Outcome:
+        return _outcome(lambda: self._allocate(cache, desc, keys, seed))
+
+    def _allocate(self, name: CacheName, desc: Any, keys: Any, seed: int) -> int:
+        node = self.nodes[name.node]
+        cache = node.allocate_cache(self._translated(desc), self._translated(keys))
+        self.caches[name] = cache
+        self._fill(node, cache, cache, seed)
+        return cache.cache_id
+
+    def fill(self, cache: CacheName, seed: int) -> Outcome:
+        return _outcome(lambda: self._fill_cache(self.nodes[cache.node], self.caches[cache], seed))
+
+    def _fill_cache(self, node: Node, cache: Cache, seed: int) -> None:
+        view = node.open_view(cache)
+        self._fill(node, view, cache, seed)
+        node.close_view(view)
+
+    def _fill(self, node: Node, memory: Cache | View, cache: Cache, seed: int) -> None:
+        for tensor in range(cache.cache_desc.num_tensors):
+            node.write(memory, tensor, pattern(seed, tensor, cache.cache_desc.size))
+
+    def open_view(self, view: ViewName, cache: CacheName) -> Outcome:
+        node = self.nodes[cache.node]
+        return _outcome(lambda: self.views.update({view: node.open_view(self.caches[cache])}))
+
+    def fill_view(self, view: ViewName, seed: int) -> Outcome:
+        node, opened = self.nodes[view.node], self.views[view]
+        for number, tensor in enumerate(node.contents(opened)):
+            node.write(opened, number, pattern(seed, number, len(tensor)))
+        return Returned()
+
+    def close_view(self, view: ViewName) -> Outcome:
+        self.nodes[view.node].close_view(self.views.pop(view))
+        return Returned()
+
+    def linked(self, node: str) -> Outcome:
+        return _outcome(lambda: self._linked(node))
+
+    def _linked(self, name: str) -> tuple[int, ...]:
+        node = self.nodes[name]
+        node.live_caches  # noqa: B018  refuses as every call does while the node is not initialised
+        return tuple(sorted(link.cluster_id for link in node.links.values() if link.state == "LINKED"))
+
+    def picture(
+        self, node: str, keys: Sequence[CacheKey], caches: Sequence[CacheName], views: Sequence[ViewName]
+    ) -> Outcome:
+        self.nodes[node].check()
+        return _outcome(lambda: self._picture(node, keys, caches, views))
+
+    def _picture(
+        self, name: str, keys: Sequence[CacheKey], caches: Sequence[CacheName], views: Sequence[ViewName]
+    ) -> Picture:
+        node = self.nodes[name]
+        return Picture(
+            listen_address=node.listen_address,
+            linked=self._linked(name),
+            pools={placement: tuple(node.pool_usage(placement)) for placement in PLACEMENTS},
+            live_caches=node.live_caches,
+            live_keys=len(node.key_index),
+            bindings={key: _binding(node, key) for key in keys},
+            memories={cache: _memory(node, self.caches[cache]) for cache in caches},
+            views={view: tuple(node.contents(self.views[view])) for view in views},
+        )
+
+    def live_caches(self, node: str) -> list[CacheName]:
+        """The caches of a node whose memory has not gone back, perhaps without their id."""
+        engine, tenants = self.nodes[node].engine, self.nodes[node].tenants
+        return [name for name, cache in self.caches.items() if cache.engine == engine and cache.cache_id in tenants]
+
+    def views_of(self, node: str) -> list[ViewName]:
+        """The views of memory that the node still has."""
+        return [
+            name
+            for name, view in self.views.items()
+            if view.engine == self.nodes[node].engine and self.nodes[node].state == "READY"
+        ]
+
+    def _translated(self, value: Any) -> Any:
+        """A cache's name is that cache here. Anything else is itself."""
+        if isinstance(value, CacheName):
+            return self.caches[value]
+        if type(value) in (list, tuple, set):
+            return type(value)(self._translated(element) for element in value)
+        return value
+
+
+def _outcome(call: Callable[[], object]) -> Outcome:
+    try:
+        return Returned(call())
+    except Refused as refused:
+        return Raised(refused.exception, refused.status)
+
+
+def _binding(node: Node, key: CacheKey) -> tuple[int, int] | None:
+    found = node.lookup(key)
+    return None if found is None else (found.cache_id, found.batch_index)
+
+
+def _memory(node: Node, cache: Cache) -> Memory:
+    placement = cache.cache_desc.placement
+    places = tuple(node.tensor_places(cache))
+    return Memory(placement, places, tuple(node.contents(cache))) if places else Memory(placement)
