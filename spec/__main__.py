@@ -9,6 +9,10 @@ from collections.abc import Sequence
 #: For each command the module whose ``main`` it is, what is put before its arguments, and what it does.
 COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "explore": ("explorer", [], "visit every state of a small cluster and check every promise"),
+    "interleavings": ("interleavings", [], "visit every interleaving of one-sided transfers, and every crash"),
+    "protocol": ("protocol_page", [], "explore the protocol and write its page of the documentation"),
+    "promela": ("promela", [], "write the protocol of one-sided transfers as a model for SPIN"),
+    "spin": ("promela", ["--check"], "have SPIN check that model: safety, and that every released cache is reaped"),
     "tables": ("compiler", [], "compile the machines into the tables of the core"),
     "diagrams": ("diagrams", [], "draw the machines"),
     "check": ("diagrams", ["--check"], "fail if a generated file that is committed differs from the spec"),

@@ -9,19 +9,19 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from itertools import count
+from itertools import count, permutations
 from typing import Any
 
 from hypothesis import note
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from llmdd.spec.values import INV, CacheDesc, CacheKey
+from llmdd.spec.values import INV, CacheDesc, CacheKey, ClusterInfo
 
 from . import strategies
 from .child_process import ChildProcess, Children
 from .library_side import LibrarySide
 from .reference_side import ReferenceSide
-from .strategies import ADDRESSES, CLUSTER_IDS, KEYS, PATIENCE_MS
+from .strategies import CLUSTER_IDS, KEYS, PATIENCE_MS
 from .terms import CacheName, Call, Memory, Outcome, Picture, Raised, Returned, Side, ViewName
 
 Startup = tuple[str, dict[str, str], str]
@@ -200,18 +200,14 @@ class Lockstep(RuleBasedStateMachine):
     @rule()
     def restore_links(self) -> None:
         """What a program does that has lost its peers."""
-        for client in self.nodes:
-            for server in self.nodes:
-                info = strategies.ClusterInfo(
-                    CLUSTER_IDS[server],
-                    (("127.0.0.1", 0),),
-                    (self.reference.nodes[server].listen_address or ADDRESSES[server],),
-                )
-                linked = self.reference.linked(client)
-                if client != server and isinstance(linked, Returned) and CLUSTER_IDS[server] not in linked.value:
-                    self.make(Call(client, "unlink_clusters", ([info],), {"timeout": PATIENCE_MS, "force": True}))
-                    self.await_links()
-                    self.make(Call(client, "link_clusters", ([info],), {"timeout": PATIENCE_MS}))
+        for client, server in permutations(self.nodes, 2):
+            address = self.reference.nodes[server].listen_address
+            linked = self.reference.linked(client)
+            if address and isinstance(linked, Returned) and CLUSTER_IDS[server] not in linked.value:
+                infos = [ClusterInfo(CLUSTER_IDS[server], (("127.0.0.1", 0),), (address,))]
+                self.make(Call(client, "unlink_clusters", (infos,), {"timeout": PATIENCE_MS, "force": True}))
+                self.await_links()
+                self.make(Call(client, "link_clusters", (infos,), {"timeout": PATIENCE_MS}))
 
     @rule(allocation=strategies.allocations(), seed=st.integers(0, 2**32))
     def allocate(self, allocation: tuple[str, Any, Any], seed: int) -> None:

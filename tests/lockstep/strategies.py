@@ -242,18 +242,20 @@ def pool_options(draw: DrawFn) -> str:
 def good_options(draw: DrawFn, node: str, remote_mode: bool) -> dict[str, str]:
     """Options that a correct program would give."""
     options = {"llm.EnableCacheManager": "1", "llm.SyncKvCacheWaitTime": str(PATIENCE_MS)}
-    if remote_mode != chance(draw, 20):
+    if remote_mode != chance(draw, 30):
         options["llm.EnableRemoteCacheAccessible"] = "1"
     if not chance(draw, 12):
         options["llm.MemPoolConfig"] = draw(pool_options())
     if draw(st.booleans()):
         options["llm.HostMemPoolConfig"] = draw(pool_options())
-    if not chance(draw, 8):
+    if not chance(draw, 15):
         ip, port = ADDRESSES[node]
         options["llm.listenIpInfo"] = f"{ip}:{0 if chance(draw, 8) else port}"
-    if chance(draw, 10):
+    if chance(draw, 8):
         options["llm.LocalCommRes"] = draw(st.sampled_from(("", "{}")))
-    if "llm.EnableRemoteCacheAccessible" in options and "llm.listenIpInfo" in options and chance(draw, 10):
+        if not remote_mode:
+            options.setdefault("llm.EnableRemoteCacheAccessible", "0")  # on, if nothing is said (api §2.3)
+    if options.get("llm.EnableRemoteCacheAccessible") == "1" and "llm.listenIpInfo" in options and chance(draw, 8):
         options["llm.TransferBackend"] = "hixl"
     return options
 
@@ -369,7 +371,7 @@ def key_lists(draw: DrawFn, node: str, batch_size: int) -> list[CacheKey] | tupl
 @st.composite
 def allocations(draw: DrawFn, among: SearchStrategy[str] | None = None) -> tuple[str, Any, Any]:
     """The node, and the arguments of ``allocate_cache``."""
-    node = draw(among or st.sampled_from(machine_of(draw).nodes))
+    node = draw(st.sampled_from(machine_of(draw).nodes) if among is None else among)
     desc = draw(descs())
     arguments = {"desc": desc, "keys": draw(key_lists(node, desc.batch_size))}
     odd = {"desc": ODD_DESCS, "keys": ODD_KEY_LISTS}
