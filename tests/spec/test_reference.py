@@ -109,6 +109,39 @@ def test_api_3_3_deallocating_again_or_unknown_is_no_op(node: Node) -> None:
     assert node.cluster.observable() == before
 
 
+def test_api_3_3_a_deallocated_cache_shows_no_memory_though_its_keys_hold_it(node: Node) -> None:
+    cache = node.allocate_cache(DESC, [key(1)])
+    assert node.tensor_places(cache) == [0, PAGE]
+    node.deallocate_cache(cache)
+    assert node.live_caches == 1
+    assert node.tensor_places(cache) == []
+    refused("LLM_KV_CACHE_NOT_EXIST", lambda: node.open_view(cache), node.cluster)
+
+
+def test_api_3_3_whoever_is_asked_to_deallocate_a_cache_its_handle_is_spent(node: Node) -> None:
+    other = node.cluster.start("other", 2)
+    other.init(options())
+    cache = node.allocate_cache(DESC)
+    other.deallocate_cache(cache)
+    assert node.tensor_places(cache) == []
+    assert node.live_caches == 1
+    node.deallocate_cache(cache)
+    assert node.live_caches == 0
+
+
+def test_a_view_of_a_former_engine_s_cache_is_refused(node: Node) -> None:
+    cache = node.allocate_cache(DESC)
+    node.finalize()
+    node.init(options())
+    node.allocate_cache(DESC)
+    refused("LLM_ENGINE_FINALIZED", lambda: node.open_view(cache), node.cluster)
+    assert node.tensor_places(cache) == []
+
+
+def test_the_usage_of_a_pool_that_is_not_configured_is_all_zero(node: Node) -> None:
+    assert node.pool_usage("HOST") == (0, 0, 0)
+
+
 def test_seed_3b_removing_what_is_not_bound_is_no_op(node: Node) -> None:
     node.allocate_cache(DESC, [key(1), PLACEHOLDER])
     node.remove_cache_key(key(1))
@@ -664,6 +697,20 @@ def test_linking_and_unlinking_concern_both_ends() -> None:
     assert puller.link_clusters([TO_OWNER])[1] == ["LLM_SUCCESS"]
 
 
+def test_unlinking_drops_also_what_the_other_end_holds_of_a_link_dropped_before() -> None:
+    owner, puller = two_nodes()
+    puller.unlink_clusters([info(1)], force=True)
+    assert owner.link_to(2).state == "BROKEN"
+    assert puller.unlink_clusters([TO_OWNER])[1] == ["LLM_SUCCESS"]
+    assert owner.link_to(2).state == "UNLINKED"
+
+
+def test_api_4_3_with_a_transfer_backend_unlinking_is_local_and_needs_no_address() -> None:
+    owner, puller = two_nodes(listenIpInfo="127.0.0.1:0", TransferBackend="hixl")
+    assert puller.unlink_clusters([ClusterInfo(1)])[1] == ["LLM_SUCCESS"]
+    assert (puller.link_to(1).state, owner.link_to(2).state) == ("UNLINKED", "BROKEN")
+
+
 def test_force_drops_one_end_and_the_other_finds_the_link_broken() -> None:
     owner, puller = two_nodes()
     assert puller.unlink_clusters([info(1)], force=True)[1] == ["LLM_SUCCESS"]
@@ -884,6 +931,14 @@ def test_finalize_drops_everything_and_tells_the_peers() -> None:
     assert owner.live_caches == 0
 
 
+def test_who_was_linked_to_a_node_that_was_finalized_links_to_it_again() -> None:
+    owner, puller = two_nodes()
+    owner.finalize()
+    assert puller.link_to(1).state == "UNLINKED"
+    owner.init(options(listenIpInfo="127.0.0.1:5001"))
+    assert puller.link_clusters([TO_OWNER])[1] == ["LLM_SUCCESS"]
+
+
 BAD_OPTIONS: list[tuple[str, Any, str]] = [
     ("AttributeError", None, ""),
     ("TypeError", [], "options"),
@@ -908,6 +963,9 @@ BAD_OPTIONS: list[tuple[str, Any, str]] = [
     ("LLM_PARAM_INVALID", options(listenIpInfo="::1:80"), 'format should be "ip:port"'),
     ("ValueError", options(listenIpInfo="127.0.0.1:http"), ""),
     ("ValueError", options(listenIpInfo="127.0.0.1:65536"), ""),
+    ("ValueError", options(listenIpInfo="127.0.0.1:+80"), ""),
+    ("LLM_PARAM_INVALID", options(listenIpInfo="localhost:80"), 'format should be "ip:port"'),
+    ("LLM_PARAM_INVALID", options(listenIpInfo="[127.0.0.1]:80"), 'format should be "ip:port"'),
     ("TypeError", options() | {"any": 1}, ""),
     ("TypeError", {**options(), 1: "any"}, ""),
     ("LLM_PARAM_INVALID", options(EnableRemoteCacheAccessible="yes"), ""),
@@ -916,6 +974,8 @@ BAD_OPTIONS: list[tuple[str, Any, str]] = [
     ("LLM_PARAM_INVALID", options(LinkRetryCount="0"), ""),
     ("LLM_PARAM_INVALID", options(LinkRetryCount="101"), ""),
     ("LLM_PARAM_INVALID", options(LinkTotalTime="long"), ""),
+    ("LLM_PARAM_INVALID", options(LinkTotalTime=str(2**32)), ""),
+    ("LLM_PARAM_INVALID", options() | {"ge.exec.deviceId": str(2**31)}, ""),
     ("LLM_PARAM_INVALID", options(MemPoolConfig="[1024]"), "object"),
     ("LLM_PARAM_INVALID", options(MemPoolConfig="{"), "JSON"),
     ("LLM_PARAM_INVALID", options(MemPoolConfig="{}"), "memory_size"),

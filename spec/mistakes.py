@@ -1,0 +1,126 @@
+"""The protocol with one thing done wrong, each in its own way: what the explorer and SPIN must find.
+
+A checker that has never found anything proves little. ``python -m spec interleavings --mistake NAME`` shows a shortest
+way from each of these to the promise that it breaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from .protocol import OWNER_NAME, PEER_NAME
+from .steps import IDLE, Configuration, Go, Protocol, Step
+
+
+def _retarget(step: Step, **targets: str) -> Step:
+    """The step with some of its ways leading elsewhere."""
+    return replace(step, goes=tuple(replace(go, to=targets.get(go.to, go.to)) for go in step.goes))
+
+
+def pin_not_validated(right: Protocol) -> Protocol:
+    """A peer believes the hint: gate, generation and key bit are not read again after the pin (design step 3)."""
+    step = right.role(PEER_NAME).step("set_pin")
+    return right.with_steps(PEER_NAME, replace(step, goes=(Go("copy", sets={"confirmed": "confirmed | me"}),)))
+
+
+def generation_not_validated(right: Protocol) -> Protocol:
+    """After the pin a peer looks whether the gate is open and the key bit set, and not whether for the same tenant."""
+    steps = right.role(PEER_NAME)
+    gate, key = steps.step("read_gate"), steps.step("read_key")
+    return right.with_steps(
+        PEER_NAME,
+        replace(gate, goes=(Go("read_key", "found & 1"), Go("clear_pin"))),
+        replace(key, goes=(replace(key.goes[0], when="found & key"), Go("clear_pin"))),
+    )
+
+
+def pins_read_before_gate_closes(right: Protocol) -> Protocol:
+    """The owner reads the pins, then closes the gate, then frees."""
+    steps = right.role(OWNER_NAME)
+    return right.with_steps(
+        OWNER_NAME,
+        *(
+            _retarget(steps.step(name), close_gate="read_local_pins")
+            for name in ("unindex_1", "unindex_2", "forget_id")
+        ),
+        _retarget(steps.step("read_pins"), unindex_id="close_gate"),
+        _retarget(steps.step("close_gate"), read_local_pins="unindex_id"),
+    )
+
+
+def key_cleared_before_copy_ends(right: Protocol) -> Protocol:
+    """A peer takes the key first and copies then: dying in between it takes the data with it."""
+    steps = right.role(PEER_NAME)
+    swap = steps.step("swap_key")
+    return right.with_steps(
+        PEER_NAME,
+        _retarget(steps.step("read_key"), copy="read_bound"),
+        replace(swap, goes=(replace(swap.goes[0], to="copy"), swap.goes[1])),
+        _retarget(steps.step("check_generation"), read_bound="clear_pin"),
+    )
+
+
+def marks_set_from_the_top(right: Protocol) -> Protocol:
+    """The highest level is marked first, and a mark that is set already is left as it is."""
+    top = right.configuration.levels - 1
+    changed = []
+    for level in range(top + 1):
+        following = f"look_before_mark_{level - 1}" if level else IDLE
+        for name in (f"look_before_mark_{level}", f"mark_{level}"):
+            step = right.role(PEER_NAME).step(name)
+            old = f"look_before_mark_{level + 1}" if level < top else IDLE
+            changed.append(_retarget(step, **{old: following}))
+    for name in ("clear_pin", "read_gate_again"):
+        changed.append(_retarget(right.role(PEER_NAME).step(name), look_before_mark_0=f"look_before_mark_{top}"))
+    return right.with_steps(PEER_NAME, *changed)
+
+
+def gate_not_read_after_unpin(right: Protocol) -> Protocol:
+    """A peer that has dropped nothing clears its pin and goes: the owner, who saw the pin, waits for ever."""
+    step = right.role(PEER_NAME).step("clear_pin")
+    return right.with_steps(PEER_NAME, _retarget(step, read_gate_again=IDLE))
+
+
+def parent_cleared_without_second_look(right: Protocol) -> Protocol:
+    """The owner clears a mark above and does not look below again."""
+    step = right.role(OWNER_NAME).step("clear_1")
+    return right.with_steps(OWNER_NAME, _retarget(step, look_again_0="look_1"))
+
+
+def dead_not_finished(right: Protocol) -> Protocol:
+    """The owner clears a dead peer's pin and leaves the key whose tensors it had all transferred."""
+    step = right.role(OWNER_NAME).step("clear_pins")
+    return right.with_steps(OWNER_NAME, _retarget(step, finish_bound="notice"))
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A mistake, where it shows, and the promise that is broken first."""
+
+    make: Callable[[Protocol], Protocol]
+    promise: str
+    configuration: Configuration
+
+
+_ONE_KEY = Configuration(generations=2, requests=(("pull_key_1",), ("pull_key_1",)))
+_LAYERS = Configuration(generations=1, requests=(("pull_key_1", "pull_tensor_1"), ("pull_tensor_2",)), removals=False)
+_REAPED = "every released cache is reaped"
+
+#: Mistakes that both checkers must find.
+MISTAKES = {
+    "pin-not-validated": Mistake(pin_not_validated, "a key reference is dropped once", _ONE_KEY),
+    "generation-not-validated": Mistake(
+        generation_not_validated, "nobody copies from or to memory that is not the pinned cache's", _ONE_KEY
+    ),
+    "pins-read-before-gate-closes": Mistake(pins_read_before_gate_closes, _REAPED, _ONE_KEY),
+    "key-cleared-before-copy-ends": Mistake(
+        key_cleared_before_copy_ends,
+        "a key is consumed only when all its tensors were transferred completely",
+        _ONE_KEY,
+    ),
+    "marks-set-from-the-top": Mistake(marks_set_from_the_top, _REAPED, _ONE_KEY),
+    "gate-not-read-after-unpin": Mistake(gate_not_read_after_unpin, _REAPED, _ONE_KEY),
+    "parent-cleared-without-second-look": Mistake(parent_cleared_without_second_look, _REAPED, _ONE_KEY),
+    "dead-not-finished": Mistake(dead_not_finished, "a key that has given all its tensors is consumed", _LAYERS),
+}

@@ -1,0 +1,765 @@
+"""The protocol of one-sided transfers, as data, at the grain of single atomic operations.
+
+A linked peer transfers through the owner's mapped arena, without the owner's CPU. This file says by which operations,
+on which words, in which order, and why in that order. :mod:`.interleavings` explores every interleaving of it,
+:mod:`.promela` writes it as a model for SPIN; both read nothing else. What a cache's references *mean* stands in
+:mod:`.lifecycle`; the owner's decisions below are taken from there (:func:`decision`).
+
+``protocol n`` is a rule of this file, ``rule n`` one of :mod:`.lifecycle`, ``design n`` a step of "A pull" in
+``docs/architecture.md``.
+
+The rules
+---------
+ 1. References are bits that are only ever cleared while the tenant lives, in words that carry its generation. Whoever
+    clears a bit has taken that reference, everyone else did nothing.
+ 2. A peer sets its pin, *then* reads the gate. The owner closes the gate, *then* reads the pins. One sees the other.
+ 3. A peer believes nothing that it found before its pin: gate, generation and key bit are read again after it.
+ 4. A key's bit is cleared after the copy has ended, a tensor's bit before the key's: a crash in between loses no data.
+ 5. Whoever clears the last tensor bit looks *afterwards* whether any is left; so of two the later one sees none.
+ 6. Whoever clears a pin reads the gate *afterwards*: if it is closed the owner may be waiting, and is told.
+ 7. The owner is told by a mark in each level of a bitmap, the lowest level first. It clears a mark above when it has
+    seen nothing below, and looks below once more *afterwards*.
+ 8. Whoever dies leaves at most his pin, keys that want finishing and a mark half made: dismissing him clears the one,
+    finishes the others, and looks at every slot whether it was marked or not.
+ 9. Memory goes back after the gate was closed and both kinds of pin were then read as none; then the generation
+    advances.
+10. Everything a peer may read of a tenant is written before the gate opens.
+11. A peer reads the generation once more after its copy, and discards what it copied if it has advanced. So one that
+    stands still in a *read* may be evicted, its pin cleared though it lives; never one that writes. (The core evicts
+    nobody so far.)
+
+What is modelled
+----------------
+One slot, whose tenant has two keys. Key 1 is pulled whole; key 2 has two tensors, pulled one by one or both at once. A
+pull and a push take the same steps, only the copy's direction differs. Every operation is sequentially consistent in
+the core, so interleavings are all there is. Three things are left out, since nobody can tell: loads by the owner of
+words that only it writes; a load that is repeated with nothing in between; the tensor bits of key 1, which nobody
+clears. A search of the index yields an entry's generation, which may be stale at once; a torn entry is one more wrong
+hint, which rule 3 discards.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import replace
+
+from .lifecycle import CACHE
+from .machine import guard_name
+from .steps import (
+    IDLE,
+    Call,
+    CompareAndSwap,
+    Configuration,
+    FetchAdd,
+    FetchClear,
+    FetchOr,
+    Go,
+    Load,
+    Promise,
+    Protocol,
+    Role,
+    Step,
+    Store,
+    Word,
+)
+
+PEER_BITS = (1, 2)
+VIEW_BIT = 4
+
+
+def decision(event: str, effect: str | None = None, **facts: str) -> str:
+    """When the cache's machine takes a transition by ``event`` (with ``effect``), as an expression.
+
+    ``facts`` gives an expression for each fact that is open here; the others are settled by where the question is
+    asked.
+    """
+    ways = []
+    for rule in CACHE.transitions:
+        if rule.event != event or (effect is not None and effect not in rule.effects):
+            continue
+        source = next(state for state in CACHE.states if state.name == rule.source)
+        terms = dict(source.signature) | {guard_name(term): not term.startswith("not ") for term in rule.when}
+        chosen = [facts[fact] if holds else f"not ({facts[fact]})" for fact, holds in terms.items() if fact in facts]
+        ways.append(" and ".join(f"({term})" for term in chosen))
+    return ast.unparse(ast.parse(" or ".join(f"({way})" for way in dict.fromkeys(ways)), mode="eval"))
+
+
+# ---------------------------------------------------------------- words
+
+OWNER_NAME, PEER_NAME, VIEW_NAME = "owner", "peer", "view"
+
+
+def words(levels: int) -> tuple[Word, ...]:
+    """The words of the slot. A peer may read all of them, and maps writable only those that it writes."""
+    return (
+        Word("gate", "owner", "generation << 1 | open", 2),
+        Word("held", "owner", "the id reference"),
+        Word("entry_1", "owner", "generation in the index entry of key 1; 0: it has none"),
+        Word("entry_2", "owner", "generation in the index entry of key 2; 0: it has none"),
+        Word("entry_id", "owner", "generation in the index entry of the cache's id; 0: it has none"),
+        Word("memory", "owner", "generation whose tenant has the pages and the record; 0: they are in the pool"),
+        Word("keys", "", "generation << 2 | a bit for each bound key"),
+        Word("tensors", "", "generation << 2 | a bit for each tensor that key 2 has still to give"),
+        Word("pins", "", "a bit for each peer"),
+        Word("local_pins", "", "how many views and transfers of its own the owner's process has"),
+        *(Word(f"released_{level}", "", f"mark of level {level}: the owner has to look") for level in range(levels)),
+        Word("crashed", "", "the peers whose death the kernel can tell the owner", ghost=True),
+        Word("confirmed", "", "the peers, and the view (4), between a confirmed pin and its end", ghost=True),
+        Word("evicted", "", "the live peers whose pin the owner has taken away", ghost=True),
+        Word("delivered", "", "tensors 1, 2 of key 2, and key 1 (4), that were transferred completely", ghost=True),
+        Word("dropped", "", "keys that this tenant has lost", ghost=True),
+    )
+
+
+# ---------------------------------------------------------------- the owner
+
+KEYS_REMAIN = "entry_1 or entry_2"
+ALL_DELIVERED = "(delivered & 4) == 4 if key == 1 else (delivered & 3) == 3"
+DROPPED_ONCE = Promise("(dropped & key) == 0", "a key reference is dropped once")
+COMPLETED = Promise(ALL_DELIVERED, "a key is consumed only when all its tensors were transferred completely")
+
+
+def owner(configuration: Configuration) -> Role:
+    """The one who allocates, closes and frees. It does one call at a time."""
+    top = configuration.levels - 1
+    calls = [
+        Call("allocate", "take_memory", f"memory == 0 and gate >> 1 <= {configuration.generations}"),
+        Call("deallocate", "notice", "held", {"dropping": "1"}),
+        Call("reap", f"look_{top}", f"released_{top}", timed=True),
+    ]
+    if configuration.repeats:
+        calls.append(Call("deallocate_again", "notice", "memory and not held"))
+    if configuration.removals:
+        calls += [Call(f"remove_key_{key}", "find_bound", f"entry_{key}", {"key": str(key)}) for key in (1, 2)]
+    if configuration.crashes:
+        calls += [
+            Call(f"dismiss_{bit}", "clear_pins", f"crashed & {bit}", {"leaver": str(bit)}, timed=True)
+            for bit in PEER_BITS
+        ]
+    if configuration.evictions:
+        calls += [Call(f"evict_{bit}", "evict", f"confirmed & {bit}", {"leaver": str(bit)}) for bit in PEER_BITS]
+    steps = (*_allocate(), *_settle(), *_remove_key(), *_dismiss(), *_take_released(configuration.levels))
+    return Role(OWNER_NAME, ("seen", "key", "leaver", "dropping"), tuple(calls), _reachable(calls, steps))
+
+
+def _allocate() -> tuple[Step, ...]:
+    """A tenant is written while the gate is closed; late peers may still set and clear a pin meanwhile."""
+    written = "written before the gate opens"
+    late = ("swap_key", "swap_tensors")
+    generation = "gate >> 1"
+
+    def store(name: str, word: str, value: str, to: str, reason: str, clause: str, *pairs: str, **sets: str) -> Step:
+        return Step(name, Store(word, value), (Go(to, sets=sets),), reason, clause, pairs)
+
+    return (
+        store("take_memory", "memory", generation, "write_keys", written, "seed §1", delivered="0", dropped="0"),
+        store("write_keys", "keys", f"({generation}) << 2", "write_tensors",
+              "the new generation makes every late compare-and-swap fail", "protocol 1", *late),
+        store("write_tensors", "tensors", f"({generation}) << 2 | 3", "index_key_1", written, "api §3.4", *late),
+        store("index_key_1", "entry_1", generation, "bind_key_1", written, "seed §9", "find_key_1"),
+        store("bind_key_1", "keys", f"({generation}) << 2 | 1", "index_key_2", written, "seed §9", *late),
+        store("index_key_2", "entry_2", generation, "bind_key_2", written, "seed §9", "find_key_2"),
+        store("bind_key_2", "keys", f"({generation}) << 2 | 3", "index_id", written, "seed §9", *late),
+        store("index_id", "entry_id", generation, "hold", written, "seed §1", "find_id"),
+        store("hold", "held", "1", "open_gate", written, "seed §1", "read_held"),
+        store("open_gate", "gate", "gate | 1", IDLE, "from here on a pin can be confirmed", "protocol 10",
+              "read_gate"),
+    )  # fmt: skip
+
+
+def _settle() -> tuple[Step, ...]:
+    """Notice what peers have dropped, close the slot when nothing refers to it, free it when nothing pins it."""
+    closes = decision("drop_key", "close_slot", id="held", keys_remain=KEYS_REMAIN)
+    closes_with_id = decision("drop_id", "close_slot", keys=KEYS_REMAIN)
+    frees = decision("settle", "return_memory", id="held", keys=KEYS_REMAIN)
+    noticed = (Go("forget_id", "dropping"), Go("close_gate", closes), Go(IDLE))
+    return (
+        Step(
+            "notice",
+            Load("keys"),
+            (
+                Go("unindex_1", "entry_1 and not found & 1", {"seen": "found"}),
+                Go("unindex_2", "entry_2 and not found & 2", {"seen": "found"}),
+                Go("forget_id", "dropping"),
+                Go("read_local_pins", frees),
+                Go(IDLE),
+            ),
+            "what a peer drops later than this it marks later than this",
+            "rule 4",
+            ("swap_key",),
+        ),
+        Step(
+            "unindex_1",
+            Store("entry_1", "0"),
+            (Go("unindex_2", "entry_2 and not seen & 2"), *noticed),
+            "a key that has gone is found no more",
+            "seed §3",
+            ("find_key_1",),
+        ),
+        Step(
+            "unindex_2",
+            Store("entry_2", "0"),
+            noticed,
+            "a key that has gone is found no more",
+            "seed §3",
+            ("find_key_2",),
+        ),
+        Step(
+            "forget_id",
+            Store("held", "0"),
+            (Go("close_gate", closes_with_id, {"dropping": "0"}), Go("notice", sets={"dropping": "0"})),
+            "only the owner drops the id reference",
+            "seed §2",
+            ("read_held",),
+        ),
+        Step(
+            "close_gate",
+            Store("gate", "gate & ~1"),
+            (Go("read_local_pins"),),
+            "before the pins are read: a peer sets its pin before it reads the gate",
+            "rule 9, design 3",
+            ("set_pin", "read_gate", "read_gate_again", "pin_locally", "read_gate_for_view", "read_gate_after_view"),
+        ),
+        Step(
+            "read_local_pins",
+            Load("local_pins"),
+            (Go(IDLE, "found"), Go("read_pins")),
+            "after the gate was closed, as with the pins of peers",
+            "rule 10",
+            ("pin_locally", "drop_view"),
+        ),
+        Step(
+            "read_pins",
+            Load("pins"),
+            (Go(IDLE, "found"), Go("unindex_id")),
+            "after the gate was closed: whom we do not see now will see the closed gate",
+            "rule 10, design 3",
+            ("set_pin", "clear_pin"),
+        ),
+        Step(
+            "unindex_id",
+            Store("entry_id", "0"),
+            (Go("return_memory"),),
+            "its id is found no more",
+            "seed §1",
+            ("find_id",),
+        ),
+        Step(
+            "return_memory",
+            Store("memory", "0"),
+            (
+                Go(
+                    "advance",
+                    promises=(
+                        Promise("found == gate >> 1", "memory goes back once"),
+                        Promise("not held and not keys & 3", "memory goes back with its last reference"),
+                        Promise("not confirmed", "memory never goes back under a confirmed pin"),
+                    ),
+                ),
+            ),
+            "nothing refers to it, nothing can come to pin it",
+            "seed §1, rule 10",
+            ("copy",),
+        ),
+        Step(
+            "advance",
+            Store("gate", "(gate >> 1) + 1 << 1"),
+            (Go(IDLE),),
+            "everything that names this tenant is stale from here on",
+            "protocol 1",
+            ("read_gate", "check_generation"),
+        ),
+        Step(
+            "evict",
+            FetchClear("pins", "leaver"),
+            (Go("notice", sets={"confirmed": "confirmed & ~leaver", "evicted": "evicted | leaver"}),),
+            "a reader that stands still finds out after its copy; a writer is never evicted",
+            "protocol 11",
+            ("check_generation",),
+        ),
+    )
+
+
+def _remove_key() -> tuple[Step, ...]:
+    bound = "found & key"
+    dropped = {"dropped": "dropped | key"}
+    return (
+        Step(
+            "find_bound",
+            Load("keys"),
+            (Go("load_removed", bound), Go("notice")),
+            "an entry whose key a peer has dropped meanwhile is cleared away",
+            "seed §3b",
+            ("swap_key",),
+        ),
+        Step(
+            "load_removed",
+            Load("keys"),
+            (Go("swap_removed", bound, {"seen": "found"}), Go("notice")),
+            "the value that the compare-and-swap expects",
+            "protocol 1",
+            ("swap_key",),
+        ),
+        Step(
+            "swap_removed",
+            CompareAndSwap("keys", "seen", "seen & ~key"),
+            (Go("notice", "swapped", dropped, (DROPPED_ONCE,)), Go("load_removed")),
+            "whoever clears the bit has taken the reference",
+            "seed §3b, rule 4",
+            ("swap_key",),
+        ),
+    )
+
+
+def _dismiss() -> tuple[Step, ...]:
+    """A peer's process has gone: its pin is cleared in every slot, marked or not, and what it left half done is
+    finished."""
+    return (
+        Step(
+            "clear_pins",
+            FetchClear("pins", "leaver"),
+            (
+                Go(IDLE, "not memory", {"crashed": "crashed & ~leaver"}),
+                Go("finish_bound", sets={"crashed": "crashed & ~leaver"}),
+            ),
+            "exact and idempotent: the bit belongs to nobody else before this is done",
+            "rule 11",
+            ("set_pin",),
+        ),
+        Step(
+            "finish_bound",
+            Load("keys"),
+            (Go("finish_tensors", "found & 2"), Go("notice")),
+            "only a bound key can be half done",
+            "rule 11",
+            ("swap_key",),
+        ),
+        Step(
+            "finish_tensors",
+            Load("tensors"),
+            (Go("load_finished", "not found & 3", {"key": "2"}), Go("notice")),
+            "whoever cleared the last tensor died before it cleared the key, or is about to clear it",
+            "rule 5",
+            ("swap_tensors", "swap_key"),
+        ),
+        Step(
+            "load_finished",
+            Load("keys"),
+            (Go("swap_finished", "found & key", {"seen": "found"}), Go("notice")),
+            "the value that the compare-and-swap expects",
+            "protocol 1",
+            ("swap_key",),
+        ),
+        Step(
+            "swap_finished",
+            CompareAndSwap("keys", "seen", "seen & ~key"),
+            (Go("notice", "swapped", {"dropped": "dropped | key"}, (DROPPED_ONCE, COMPLETED)), Go("load_finished")),
+            "every tensor has been transferred, so the key is consumed",
+            "rule 4, rule 5",
+            ("swap_key",),
+        ),
+    )
+
+
+def _take_released(levels: int) -> tuple[Step, ...]:
+    """Walk down the marks to a slot and take it. A parent is cleared when nothing was seen below it."""
+    steps = []
+    for level in reversed(range(levels)):
+        below = f"look_{level - 1}" if level else "take"
+        empty = IDLE if level == levels - 1 else f"clear_{level + 1}"
+        marks = (f"mark_{level}",)
+        steps.append(
+            Step(
+                f"look_{level}",
+                Load(f"released_{level}"),
+                (Go(below, "found"), Go(empty)),
+                "go down where there is a mark, up where there is none",
+                "protocol 7",
+                marks,
+            )
+        )
+        if level:
+            steps += [
+                Step(
+                    f"clear_{level}",
+                    FetchClear(f"released_{level}", "1"),
+                    (Go(f"look_again_{level - 1}"),),
+                    "nothing was seen below",
+                    "protocol 7",
+                    (f"look_before_mark_{level}",),
+                ),
+                Step(
+                    f"look_again_{level - 1}",
+                    Load(f"released_{level - 1}"),
+                    (Go(f"restore_{level}", "found"), Go(f"look_{level}")),
+                    "after the mark above was cleared: who marked below before saw it still set, and left it",
+                    "protocol 7",
+                    (f"mark_{level - 1}", f"look_before_mark_{level}"),
+                ),
+                Step(
+                    f"restore_{level}",
+                    FetchOr(f"released_{level}", "1"),
+                    (Go(f"look_{level}"),),
+                    "something was marked below meanwhile",
+                    "protocol 7",
+                    (f"mark_{level - 1}",),
+                ),
+            ]
+    steps.append(
+        Step(
+            "take",
+            FetchClear("released_0", "1"),
+            (Go("notice", "memory"), Go(IDLE)),
+            "before the slot is looked at: who marks later finds the bit clear and sets it again",
+            "protocol 7",
+            ("look_before_mark_0", "mark_0"),
+        )
+    )
+    return tuple(steps)
+
+
+# ---------------------------------------------------------------- a peer
+
+BOUND = "found >> 2 == hint and found & key"
+
+
+def peer(configuration: Configuration) -> Role:
+    """One who transfers through the owner's arena. It may die before any of its steps."""
+    requests = (
+        Call("pull_key_1", "find_key_1", sets={"key": "1", "want": "0"}),
+        Call("pull_tensor_1", "find_key_2", sets={"key": "2", "want": "1"}),
+        Call("pull_tensor_2", "find_key_2", sets={"key": "2", "want": "2"}),
+        Call("pull_key_2", "find_key_2", sets={"key": "2", "want": "0"}),
+        Call("pull_id", "find_id", _asking_by_id(configuration), {"key": "1", "want": "0"}),
+    )
+    askers = {
+        call.name: tuple(
+            bit for bit, asked in zip(PEER_BITS, configuration.requests, strict=True) if call.name in asked
+        )
+        for call in requests
+    }
+    calls = [replace(call, bits=askers[call.name]) for call in requests if askers[call.name]]
+    steps = (*_pin(), *_transfer(), *_unpin(), *_mark(configuration.levels))
+    registers = ("hint", "key", "want", "by_id", "seen", "told", "astray")
+    return Role(PEER_NAME, registers, tuple(calls), _reachable(calls, steps), PEER_BITS, configuration.crashes)
+
+
+def _asking_by_id(configuration: Configuration) -> str:
+    return "1" if configuration.repeats else "gate & 1"
+
+
+def _pin() -> tuple[Step, ...]:
+    """Design steps 1 to 3."""
+
+    def find(name: str, by_id: str) -> Step:
+        return Step(
+            f"find_{name}",
+            Load(f"entry_{name.removeprefix('key_')}"),
+            (Go("set_pin", "found", {"hint": "found", "by_id": by_id}), Go(IDLE)),
+            "a hint: the owner may be moving entries, and reuse the slot before we pin it",
+            "design 1",
+            (f"index_{name}", "advance"),
+        )
+
+    confirmed = {"confirmed": "confirmed | me"}
+    return (
+        find("key_1", "0"),
+        find("key_2", "0"),
+        find("id", "1"),
+        Step(
+            "set_pin",
+            FetchOr("pins", "me"),
+            (Go("read_gate"),),
+            "before the gate is read. On a slot that was reused it only delays a release",
+            "design 2",
+            ("close_gate", "read_pins"),
+        ),
+        Step(
+            "read_gate",
+            Load("gate"),
+            (
+                Go("read_held", "found == (hint << 1 | 1) and by_id"),
+                Go("read_key", "found == (hint << 1 | 1)"),
+                Go("clear_pin"),
+            ),
+            "open and of that generation after our pin was set: the owner will see the pin",
+            "design 3, rule 9",
+            ("close_gate", "advance", "open_gate"),
+        ),
+        Step(
+            "read_key",
+            Load("keys"),
+            (Go("copy", BOUND, confirmed), Go("clear_pin")),
+            "whoever cleared the bit before has taken the key",
+            "design 3, api §3.6",
+            ("swap_key", "swap_removed", "swap_finished"),
+        ),
+        Step(
+            "read_held",
+            Load("held"),
+            (Go("read_keys", sets={"seen": "found"}),),
+            "a transfer by id begins if anything refers to the cache",
+            "api §3.6",
+            ("forget_id",),
+        ),
+        Step(
+            "read_keys",
+            Load("keys"),
+            (
+                Go("copy", decision("pin", id="seen", keys="found >> 2 == hint and found & 3"), confirmed),
+                Go("clear_pin"),
+            ),
+            "a transfer by id begins if anything refers to the cache",
+            "api §3.6",
+            ("swap_key", "swap_removed", "swap_finished"),
+        ),
+    )
+
+
+def _transfer() -> tuple[Step, ...]:
+    """Design steps 4 and 5."""
+    complete = Promise("not astray", "no transfer succeeds with bytes of a successor")
+    return (
+        Step(
+            "copy",
+            Load("memory"),
+            (
+                Go(
+                    "check_generation",
+                    sets={"astray": "found > hint"},
+                    promises=(
+                        Promise(
+                            "found == hint or evicted & me",
+                            "nobody copies from or to memory that is not the pinned cache's",
+                        ),
+                    ),
+                ),
+            ),
+            "the record and the tensors stay the tenant's while our pin is set",
+            "design 4, rule 10",
+            ("return_memory",),
+            may_end_at="clear_pin",
+        ),
+        Step(
+            "check_generation",
+            Load("gate"),
+            (
+                Go(
+                    "read_bound",
+                    "found >> 1 == hint",
+                    {"delivered": "delivered | (4 if key == 1 else want if want else 3)"},
+                    (complete,),
+                ),
+                Go("clear_pin"),
+            ),
+            "after the copy: if the owner took our pin away, what we copied may be somebody else's",
+            "protocol 11",
+            ("evict", "advance"),
+        ),
+        Step(
+            "read_bound",
+            Load("keys"),
+            (Go("load_tensors", f"{BOUND} and want"), Go("load_key", BOUND), Go("clear_pin")),
+            "another transfer may have consumed the key meanwhile; then there is nothing to drop",
+            "rule 4",
+            ("swap_key", "swap_removed", "swap_finished"),
+        ),
+        Step(
+            "load_tensors",
+            Load("tensors"),
+            (Go("swap_tensors", "found >> 2 == hint and found & want", {"seen": "found"}), Go("look_for_tensors")),
+            "the value that the compare-and-swap expects",
+            "protocol 1",
+            ("swap_tensors",),
+        ),
+        Step(
+            "swap_tensors",
+            CompareAndSwap("tensors", "seen", "seen & ~want"),
+            (Go("look_for_tensors", "swapped"), Go("load_tensors")),
+            "this tensor has been transferred for the key; the generation in the word guards a successor's",
+            "rule 5",
+            ("swap_tensors", "write_tensors", "finish_tensors"),
+        ),
+        Step(
+            "look_for_tensors",
+            Load("tensors"),
+            (Go("clear_pin", "found >> 2 == hint and found & 3"), Go("load_key")),
+            "after our own bit was cleared: of two who transfer the last tensors the later look sees none left",
+            "rule 5",
+            ("swap_tensors",),
+        ),
+        Step(
+            "load_key",
+            Load("keys"),
+            (Go("swap_key", BOUND, {"seen": "found"}), Go("clear_pin")),
+            "the value that the compare-and-swap expects",
+            "protocol 1",
+            ("swap_key", "swap_removed", "swap_finished", "write_keys"),
+        ),
+        Step(
+            "swap_key",
+            CompareAndSwap("keys", "seen", "seen & ~key"),
+            (
+                Go("clear_pin", "swapped", {"told": "1", "dropped": "dropped | key"}, (DROPPED_ONCE, COMPLETED)),
+                Go("load_key"),
+            ),
+            "after the copy and the tensors: a crash before it leaves the key to others",
+            "design 5, rule 4",
+            ("swap_key", "swap_removed", "swap_finished", "notice", "write_keys"),
+        ),
+    )
+
+
+def _unpin() -> tuple[Step, ...]:
+    """Design step 6."""
+    return (
+        Step(
+            "clear_pin",
+            FetchClear("pins", "me"),
+            (
+                Go("look_before_mark_0", "told", {"confirmed": "confirmed & ~me", "evicted": "evicted & ~me"}),
+                Go("read_gate_again", sets={"confirmed": "confirmed & ~me", "evicted": "evicted & ~me"}),
+            ),
+            "the last that we do to the cache; before the gate is read again",
+            "design 6",
+            ("read_pins", "close_gate"),
+        ),
+        Step(
+            "read_gate_again",
+            Load("gate"),
+            (Go("look_before_mark_0", "not found & 1"), Go(IDLE)),
+            "after our pin was cleared: if it is open still, the owner reads the pins after it closes it",
+            "protocol 6",
+            ("close_gate",),
+        ),
+    )
+
+
+def _mark(levels: int) -> tuple[Step, ...]:
+    """Tell the owner, the lowest level first; a mark that is set already is left as it is."""
+    steps = []
+    for level in range(levels):
+        above = f"look_before_mark_{level + 1}" if level + 1 < levels else IDLE
+        take = "take" if level == 0 else f"clear_{level}"
+        steps += [
+            Step(
+                f"look_before_mark_{level}",
+                Load(f"released_{level}"),
+                (Go(above, "found"), Go(f"mark_{level}")),
+                "set already: whoever clears it looks below afterwards",
+                "protocol 7",
+                (take,),
+            ),
+            Step(
+                f"mark_{level}",
+                FetchOr(f"released_{level}", "1"),
+                (Go(above),),
+                "before the level above is marked, so that whoever sees a mark above finds one below",
+                "protocol 7",
+                (take, f"look_{level}") if level == levels - 1 else (take, f"look_{level}", f"look_again_{level}"),
+            ),
+        ]
+    return tuple(steps)
+
+
+def view(configuration: Configuration) -> Role:
+    """A thread of the owner's process that views or copies the memory. It takes no lock, so it is as much a stranger as
+    a peer; but it dies only with the owner."""
+    ended = {"confirmed": "confirmed & ~me"}
+    steps = (
+        Step(
+            "find_cache",
+            Load("entry_id"),
+            (Go("pin_locally", "found", {"hint": "found"}), Go(IDLE)),
+            "the generation in the caller's handle of the cache, which may be stale",
+            "rule 1",
+            ("index_id", "advance"),
+        ),
+        Step(
+            "pin_locally",
+            FetchAdd("local_pins", 1),
+            (Go("read_gate_for_view"),),
+            "before the gate is read",
+            "rule 1, rule 10",
+            ("close_gate", "read_local_pins"),
+        ),
+        Step(
+            "read_gate_for_view",
+            Load("gate"),
+            (Go("use_view", "found == (hint << 1 | 1)", {"confirmed": "confirmed | me"}), Go("drop_view")),
+            "open and of that generation after our pin was set: the owner will see the pin",
+            "rule 9",
+            ("close_gate", "advance", "open_gate"),
+        ),
+        Step(
+            "use_view",
+            Load("memory"),
+            (
+                Go(
+                    "drop_view",
+                    promises=(Promise("found == hint", "nobody views memory that is not the pinned cache's"),),
+                ),
+            ),
+            "the memory stays the cache's while the view lives",
+            "rule 10",
+            ("return_memory",),
+        ),
+        Step(
+            "drop_view",
+            FetchAdd("local_pins", -1),
+            (Go("read_gate_after_view", sets=ended),),
+            "before the gate is read again",
+            "rule 10",
+            ("read_local_pins",),
+        ),
+        Step(
+            "read_gate_after_view",
+            Load("gate"),
+            (Go("look_before_mark_0", "not found & 1"), Go(IDLE)),
+            "after the view was dropped: a closed gate means that the owner may be waiting",
+            "protocol 6",
+            ("close_gate",),
+        ),
+        *_mark(configuration.levels),
+    )
+    calls = (Call("view", "find_cache", _asking_by_id(configuration)),)
+    return Role(VIEW_NAME, ("hint",), calls, steps, (VIEW_BIT,))
+
+
+def _reachable(calls: list[Call], steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """The steps that some call leads to, in their order."""
+    by_name = {step.name: step for step in steps}
+    found: set[str] = set()
+    ahead = [call.first for call in calls]
+    while ahead:
+        name = ahead.pop()
+        if name in found or name == IDLE:
+            continue
+        found.add(name)
+        ahead += [go.to for go in by_name[name].goes] + [by_name[name].may_end_at or IDLE]
+    return tuple(step for step in steps if step.name in found)
+
+
+# ---------------------------------------------------------------- the whole
+
+
+def protocol(configuration: Configuration | None = None) -> Protocol:
+    """The protocol, with the roles and calls that a configuration lets take part."""
+    configuration = configuration or Configuration()
+    roles = (owner(configuration), peer(configuration), *((view(configuration),) if configuration.views else ()))
+    return Protocol(
+        words(configuration.levels),
+        roles,
+        (
+            Promise("not memory or held or keys & 3", "every released cache is reaped"),
+            Promise("not memory or tensors & 3 or not keys & 2", "a key that has given all its tensors is consumed"),
+            Promise("not pins and not local_pins", "nobody's pin stays behind"),
+        ),
+        configuration,
+    )
+
+
+def everything() -> Configuration:
+    """A configuration in which every step can be taken."""
+    asked = ("pull_key_1", "pull_tensor_1", "pull_tensor_2", "pull_key_2", "pull_id")
+    return Configuration(requests=(asked, asked), views=True, evictions=True)
