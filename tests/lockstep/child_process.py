@@ -90,8 +90,9 @@ def _serve(pipe: Connection) -> None:
             method, arguments = pipe.recv()
         except EOFError:
             return
+        answer, failure = None, None
         try:
-            answer = getattr(nodes, method)(*arguments), None
+            answer = getattr(nodes, method)(*arguments)
         except Exception:
-            answer = None, traceback.format_exc()
-        pipe.send(answer)
+            failure = traceback.format_exc()
+        pipe.send((answer, failure))

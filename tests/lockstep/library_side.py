@@ -169,9 +169,8 @@ def _binding(manager: CacheManager, key: CacheKey) -> tuple[int, int] | None:
 
 
 def _memory(cache: Cache) -> Memory:
-    placement = cache.cache_desc.placement.name
-    places = tuple(cache.tensor_addrs)
-    return Memory(placement, places, _contents(cache.tensors)) if places else Memory(placement)
+    contents = _outcome(lambda: _contents(cache.tensors))
+    return Memory(cache.cache_desc.placement.name, tuple(cache.tensor_addrs), contents)
 
 
 def _fill(tensors: Sequence[np.ndarray], seed: int) -> None:
@@ -191,7 +190,7 @@ def _cache_desc(desc: values.CacheDesc) -> CacheDesc:
 
 def _cluster_info(info: values.ClusterInfo) -> LLMClusterInfo:
     cluster = LLMClusterInfo()
-    if info.remote_cluster_id is not None:
+    if isinstance(info.remote_cluster_id, int):
         cluster.remote_cluster_id = info.remote_cluster_id
     for address in info.local_ip_info_list:
         cluster.append_local_ip_info(*address)

@@ -157,6 +157,12 @@ def _binding(node: Node, key: CacheKey) -> tuple[int, int] | None:
 
 
 def _memory(node: Node, cache: Cache) -> Memory:
-    placement = cache.cache_desc.placement
-    places = tuple(node.tensor_places(cache))
-    return Memory(placement, places, tuple(node.contents(cache))) if places else Memory(placement)
+    contents = _outcome(lambda: _contents(node, cache))
+    return Memory(cache.cache_desc.placement, tuple(node.tensor_places(cache)), contents)
+
+
+def _contents(node: Node, cache: Cache) -> tuple[bytes, ...]:
+    view = node.open_view(cache)
+    contents = tuple(node.contents(view))
+    node.close_view(view)
+    return contents

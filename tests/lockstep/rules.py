@@ -6,16 +6,17 @@ be the same, and after every step so must be all that can be seen of every node.
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from itertools import count, permutations
-from typing import Any
+from typing import Any, TypeVar
 
 from hypothesis import note
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from llmdd.spec.values import INV, CacheDesc, CacheKey, ClusterInfo
+from llmdd.spec.values import INV, CacheDesc, CacheKey, CacheKeyByIdAndIndex, ClusterInfo
 
 from . import strategies
 from .child_process import ChildProcess, Children
@@ -24,15 +25,18 @@ from .reference_side import ReferenceSide
 from .strategies import CLUSTER_IDS, KEYS, PATIENCE_MS
 from .terms import CacheName, Call, Memory, Outcome, Picture, Raised, Returned, Side, ViewName
 
+Method = TypeVar("Method", bound=Callable[..., None])
+
 Startup = tuple[str, dict[str, str], str]
 
 #: How long a node may take to hear of what happened to another.
 PATIENCE_S = 60.0
 
 
-def now_and_then(one_in: int) -> Any:
+def now_and_then(one_in: int) -> Callable[[Method], Method]:
     """Makes a rule available at one step in so many."""
-    return precondition(lambda machine: machine.comparisons % one_in == one_in - 1)
+    decorate: Callable[[Method], Method] = precondition(lambda machine: machine.comparisons % one_in == one_in - 1)
+    return decorate
 
 
 class StepCount:
@@ -60,7 +64,6 @@ class Lockstep(RuleBasedStateMachine):
         self.remote_mode = False
         self._numbers = count(1)
         self._pool_bases: dict[tuple[object, str], int] = {}
-        self._agreeing = True
         self.comparisons = 0
 
     # -- where the library's nodes live ---------------------------------------------------------------------------
@@ -73,8 +76,8 @@ class Lockstep(RuleBasedStateMachine):
         """Whether two nodes are in one process, so that a program could mix up their caches."""
         raise NotImplementedError
 
-    def leave(self) -> None:
-        """End the library's nodes."""
+    def leave(self, failing: bool) -> None:
+        """End the library's nodes. Nothing that has failed is used again."""
         raise NotImplementedError
 
     # -- what the strategies want to know -------------------------------------------------------------------------
@@ -89,11 +92,15 @@ class Lockstep(RuleBasedStateMachine):
 
     def cache_of_key(self, node: str, key: CacheKey) -> CacheName | None:
         """The cache that a key is bound to on the node."""
-        cache_id, _ = self.reference.nodes[node].key_index.get(key.identity, (0, 0))
-        return next((name for name in self.reference.live_caches(node) if self._id(name) == cache_id), None)
+        slot = self.reference.nodes[node].slot_of(key.identity)
+        if slot is None:
+            return None
+        found = {self.reference.caches[name].cache_id: name for name in self.reference.live_caches(node)}
+        return found[slot.tenant.cache_id]
 
-    def _id(self, cache: CacheName) -> int:
-        return self.reference.caches[cache].cache_id
+    def are_linked(self, node: str, other: str) -> bool:
+        linked = self.reference.linked(node)
+        return isinstance(linked, Returned) and CLUSTER_IDS[other] in linked.value
 
     def caches_known_beside(self, node: str) -> list[CacheName]:
         """All caches, living or not, that a program could give to a call on the node."""
@@ -139,7 +146,6 @@ class Lockstep(RuleBasedStateMachine):
 
     def _same(self, expected: Outcome, found: Outcome, what: object) -> Outcome:
         if expected != found:
-            self._agreeing = False
             raise AssertionError(f"{what}: the reference says {expected}, the library {found}")
         note(f"    -> {found}")
         return found
@@ -157,12 +163,12 @@ class Lockstep(RuleBasedStateMachine):
 
     @initialize(data=st.data(), startups=strategies.clusters())
     def begin(self, data: st.DataObject, startups: Sequence[Startup]) -> None:
-        self.remote_mode = "llm.EnableRemoteCacheAccessible" in startups[0][1]
+        self.remote_mode = startups[0][1].get("llm.EnableRemoteCacheAccessible") == "1"
         for node, options, role in startups:
             self.begin_node(node, options, role)
         self.restore_links()
         for node in self.nodes * 2:
-            self.allocate_one(data.draw(strategies.allocations(st.just(node))), seed=len(self.caches))
+            self.allocate_one(data.draw(strategies.allocations(node)), seed=len(self.caches))
 
     def begin_node(self, node: str, options: dict[str, str], role: str) -> None:
         self.nodes.append(node)
@@ -180,7 +186,7 @@ class Lockstep(RuleBasedStateMachine):
     def init_again(self, call: Call) -> None:
         self.make(call)
 
-    @now_and_then(7)
+    @now_and_then(12)
     @rule(node=strategies.nodes())
     def finalize(self, node: str) -> None:
         self.make(Call(node, "finalize"))
@@ -202,8 +208,7 @@ class Lockstep(RuleBasedStateMachine):
         """What a program does that has lost its peers."""
         for client, server in permutations(self.nodes, 2):
             address = self.reference.nodes[server].listen_address
-            linked = self.reference.linked(client)
-            if address and isinstance(linked, Returned) and CLUSTER_IDS[server] not in linked.value:
+            if address and client not in self.nodes_not_ready and not self.are_linked(client, server):
                 infos = [ClusterInfo(CLUSTER_IDS[server], (("127.0.0.1", 0),), (address,))]
                 self.make(Call(client, "unlink_clusters", (infos,), {"timeout": PATIENCE_MS, "force": True}))
                 self.await_links()
@@ -243,14 +248,17 @@ class Lockstep(RuleBasedStateMachine):
     def pull_by_key(self, call: Call) -> None:
         self.make(call)
 
+    @precondition(lambda self: any(map(self.bound_keys, self.nodes)))
     @rule(call=strategies.pulls(by_key=True, by_layers=True))
     def pull_layers_by_key(self, call: Call) -> None:
         self.make(call)
 
+    @precondition(lambda self: len(self.nodes) > 1)
     @rule(call=strategies.pulls())
     def pull_by_id(self, call: Call) -> None:
         self.make(call)
 
+    @precondition(lambda self: len(self.nodes) > 1)
     @rule(call=strategies.pulls(by_layers=True))
     def pull_layers_by_id(self, call: Call) -> None:
         self.make(call)
@@ -338,7 +346,6 @@ class Lockstep(RuleBasedStateMachine):
         if isinstance(expected, dict) and expected.keys() == found.keys():
             different = next(part for part in expected if expected[part] != found[part])
             expected, found, what = expected[different], found[different], f"{different} in {what}"
-        self._agreeing = False
         raise AssertionError(f"{what}: the reference has {expected}, the library {found}")
 
     def _located(self, node: str, expected: Picture, found: Picture) -> Picture:
@@ -358,11 +365,12 @@ class Lockstep(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.counter.steps += max(0, self.comparisons - 1)  # the first was made before any rule
+        failing = isinstance(sys.exc_info()[1], Exception)  # Hypothesis' own way out of an example is no Exception
         try:
-            if self._agreeing:
+            if not failing:
                 self._let_everything_go()
         finally:
-            self.leave()
+            self.leave(failing)
 
     def _let_everything_go(self) -> None:
         """When nobody holds anything any more, nothing is held."""
@@ -376,7 +384,9 @@ class Lockstep(RuleBasedStateMachine):
             for key in self.bound_keys(node):
                 self.make(Call(node, "remove_cache_key", (key,)))
             self._compare_pictures(node)
-            for total, free, _ in self.library(node).picture(node, (), (), ()).value.pools.values():
+            emptied = self.library(node).picture(node, (), (), ())
+            assert isinstance(emptied, Returned)
+            for total, free, _ in emptied.value.pools.values():
                 assert free == total, f"node {node} leaks {total - free} bytes"
 
 
@@ -393,7 +403,7 @@ class LockstepInOneProcess(Lockstep):
     def live_together(self, node: str, other: str) -> bool:
         return True
 
-    def leave(self) -> None:
+    def leave(self, failing: bool) -> None:
         self._side.forget()
 
 
@@ -413,9 +423,12 @@ class LockstepAcrossProcesses(Lockstep):
     def live_together(self, node: str, other: str) -> bool:
         return node == other
 
-    def leave(self) -> None:
+    def leave(self, failing: bool) -> None:
         for process in self._processes.values():
-            self._children.give_back(process)
+            if failing:
+                process.kill()
+            else:
+                self._children.give_back(process)
 
     @now_and_then(4)
     @rule(data=st.data(), node=strategies.nodes(), role=st.sampled_from(strategies.ROLES))
@@ -427,4 +440,7 @@ class LockstepAcrossProcesses(Lockstep):
         self.nodes.remove(node)
         self.caches = [cache for cache in self.caches if cache.node != node]
         self.await_links()
+        for survivor in self.nodes:
+            for cache in self.reference.live_caches(survivor)[:1]:
+                self.make(Call(survivor, "pull_cache", (CacheKeyByIdAndIndex(CLUSTER_IDS[node], 1), cache)))
         self.begin_node(node, options, role)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from itertools import permutations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -24,7 +25,7 @@ from llmdd.spec.values import (
     ClusterInfo,
 )
 
-from .terms import CacheName, Call, ViewName
+from .terms import PLACEMENTS, CacheName, Call, ViewName
 
 if TYPE_CHECKING:
     from .rules import Lockstep
@@ -56,11 +57,11 @@ ODD_SIZES = (None, "1", 0, -2, 2**63, -(2**63) - 1, 1.5, True)
 ODD_TIMEOUTS = (None, "1", 0, -1, 2**31, 1.5)
 ODD_CACHES = (None, 1, "cache", CacheKey(1, 1))
 ODD_KEYS = (None, 1, "key", (1, 1), BOTH_IDS, *PLACEHOLDERS)
-ODD_KEY_LISTS = (None, 1, "keys", CacheKey(1, 1), {CacheKey(1, 1)}, [None], (CacheKey(1, 1), 1), {})
+ODD_KEY_LISTS: tuple[Any, ...] = (None, 1, "keys", CacheKey(1, 1), {CacheKey(1, 1)}, [None], (CacheKey(1, 1), 1), {})
 ODD_RANGES = (3, "0", (0, 1), range(0), range(2, 1), range(0, 4, 2), range(-1, 1), range(2**33), range(40, 41))
 ODD_TENSORS_PER_LAYER = (None, "1", 0, -1, 1.0, 2**32, 5, 1000)
 ODD_FLAGS = (None, 1, "yes")
-ODD_CLUSTERS = (None, 1, {}, (), [None], ClusterInfo(1), [ClusterInfo(None)], [ClusterInfo(2)] * 17)
+ODD_CLUSTERS: tuple[Any, ...] = (None, 1, {}, (), [None], ClusterInfo(1), [ClusterInfo(None)], [ClusterInfo(2)] * 17)
 ODD_DESCS = (
     None,
     1,
@@ -114,6 +115,21 @@ def other_node(draw: DrawFn, node: str) -> str:
     """Another node; now and then, and where there is none, the same."""
     others = [other for other in machine_of(draw).nodes if other != node]
     return draw(st.sampled_from(others)) if others and not chance(draw, 20) else node
+
+
+def two_nodes(draw: DrawFn, with_keys: bool = False) -> tuple[str, str]:
+    """A node that transfers, and another: mostly they are linked, both have caches, and the other has keys if asked."""
+    machine = machine_of(draw)
+    wanted = machine.bound_keys if with_keys else machine.reference.live_caches
+    pairs = [
+        (node, other)
+        for node, other in permutations(machine.nodes, 2)
+        if machine.reference.live_caches(node) and wanted(other) and machine.are_linked(node, other)
+    ]
+    if pairs and not chance(draw, 12):
+        return draw(st.sampled_from(pairs))
+    node = draw(nodes())
+    return node, other_node(draw, node)
 
 
 def cache_of(draw: DrawFn, node: str, like: CacheName | None = None) -> CacheName | None:
@@ -280,7 +296,7 @@ def inits(draw: DrawFn) -> Call:
 def clusters(draw: DrawFn) -> list[tuple[str, dict[str, str], str]]:
     """Nodes to begin with: their names, options and roles."""
     remote_mode = draw(st.booleans())
-    names = list(CLUSTER_IDS)[: draw(st.sampled_from((2, 3, 2, 1)))]
+    names = list(CLUSTER_IDS)[: draw(st.sampled_from((2, 3, 2, 3, 2, 3, 1)))]
     return [(name, draw(good_options(name, remote_mode)), draw(st.sampled_from(ROLES))) for name in names]
 
 
@@ -338,7 +354,9 @@ def unlinks(draw: DrawFn) -> Call:
 
 
 @st.composite
-def descs(draw: DrawFn) -> CacheDesc:
+def descs(draw: DrawFn, node: str) -> CacheDesc:
+    """A cache, mostly for a pool that the node has."""
+    pools = list(machine_of(draw).reference.nodes[node].pools)
     batch_size = draw(st.sampled_from((2, 1, 2, 3, 4)))
     rest = draw(st.sampled_from(((8,), (64,), (4, 2), (8,), (300,), (3, 400))))
     if chance(draw, 15):
@@ -348,7 +366,7 @@ def descs(draw: DrawFn) -> CacheDesc:
         num_tensors=draw(st.sampled_from((33, 3) if chance(draw, 12) else (2, 2, 2, 4, 1))),
         shape=(*leading, batch_size, *rest),
         data_type=draw(st.sampled_from(("DT_INT8", "DT_FLOAT16", *ELEMENT_BYTES) if chance(draw, 3) else ("DT_INT8",))),
-        placement=draw(st.sampled_from(("DEVICE", "DEVICE", "DEVICE", "HOST"))),
+        placement=draw(st.sampled_from(PLACEMENTS if not pools or chance(draw, 20) else pools)),
         batch_dim_index=len(leading),
     )
 
@@ -369,10 +387,11 @@ def key_lists(draw: DrawFn, node: str, batch_size: int) -> list[CacheKey] | tupl
 
 
 @st.composite
-def allocations(draw: DrawFn, among: SearchStrategy[str] | None = None) -> tuple[str, Any, Any]:
+def allocations(draw: DrawFn, node: str | None = None) -> tuple[str, Any, Any]:
     """The node, and the arguments of ``allocate_cache``."""
-    node = draw(st.sampled_from(machine_of(draw).nodes) if among is None else among)
-    desc = draw(descs())
+    if node is None:
+        node = draw(st.sampled_from(machine_of(draw).nodes))
+    desc = draw(descs(node))
     arguments = {"desc": desc, "keys": draw(key_lists(node, desc.batch_size))}
     odd = {"desc": ODD_DESCS, "keys": ODD_KEY_LISTS}
     arguments = with_oddities(draw, arguments, odd, one_in=12)
@@ -427,13 +446,16 @@ def size_within(draw: DrawFn, cache: CacheName | None, other: CacheName | None) 
     """All of a batch slot of the first cache, or some bytes that both have; now and then one more than there are."""
     machine = machine_of(draw)
     ours, common = machine.slot_bytes(cache), min(machine.slot_bytes(cache), machine.slot_bytes(other))
-    return draw(st.sampled_from((-1 if ours == common else common, common, 1, min(common, 7), -1, -1, common + 1)))
+    if chance(draw, 12):
+        return draw(st.sampled_from((-1, ours + 1, common + 1)))
+    return draw(st.sampled_from((-1, common, -1, 1, min(common, 7)) if ours == common else (common, 1)))
 
 
 def layers(draw: DrawFn, source: CacheName | None, target: CacheName | None) -> dict[str, Any]:
     """Some layers of the source, and as many of the target; now and then a range is left out."""
     machine = machine_of(draw)
-    per_layer = draw(st.sampled_from((1, 1, 2, 3)))
+    fitting = [size for size in (1, 2, 3) if machine.num_tensors(target) % size == 0]
+    per_layer = draw(st.sampled_from((1, 2, 3) if chance(draw, 10) else fitting))
     there = max(1, machine.num_tensors(source) // per_layer)
     here = max(1, machine.num_tensors(target) // per_layer)
     length = draw(st.integers(1, min(there, here)))
@@ -453,9 +475,9 @@ def layers(draw: DrawFn, source: CacheName | None, target: CacheName | None) -> 
 def pulls(draw: DrawFn, by_key: bool = False, by_layers: bool = False) -> Call:
     """``pull_cache``, by key where that is allowed, or by id; of some layers, or of all."""
     machine = machine_of(draw)
-    node = draw(nodes())
-    owner = other_node(draw, node)
-    if by_key and (not machine.remote_mode or chance(draw, 15)):
+    by_key = by_key and (not machine.remote_mode or chance(draw, 15))
+    node, owner = two_nodes(draw, with_keys=by_key)
+    if by_key:
         key: Any = key_on(draw, owner)
         source = machine.cache_of_key(owner, key)
     else:
@@ -484,8 +506,7 @@ def pulls(draw: DrawFn, by_key: bool = False, by_layers: bool = False) -> Call:
 
 @st.composite
 def pushes(draw: DrawFn) -> Call:
-    node = draw(nodes())
-    owner = other_node(draw, node)
+    node, owner = two_nodes(draw)
     target = cache_of(draw, owner)
     cache = cache_of(draw, node, like=target)
     arguments = {

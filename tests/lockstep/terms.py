@@ -65,15 +65,15 @@ Outcome = Returned | Raised
 
 @dataclass(frozen=True)
 class Memory:
-    """The memory of a cache as its user sees it; nothing of it once the cache was deallocated.
+    """The memory of a cache as its user sees it.
 
     ``places`` says where each tensor begins: on the reference side counted from the beginning of the pool, on the
-    library's an address.
+    library's an address. ``contents`` is what was answered to a look at the tensors: their bytes, or a refusal.
     """
 
     placement: str
-    places: tuple[int, ...] = ()
-    contents: tuple[bytes, ...] = ()
+    places: tuple[int, ...]
+    contents: Outcome
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Picture:
 
     listen_address: Address | None
     linked: tuple[int, ...]
-    pools: Mapping[str, tuple[int, int, int]]
+    pools: Mapping[str, tuple[int, ...]]
     live_caches: int
     live_keys: int
     bindings: Mapping[CacheKey, tuple[int, int] | None]
