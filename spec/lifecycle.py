@@ -12,13 +12,17 @@ The rules
  4. A key reference is dropped by a completed transfer of its slot's last outstanding tensor, or by
     ``remove_cache_key``.
  5. A transfer of some of the tensors drops nothing until every tensor has been transferred *for that key*.
- 6. A prefix key is not dropped by transfers, only by ``remove_cache_key``.
+ 6. A prefix key is not dropped by transfers, only by ``remove_cache_key``. Nor is any key of a registered cache.
  7. A placeholder binds nothing and holds nothing. So does a slot whose key was left out.
  8. A key given twice in one call is bound where it stands last; where it stood before it is superseded.
  9. When neither id nor keys remain the slot is closed: no transfer can begin, those in flight finish.
 10. Memory returns to the pool when the slot is closed and no pin is left: at that moment, once, never earlier.
 11. Whoever dies holding pins has them dropped for him; what he had not completed he has not done.
 12. What is refused changes nothing.
+13. A blocks cache has one slot, the whole of it, and its key names a model. The key goes with the id, and by nothing
+    else.
+14. The memory of a registered cache is the caller's. ``unregister_cache`` takes its id and its keys at once, and the
+    memory is the caller's again when no pin is left; ``deallocate_cache`` leaves it registered.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ CACHE = Machine(
     states=(
         State(
             "FREE",
-            "No cache lives here; its memory is in the pool.",
+            "No cache lives here; its memory is in the pool, or the caller's.",
             "seed §1",
             {"tenant": False},
         ),
@@ -62,9 +66,9 @@ CACHE = Machine(
         ),
     ),
     events=(
-        Event("allocate", "allocate_cache succeeds."),
-        Event("drop_id", "deallocate_cache."),
-        Event("drop_key", "A key reference goes: its slot was transferred, or the key removed."),
+        Event("allocate", "allocate_cache succeeds, or another call that makes a cache."),
+        Event("drop_id", "deallocate_cache; of a registered cache unregister_cache."),
+        Event("drop_key", "A key reference goes: its slot was transferred, or the key removed or withdrawn."),
         Event("pin", "A transfer begins, or a view of the memory is made."),
         Event("unpin", "A transfer ends however it ends, a view is dropped, or their holder dies."),
         Event("settle", "The owner looks whether the memory can go back."),
@@ -74,10 +78,10 @@ CACHE = Machine(
         Guard("pinned", "at least one transfer or view holds the cache"),
     ),
     effects=(
-        Effect("take_memory", "take the pages of every tensor from the pool"),
+        Effect("take_memory", "take the pages of every tensor from the pool, or the caller's memory as it is"),
         Effect("open_slot", "let transfers begin"),
         Effect("close_slot", "let no new transfer begin"),
-        Effect("return_memory", "give every page back to the pool"),
+        Effect("return_memory", "give every page back to the pool, or the caller's memory back to the caller"),
         Effect("advance_generation", "make every word and index entry of this tenant stale"),
     ),
     transitions=(
@@ -133,16 +137,22 @@ BATCH_SLOT = Machine(
         State("UNKEYED", "No key: placeholder, left out, superseded, transferred or removed.", "seed §10, §11"),
         State("REQUEST_KEYED", "Held by a request key, which a transfer consumes.", "seed §3, §9"),
         State("PREFIX_KEYED", "Held by a prefix key, which transfers leave in place.", "api D18"),
+        State("BLOCKS_KEYED", "The one slot of a blocks cache, held by a model's key.", "api §3.1, §3.3"),
     ),
     events=(
         Event("bind_request", "A request key is given for this slot."),
         Event("bind_prefix", "A prefix key is given for this slot."),
+        Event("bind_blocks", "A blocks key is given for a blocks cache."),
         Event("bind_placeholder", "A placeholder is given for this slot, or no key at all."),
         Event("supersede", "The same key is given again for a later slot."),
         Event("transfer", "A pull from, or a push into, this slot has completed."),
         Event("remove", "remove_cache_key names this slot's key."),
+        Event("withdraw", "The cache goes, and its keys with it: a blocks cache or a registered one."),
     ),
-    guards=(Guard("tensors_remain", "some tensor has not been transferred for this key"),),
+    guards=(
+        Guard("registered", "the cache's memory is the caller's own"),
+        Guard("tensors_remain", "some tensor has not been transferred for this key"),
+    ),
     effects=(
         Effect("index_key", "let the key be looked up"),
         Effect("unindex_key", "let the key be found no more"),
@@ -151,22 +161,35 @@ BATCH_SLOT = Machine(
     transitions=(
         Transition("bind_request", "UNKEYED", "REQUEST_KEYED", "seed §9", effects=("index_key",)),
         Transition("bind_prefix", "UNKEYED", "PREFIX_KEYED", "api §3.1", effects=("index_key",)),
+        Transition("bind_blocks", "UNKEYED", "BLOCKS_KEYED", "api §3.1", effects=("index_key",)),
         Transition("bind_placeholder", "UNKEYED", "UNKEYED", "seed §10"),
         Transition("supersede", "REQUEST_KEYED", "UNKEYED", "seed §11", effects=("unindex_key",)),
         Transition("supersede", "PREFIX_KEYED", "UNKEYED", "seed §11", effects=("unindex_key",)),
         Transition("transfer", "UNKEYED", "UNKEYED", "api §3.4 (nothing to release)"),
         Transition("transfer", "PREFIX_KEYED", "PREFIX_KEYED", "api §3.4, D18"),
-        Transition("transfer", "REQUEST_KEYED", "REQUEST_KEYED", "api §3.4 (layer-wise), D4", when=("tensors_remain",)),
+        Transition("transfer", "BLOCKS_KEYED", "BLOCKS_KEYED", "api §3.4 (never)"),
+        Transition("transfer", "REQUEST_KEYED", "REQUEST_KEYED", "api §3.4 (registered: kept)", when=("registered",)),
+        Transition(
+            "transfer",
+            "REQUEST_KEYED",
+            "REQUEST_KEYED",
+            "api §3.4 (layer-wise), D4",
+            when=("not registered", "tensors_remain"),
+        ),
         Transition(
             "transfer",
             "REQUEST_KEYED",
             "UNKEYED",
             "seed §3a",
-            when=("not tensors_remain",),
+            when=("not registered", "not tensors_remain"),
             effects=("unindex_key", "drop_key"),
         ),
         Transition("remove", "REQUEST_KEYED", "UNKEYED", "seed §3b", effects=("unindex_key", "drop_key")),
         Transition("remove", "PREFIX_KEYED", "UNKEYED", "seed §3b", effects=("unindex_key", "drop_key")),
+        Transition("withdraw", "UNKEYED", "UNKEYED", "api §3.3 (nothing to drop)"),
+        Transition("withdraw", "REQUEST_KEYED", "UNKEYED", "api §3.3, §3.11", effects=("unindex_key", "drop_key")),
+        Transition("withdraw", "PREFIX_KEYED", "UNKEYED", "api §3.3, §3.11", effects=("unindex_key", "drop_key")),
+        Transition("withdraw", "BLOCKS_KEYED", "UNKEYED", "api §3.3", effects=("unindex_key", "drop_key")),
     ),
 )
 
@@ -259,6 +282,54 @@ LINK = Machine(
     ),
 )
 
+COMMUNICATOR = Machine(
+    name="communicator",
+    meaning="One member's part in what ``link`` makes of two to four clusters.",
+    initial="UNKNOWN",
+    states=(
+        State("UNKNOWN", "There is no such communicator: never made, or unlinked.", "api §4.2"),
+        State("PREPARING", "Some member is not connected yet: transfers are refused.", "api §4.2"),
+        State("OK", "Every member is connected: transfers run in all directions.", "api §4.2"),
+        State("FAILED", "Not every member came in time, or one refused.", "api §4.2"),
+    ),
+    events=(
+        Event("link", "link is called here."),
+        Event("member_connected", "Another member and this one have exchanged their memory."),
+        Event("give_up", "The deadline has passed, or a member has refused."),
+        Event("transfer", "A transfer to a member is asked for."),
+        Event("query", "query_register_mem_status is called."),
+        Event("unlink", "unlink is called here."),
+    ),
+    guards=(Guard("all_connected", "every member of the map is connected to this one"),),
+    effects=(
+        Effect("meet_members", "wait for, and call on, the members at the addresses of the rank table"),
+        Effect("publish_members", "let transfers to the members begin"),
+        Effect("part_members", "wait for the transfers in progress, then let the members' memory go"),
+    ),
+    transitions=(
+        Transition("link", "UNKNOWN", "PREPARING", "api §4.2", effects=("meet_members",)),
+        Transition("member_connected", "PREPARING", "PREPARING", "api §4.2", when=("not all_connected",)),
+        Transition(
+            "member_connected", "PREPARING", "OK", "api §4.2", when=("all_connected",), effects=("publish_members",)
+        ),
+        Transition("give_up", "PREPARING", "FAILED", "api §4.2", effects=("part_members",)),
+        Transition("transfer", "OK", "OK", "api §4.2"),
+        Transition("query", "PREPARING", "PREPARING", "api §4.2"),
+        Transition("query", "OK", "OK", "api §4.2"),
+        Transition("query", "FAILED", "FAILED", "api §4.2"),
+        Transition("unlink", "PREPARING", "UNKNOWN", "api §4.2", effects=("part_members",)),
+        Transition("unlink", "OK", "UNKNOWN", "api §4.2", effects=("part_members",)),
+        Transition("unlink", "FAILED", "UNKNOWN", "api §4.2"),
+    ),
+    refusals=(
+        Refusal("transfer", "UNKNOWN", "LLM_NOT_YET_LINK", "api §3.6 (5)"),
+        Refusal("transfer", "PREPARING", "LLM_NOT_YET_LINK", "api §4.2"),
+        Refusal("transfer", "FAILED", "LLM_NOT_YET_LINK", "api §4.2"),
+        Refusal("query", "UNKNOWN", "LLM_NOT_YET_LINK", "api §2.4, §4.2"),
+        Refusal("unlink", "UNKNOWN", "LLM_NOT_YET_LINK", "api §2.4, §4.2"),
+    ),
+)
+
 ENGINE = Machine(
     name="engine",
     meaning="One LLMDataDist instance.",
@@ -271,11 +342,13 @@ ENGINE = Machine(
     events=(
         Event("init", "LLMDataDist.init succeeds."),
         Event("call", "Any call that needs an initialised instance."),
+        Event("switch_role", "LLMDataDist.switch_role."),
         Event("finalize", "LLMDataDist.finalize."),
     ),
-    guards=(),
+    guards=(Guard("linked", "some link stands, or is held, that is an obstacle"),),
     effects=(
         Effect("acquire_resources", "obtain the pools, start numbering at 1, listen"),
+        Effect("change_role", "take the role, and listen where it is said, or nowhere"),
         Effect("release_everything", "drop links, caches, pools and listeners"),
     ),
     transitions=(
@@ -283,6 +356,7 @@ ENGINE = Machine(
         Transition("init", "READY", "READY", "api §2.3 (1)"),
         Transition("init", "FINALIZED", "READY", "api §4.4", effects=("acquire_resources",)),
         Transition("call", "READY", "READY", "api §2.1"),
+        Transition("switch_role", "READY", "READY", "api §4.3", when=("not linked",), effects=("change_role",)),
         Transition("finalize", "UNINITIALIZED", "UNINITIALIZED", "api §4.4 (no-op)"),
         Transition("finalize", "READY", "FINALIZED", "api §4.4", effects=("release_everything",)),
         Transition("finalize", "FINALIZED", "FINALIZED", "api §4.4 (no-op)"),
@@ -290,7 +364,10 @@ ENGINE = Machine(
     refusals=(
         Refusal("call", "UNINITIALIZED", "RuntimeError", "api §2.4"),
         Refusal("call", "FINALIZED", "LLM_ENGINE_FINALIZED", "api §2.1, D70"),
+        Refusal("switch_role", "UNINITIALIZED", "RuntimeError", "api §2.4"),
+        Refusal("switch_role", "READY", "LLM_EXIST_LINK", "api §2.4, §4.3", when=("linked",)),
+        Refusal("switch_role", "FINALIZED", "LLM_ENGINE_FINALIZED", "api §2.1, D70"),
     ),
 )
 
-MACHINES = (CACHE, BATCH_SLOT, LINK, ENGINE)
+MACHINES = (CACHE, BATCH_SLOT, LINK, COMMUNICATOR, ENGINE)

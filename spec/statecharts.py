@@ -221,6 +221,7 @@ class Statecharts:
     cache: Statechart
     batch_slot: Statechart
     link: Statechart
+    communicator: Statechart
     engine: Statechart
 
     @classmethod

@@ -15,4 +15,5 @@ class MachineTable:
 CACHE: MachineTable
 BATCH_SLOT: MachineTable
 LINK: MachineTable
+COMMUNICATOR: MachineTable
 ENGINE: MachineTable

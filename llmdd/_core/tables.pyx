@@ -46,4 +46,5 @@ class MachineTable:
 CACHE = MachineTable("cache")
 BATCH_SLOT = MachineTable("batch_slot")
 LINK = MachineTable("link")
+COMMUNICATOR = MachineTable("communicator")
 ENGINE = MachineTable("engine")
