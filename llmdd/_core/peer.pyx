@@ -127,9 +127,10 @@ cdef class PeerArena:
     """
 
     def __cinit__(self, description, fds, peer_bit, pid):
-        cdef uint64_t control_bytes = description["control_bytes"]
-        cdef uint64_t references_bytes = description["references_bytes"]
-        self.pidfd = -1
+        cdef uint64_t control_bytes, references_bytes
+        self.pidfd = -1  # first of all: whatever fails from here on, __dealloc__ closes what it finds
+        control_bytes = description["control_bytes"]
+        references_bytes = description["references_bytes"]
         if not 0 <= peer_bit < PEER_LIMIT:
             raise ValueError(f"peer_bit is {peer_bit}, it must be in [0, {PEER_LIMIT})")
         if len(fds) < 2:
