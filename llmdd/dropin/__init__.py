@@ -4,8 +4,8 @@
 ``llm_datadist`` that is really installed is left alone unless ``--replace``, or ``replace=True``, says otherwise.
 
 The package ``llm_datadist`` that is then found lies in ``packages``, beside this file, and has nothing of its own: its
-classes are llmdd's. It is found through ``sys.path``, which :mod:`multiprocessing` hands on, so processes started by any
-of its methods find it too. A program started in another way (:mod:`subprocess`, a shell) must say so itself.
+classes are llmdd's. It is found through ``sys.path``, which :mod:`multiprocessing` hands on, so processes started by
+any of its methods find it too. A program started in another way (:mod:`subprocess`, a shell) must say so itself.
 """
 
 from __future__ import annotations

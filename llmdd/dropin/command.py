@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import find_spec
 from types import CodeType, ModuleType, TracebackType
@@ -106,15 +107,15 @@ def _program(arguments: list[str]) -> Program:
         return _text(None, "<stdin>", arguments)
     if first.startswith("-"):
         _refuse(f"unknown option {first}\n{USAGE}")
-    folder = PathFinder.find_spec("__main__", [first])  # a folder or an archive with a __main__.py
-    if folder is not None:
-        spec = folder
-        return Program(arguments, first, lambda: _load_from(spec))
+    whole = os.path.join(os.getcwd(), first)
+    spec = PathFinder.find_spec("__main__", [whole])
+    if spec is not None:  # a folder or an archive with a __main__.py
+        return Program(arguments, whole, partial(_load_from, spec))
     return _script(first, arguments)
 
 
 def _script(name: str, argv: list[str]) -> Program:
-    path = os.path.abspath(name)
+    path = os.path.join(os.getcwd(), name)  # not normalised: as python gives it
 
     def load() -> tuple[CodeType, dict[str, object]]:
         try:
@@ -132,7 +133,7 @@ def _script(name: str, argv: list[str]) -> Program:
 def _text(source: str | None, name: str, argv: list[str]) -> Program:
     def load() -> tuple[CodeType, dict[str, object]]:
         text = sys.stdin.read() if source is None else source
-        return compile(text, name, "exec", dont_inherit=True), {}
+        return compile(text, name, "exec", dont_inherit=True), {} if source is not None else {"__file__": name}
 
     return Program(argv, "", load)
 
