@@ -11,20 +11,19 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from llmdd._core.cache import Cache
 from llmdd._core.cache_keys import BlocksCacheKey, CacheKeyByIdAndIndex
 from llmdd._core.status import LLMException, LLMStatusCode
-from llmdd._core.store import CacheStore
+from llmdd._core.store import CacheStore, SourcePin
 from llmdd._core.validation import check_uint32
 from llmdd.transfer_description import LayerSynchronizer
 
-if TYPE_CHECKING:
-    from llmdd._core.store import SourcePin
-
 TENSORS_PER_LAYER = 2
 """Fixed for layer-wise transfers."""
+
+BEYOND_EVERY_CACHE = 2**32
+"""Layers: as good as any larger number, and one that the core can count to."""
 
 _logger = logging.getLogger("llmdd")
 
@@ -47,11 +46,11 @@ class ToAddresses:
     layers: range
     src_batch_index: int
 
-    def send(self, store: CacheStore, cache: Cache, layer: int, blocks: Blocks) -> None:
+    def send(self, store: CacheStore, source: SourcePin, layer: int, blocks: Blocks) -> None:
         """Send one layer; LLMException if that failed."""
         first = (layer - self.layers.start) * TENSORS_PER_LAYER
         store.send_to_addresses(
-            cache,
+            source,
             self.cluster_id,
             layer * TENSORS_PER_LAYER,
             self.addresses[first : first + TENSORS_PER_LAYER],
@@ -75,14 +74,14 @@ class ToCache:
     def cluster_id(self) -> int:
         return self.key.cluster_id
 
-    def send(self, store: CacheStore, cache: Cache, layer: int, blocks: Blocks) -> None:
+    def send(self, store: CacheStore, source: SourcePin, layer: int, blocks: Blocks) -> None:
         """Send one layer; LLMException if that failed."""
         destination = self.first_destination_layer + layer - self.layers.start
         store.send_to_cache(
-            cache,
+            source,
             self.key,
             layer * TENSORS_PER_LAYER,
-            destination * TENSORS_PER_LAYER,
+            min(destination, BEYOND_EVERY_CACHE) * TENSORS_PER_LAYER,
             self.src_batch_index,
             blocks.source,
             blocks.destination,
@@ -186,7 +185,6 @@ class LayerWalk:
         blocks: Blocks,
     ) -> None:
         self._store = store
-        self._cache = cache
         self._synchronizer = synchronizer
         self._destinations = destinations
         self._blocks = blocks
@@ -249,7 +247,7 @@ class LayerWalk:
             return self._lost
         destination = self._destinations[index]
         try:
-            destination.send(self._store, self._cache, layer, self._blocks)
+            destination.send(self._store, self._pin, layer, self._blocks)
         except LLMException as error:
             _logger.error("layer %d was not sent to cluster %d: %s", layer, destination.cluster_id, error)
             return error.status_code
