@@ -15,6 +15,8 @@ cdef class PeerArena:
     cdef ArenaHeader known
     cdef TimedLock lock
     cdef unsigned int peer_bit
+    cdef int pid                   # of the owner
+    cdef public object courier     # who asks the owner to copy; None: nobody
     cdef uint64_t closing          # no further transfer begins
     cdef uint64_t broken           # the transfer in progress ends too
     cdef int carry_out(self, Transfer *transfer, str tag, int64_t timeout_ns, bint keep_gil) except -1

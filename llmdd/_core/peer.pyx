@@ -57,6 +57,8 @@ cdef class PeerArena:
         The segments' descriptors, in the same order; they may be closed afterwards.
     peer_bit : int
         The pin bit that the peer has given us.
+    pid : int
+        The owner's process, as this one sees it.
 
     Raises
     ------
@@ -64,7 +66,7 @@ cdef class PeerArena:
         The segments are not an arena that this version can use; the message says why.
     """
 
-    def __cinit__(self, description, fds, peer_bit):
+    def __cinit__(self, description, fds, peer_bit, pid=0):
         cdef uint64_t control_bytes = description["control_bytes"]
         cdef uint64_t references_bytes = description["references_bytes"]
         cdef bint writable
@@ -83,6 +85,7 @@ cdef class PeerArena:
             raise ValueError(f"the peer's arena cannot be used: {wrong}")
         self.lock = TimedLock()
         self.peer_bit = peer_bit
+        self.pid = pid
         writable = self.known.remote_accessible != 0
         pools = list(fds[2:])
         if len(pools) != (self.known.pools[HOST].configured != 0) + (self.known.pools[DEVICE].configured != 0):

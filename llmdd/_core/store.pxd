@@ -14,6 +14,7 @@ cdef class CacheStore:
     cdef readonly uint64_t cluster_id
     cdef readonly bint remote_accessible
     cdef public dict peers         # cluster id -> PeerArena, kept by the links
+    cdef public int communicators  # how many live, kept by the links
     cdef uint64_t admitted         # one bit for each pin bit given to a peer
     cdef Cache allocate(self, CacheDesc desc, tuple cache_keys)
     cdef int transfer_tensors(self, str tag, Transfer *transfer, object key, Cache cache, uint64_t batch_index,

@@ -14,6 +14,7 @@ class PoolUsage(NamedTuple):
 
 class CacheStore:
     peers: dict[int, PeerArena]
+    communicators: int
     def __init__(
         self,
         *,
