@@ -122,7 +122,7 @@ cdef class CacheStore(LocalCopies):
             raise invalid(f"size is {size}, it should be = -1 or > 0")
         cdef uint64_t per_layer = checked_per_layer(tensor_num_per_layer)
         if type(cache_key) is CacheKey:
-            require_one_id(<CacheKey>cache_key)
+            check_one_id(<CacheKey>cache_key)
         memset(&transfer, 0, sizeof(transfer))
         transfer.form = SLOT_TO_SLOT
         take_pull_ranges(&transfer, src_layer_range, dst_layer_range, per_layer)
@@ -184,7 +184,7 @@ cdef class CacheStore(LocalCopies):
         if not from_blocks and sources:
             raise invalid(f"src_blocks should be empty with a {type(src_cache_key).__name__}")
         if type(src_cache_key) is CacheKey:
-            require_one_id(<CacheKey>src_cache_key)
+            check_one_id(<CacheKey>src_cache_key)
         memset(&transfer, 0, sizeof(transfer))
         transfer.form = BLOCKS_TO_BLOCKS if from_blocks else SLOT_TO_BLOCKS
         take_pull_ranges(&transfer, src_layer_range, dst_layer_range, per_layer)
@@ -557,7 +557,13 @@ cdef int take_push_ranges(Transfer *transfer, object src_layer_range, object dst
     return 0
 
 
-cdef int require_one_id(CacheKey key) except -1:
+def require_one_id(cache_key):
+    """As pulls do it with a key that they are given."""
+    require_present("cache_key", cache_key, CacheKey)
+    check_one_id(cache_key)
+
+
+cdef int check_one_id(CacheKey key) except -1:
     """The rule for keys that are pulled: exactly one of request and prefix id (api §2.5)."""
     if key.kind() == KEY_NONE:
         raise invalid(f"one of req id and prefix id should contain valid value, got {key}")
