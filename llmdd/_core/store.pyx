@@ -596,7 +596,7 @@ cdef bint take_push_range(str name, object layers, uint64_t per_layer, uint64_t 
     if layers.step != 1:
         raise invalid(f"check {name}.step == 1 failed, {name} is {layers}")
     if not 0 <= layers.start < layers.stop:
-        raise invalid(f"check 0 <= {name}.start < {name}.stop failed, {name} is {layers}")
+        raise invalid(f"check {name} range.start < range.stop failed, {name} is {layers}")
     # Beyond every cache already; the exact number does not matter any more.
     first[0] = min(layers.start, MOST_LAYERS) * per_layer
     end[0] = min(layers.stop, MOST_LAYERS + 1) * per_layer
