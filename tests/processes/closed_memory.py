@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures.thread  # noqa: F401  nobody may be unable to read it later
 import ctypes
-import encodings.idna  # noqa: F401  nobody may not be able to read it later
+import encodings.idna  # noqa: F401
 import errno
 import os
 import platform
