@@ -126,7 +126,12 @@ TRANSFER_CONSUMES_PREFIX_KEY = change(
             "the keys bound",
             ["allocate_blocks_cache", "pull", "copies", "finishes"],
         ),
-        (WITHDRAWING_LEAVES_PREFIX_KEYS, "registered", "", ["register_cache", "unregister_cache"]),
+        (
+            WITHDRAWING_LEAVES_PREFIX_KEYS,
+            "registered",
+            "is LLM_TIMEOUT, but should be success",
+            ["register_cache", "unregister_cache"],
+        ),
     ],
     ids=[
         "memory goes back while pinned",
