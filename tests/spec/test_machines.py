@@ -74,6 +74,7 @@ class Slot:
     """A batch slot that notes what the machine asks of it."""
 
     state: str = BATCH_SLOT.initial
+    registered: bool = False
     tensors_remain: bool = True
     done: list[str] = field(default_factory=list)
 
@@ -120,6 +121,7 @@ def test_refused_and_impossible_events_change_nothing() -> None:
 def test_a_stated_guard_goes_before_the_subject() -> None:
     chart, slot = Statechart(BATCH_SLOT), Slot("REQUEST_KEYED", tensors_remain=True)
     assert chart.peek(slot, "transfer", tensors_remain=False).target == "UNKEYED"
+    assert chart.peek(slot, "transfer", tensors_remain=False, registered=True).target == "REQUEST_KEYED"
 
 
 @pytest.mark.parametrize(
