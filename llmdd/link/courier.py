@@ -64,8 +64,7 @@ class Courier:
     def store(self, slot: int, generation: int, tensor: int, offset: int, data: bytes, timeout_s: float) -> None:
         """Put ``data`` into a tensor of the owner's; bounds and errors as for :meth:`fetch`.
 
-        After ``LLM_TIMEOUT`` the owner may still write it: the caller keeps its pin until the link is parted, or asks
-        again.
+        After ``LLM_TIMEOUT`` the owner may be writing still, until it answers the next request.
         """
         self._ask(lambda number: Store(number, slot, generation, tensor, offset, bytes(data)), timeout_s)
 
@@ -125,17 +124,17 @@ class Attendant:
         Our memory, and the pin bit by which the peer holds what it may ask for.
     say
         Sends a message to the peer.
-    offended
-        Called when the peer has asked for what it has no right to.
+    give_up
+        Called when a request cannot be answered at all.
     """
 
     def __init__(
-        self, store: CacheStore, peer_bit: int, say: Callable[[Message], None], offended: Callable[[], None]
+        self, store: CacheStore, peer_bit: int, say: Callable[[Message], None], give_up: Callable[[], None]
     ) -> None:
         self._store = store
         self._peer_bit = peer_bit
         self._say = say
-        self._offended = offended
+        self._give_up = give_up
         self._copying: asyncio.Future[Answer] | None = None
 
     def serve(self, request: Request) -> None:
@@ -163,6 +162,10 @@ class Attendant:
                 self._store.write_registered(*place, request.data)
         except LLMException as error:
             code = error.status_code
+        except ValueError as error:
+            # It has no pin, or none any more: a request may outlive the patience, and the pin, of the transfer.
+            _logger.debug("a peer asks for what it has no right to: %s", error)
+            code = LLMStatusCode.LLM_FAILED
         if isinstance(request, Fetch):
             return Fetched(request.number, int(code), data)
         return Stored(request.number, int(code))
@@ -172,11 +175,8 @@ class Attendant:
         if error is None:
             self._say(copying.result())
             return
-        if isinstance(error, ValueError):
-            _logger.warning("a peer asks for memory that it has no right to: %s", error)
-        else:
-            _logger.error("copying for a peer failed", exc_info=error)
-        self._offended()
+        _logger.error("copying for a peer failed", exc_info=error)
+        self._give_up()
 
 
 def _fits(answer: Answer, request: Request) -> bool:

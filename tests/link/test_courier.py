@@ -139,15 +139,29 @@ def test_what_the_owner_refuses(ends: tuple) -> None:
         with pytest.raises(LLMException) as refused:
             ask()
         assert refused.value.status_code is LLMStatusCode.LLM_PARAM_INVALID
+    for ask in (
+        lambda: courier.fetch(NO_RIGHT, 3, 1, 0, 10, 20.0),
+        lambda: courier.store(NO_RIGHT, 3, 1, 0, b"bytes", 20.0),
+    ):
+        with pytest.raises(LLMException) as refused:
+            ask()
+        assert refused.value.status_code is LLMStatusCode.LLM_FAILED, "its pin has gone, perhaps with its patience"
     assert len(courier.fetch(5, 3, 1, 0, 10, 20.0)) == 10, "the link is none the worse"
 
 
-def test_what_a_peer_has_no_right_to_ends_the_link(ends: tuple, eventually: Callable) -> None:
+def test_an_owner_whose_copying_fails_ends_the_link(
+    ends: tuple, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     client, server, _ = ends
+
+    def fail(*place: int) -> bytes:
+        raise MemoryError(f"no room for {place}")
+
+    monkeypatch.setattr(server.memory, "read_registered", fail)
     with pytest.raises(LLMException) as refused:
-        client.courier(2).fetch(NO_RIGHT, 3, 1, 0, 10, 20.0)
+        client.courier(2).fetch(5, 3, 1, 0, 10, 600.0)
     assert refused.value.status_code is LLMStatusCode.LLM_NOT_YET_LINK
-    eventually(lambda: (client.node.linked(), server.node.linked()) == ([], []), "the link is broken at both ends")
+    assert "no room for" in caplog.text
 
 
 def test_an_owner_that_takes_too_long(ends: tuple, caller: ThreadPoolExecutor) -> None:
@@ -287,11 +301,10 @@ def test_a_pin_bit_stays_out_while_something_is_copied_for_it(
     [
         [messages.Fetched(1, 0, b"x")],
         [messages.Stored(1, 0)],
-        [messages.Fetch(1, NO_RIGHT, 3, 1, 0, 10)],
         [messages.HEADER.pack(messages.MAX_BULK_PAYLOAD + 1)],
         [messages.HEADER.pack(20_000) + messages.encode(messages.Farewell()) + bytes(20_000)],
     ],
-    ids=["unasked Fetched", "unasked Stored", "no right", "oversize", "a large Farewell"],
+    ids=["unasked Fetched", "unasked Stored", "oversize", "a large Farewell"],
 )
 def test_what_ends_the_link(make_node: Callable, make_raw_end: Callable, eventually: Callable, said: list) -> None:
     owner, peer = End(make_node(1), 1), make_raw_end(2)
@@ -353,6 +366,26 @@ def test_requests_before_the_link_stands(make_node: Callable, make_raw_end: Call
     linking.join()
     assert result == ["LLM_FAILED"]
     assert not node.memory.copying.is_set()
+
+
+# -- processes whose memory the kernel keeps apart --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["two-sided", "remote"])
+def test_registered_memory_that_the_kernel_forbids_to_read(make_instance_process: Callable, mode: str) -> None:
+    given = {"EnableRemoteCacheAccessible": "1" if mode == "remote" else "0"}
+    owner = make_instance_process(1, listenIpInfo="127.0.0.1:0", **given)
+    peer = make_instance_process(2, without_ptrace=True, **given)
+    owner.keep_memory_to_itself()
+    assert peer.link_cluster(1, *owner.address()) == "LLM_SUCCESS"
+    cache_id, address, _ = owner.register(7, 70)
+    assert peer.read_memory(owner.pid(), address) == "EPERM"
+    assert peer.pull_by_id(1, cache_id) == 70
+    if mode == "remote":
+        assert peer.push(1, cache_id, 99) == "LLM_SUCCESS"
+        assert owner.registered(cache_id) == [99] * 4
+    owner.kill()
+    assert peer.pull_by_id(1, cache_id) == "LLM_NOT_YET_LINK"
 
 
 # -- the channel under it ---------------------------------------------------------------------------------------------
