@@ -4,8 +4,7 @@ The slot is cut into blocks on its way. The last one is filled only as far as th
 keeps the bytes that it had.
 """
 
-from llm_datadist import CacheDesc, CacheKey, DataType, LLMRole
-from llm_datadist import LLMStatusCode as Code
+from llm_datadist import CacheDesc, CacheKey, DataType, LLMRole, LLMStatusCode
 from processes import (
     Meeting,
     check,
@@ -68,7 +67,7 @@ def decoder(meeting: Meeting) -> None:
             check((pulled[len(part) :] == 7).all(), f"what lies behind the last token in block {block}")
     meeting.say(f"they are in blocks {block_table} of {BLOCK_BYTES} bytes, byte for byte; the last is filled half-way")
     again = code_of(manager.pull_blocks, CacheKey(PROMPT, req_id=REQUEST), cache, dst_blocks=[0])
-    check(again == Code.LLM_KV_CACHE_NOT_EXIST, "a request is pulled once")
+    check(again == LLMStatusCode.LLM_KV_CACHE_NOT_EXIST, "a request is pulled once")
 
     unlink(datadist, prompt_cluster)
     meeting.exchange()

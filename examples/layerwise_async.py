@@ -12,15 +12,14 @@ import threading
 import time
 
 import numpy as np
-from llm_datadist import CacheDesc, DataType, LayerSynchronizer, LLMRole, TransferConfig
-from llm_datadist import LLMStatusCode as Code
+from llm_datadist import CacheDesc, DataType, LayerSynchronizer, LLMRole, LLMStatusCode, TransferConfig
 from numpy.typing import NDArray
 from processes import Meeting, check, check_pool_is_free, cluster_at, link, memory, run, start, unlink
 
 PROMPT, DECODER = 1, 2  # cluster ids
 LAYERS, TOKENS, WIDTH = 4, 64, 128
 SLOT_BYTES = TOKENS * WIDTH * 4
-ARRIVES_WITHIN_S = 30.0
+ARRIVES_WITHIN_S = 60.0
 
 
 def cache_desc(slots: int) -> CacheDesc:
@@ -69,7 +68,7 @@ def prompt(meeting: Meeting) -> None:
     synchronizer, model = WhenComputed(), Model()
     config = TransferConfig(DECODER, there["slot_addrs"], range(LAYERS), src_batch_index=1)
     task = manager.transfer_cache_async(cache, synchronizer, [config])
-    check(task.synchronize(timeout_in_millis=1) == Code.LLM_TIMEOUT, "no layer is computed yet")
+    check(task.synchronize(timeout_in_millis=1) == LLMStatusCode.LLM_TIMEOUT, "no layer is computed yet")
     for layer in range(LAYERS):
         keys, values = (part.view(np.float32).reshape(TOKENS, WIDTH) for part in slot[2 * layer : 2 * layer + 2])
         model.compute(layer, keys, values)
@@ -77,7 +76,7 @@ def prompt(meeting: Meeting) -> None:
         synchronizer.computed[layer].set()
         meeting.exchange(digest(slot[2 * layer : 2 * layer + 2]))
         meeting.exchange()  # decode has seen it
-    check(task.synchronize() == Code.LLM_SUCCESS, f"all layers are sent: {task.get_results()}")
+    check(task.synchronize() == LLMStatusCode.LLM_SUCCESS, f"all layers are sent: {task.get_results()}")
 
     unlink(datadist, decoder_cluster)
     manager.deallocate_cache(cache)

@@ -25,12 +25,20 @@ from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
-from llm_datadist import CacheDesc, DataType, LLMClusterInfo, LLMConfig, LLMDataDist, LLMException, LLMRole
-from llm_datadist import LLMStatusCode as Code
+from llm_datadist import (
+    CacheDesc,
+    DataType,
+    LLMClusterInfo,
+    LLMConfig,
+    LLMDataDist,
+    LLMException,
+    LLMRole,
+    LLMStatusCode,
+)
 from numpy.typing import NDArray
 
 POOL_BYTES = 4 << 20
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 Role = Callable[["Meeting"], None]
 
 
@@ -76,8 +84,7 @@ class Meeting:
 
     def free_address(self) -> str:
         """An address of this machine at which nobody listens."""
-        with socket.create_server((self.ip, 0)) as server:
-            return f"{self.ip}:{server.getsockname()[1]}"
+        return free_address(self.ip)
 
 
 def run(roles: Mapping[str, Role]) -> None:
@@ -90,17 +97,16 @@ def run(roles: Mapping[str, Role]) -> None:
     arguments = parser.parse_args()
     if arguments.role:
         return play(roles[arguments.role], arguments.role, list(roles), arguments.address)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
+    address = free_address("127.0.0.1")
     spawn = multiprocessing.get_context("spawn")
     processes = [spawn.Process(target=play, args=(role, name, list(roles), address)) for name, role in roles.items()]
     for process in processes:
         process.start()
-    running = {process.sentinel: process for process in processes}
+    running = processes
     while running and all(process.exitcode in (0, None) for process in processes):
-        for sentinel in wait(list(running)):
-            running.pop(sentinel).join()  # type: ignore[arg-type]
-    for process in running.values():
+        wait([process.sentinel for process in running])
+        running = [process for process in processes if process.exitcode is None]
+    for process in running:  # another one has failed
         process.terminate()
         process.join()
     sys.exit(any(process.exitcode != 0 for process in processes))
@@ -108,6 +114,11 @@ def run(roles: Mapping[str, Role]) -> None:
 
 def play(role: Role, name: str, names: list[str], address: str) -> None:
     role(Meeting(name, names, address))
+
+
+def free_address(ip: str) -> str:
+    with socket.create_server((ip, 0)) as server:
+        return f"{ip}:{server.getsockname()[1]}"
 
 
 def split(address: str) -> tuple[str, int]:
@@ -152,12 +163,12 @@ def cluster_at(address: str, cluster_id: int, local_ip: str) -> LLMClusterInfo:
 
 def link(datadist: LLMDataDist, *clusters: LLMClusterInfo) -> None:
     overall, each = datadist.link_clusters(clusters, timeout=10000)
-    check(overall == Code.LLM_SUCCESS, f"linked: {each}")
+    check(overall == LLMStatusCode.LLM_SUCCESS, f"linked: {each}")
 
 
 def unlink(datadist: LLMDataDist, *clusters: LLMClusterInfo) -> None:
     overall, each = datadist.unlink_clusters(clusters, timeout=10000)
-    check(overall == Code.LLM_SUCCESS, f"unlinked: {each}")
+    check(overall == LLMStatusCode.LLM_SUCCESS, f"unlinked: {each}")
 
 
 def memory(address: int, size: int) -> NDArray[np.uint8]:
@@ -165,7 +176,7 @@ def memory(address: int, size: int) -> NDArray[np.uint8]:
 
     Where the memory of an accelerator cannot be addressed by the host, this is where its runtime's copy belongs.
     """
-    return np.frombuffer((ctypes.c_char * size).from_address(address), np.uint8)
+    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
 
 def some_bytes(size: int, *seed: int) -> NDArray[np.uint8]:
@@ -179,13 +190,13 @@ def check(condition: object, what: str) -> None:
         raise AssertionError(f"it is not so: {what}")
 
 
-def code_of(call: Callable[..., object], *arguments: Any, **named: Any) -> Code:
+def code_of(call: Callable[..., object], *arguments: Any, **named: Any) -> LLMStatusCode:
     """The status code with which a call ends."""
     try:
         call(*arguments, **named)
     except LLMException as error:
         return error.status_code
-    return Code.LLM_SUCCESS
+    return LLMStatusCode.LLM_SUCCESS
 
 
 def check_pool_is_free(datadist: LLMDataDist) -> None:

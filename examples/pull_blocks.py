@@ -1,8 +1,8 @@
 """Pull blocks: paged attention at both ends, each with a block table of its own.
 
 Prefill has written a sequence into whatever blocks were free; decode pulls it into blocks that are free there. A
-``BlocksCacheKey`` names the blocks cache of a model as a whole. It is never released by a pull: prefill's block manager,
-told that the pull is over, takes the blocks for the next sequence.
+``BlocksCacheKey`` names the blocks cache of a model as a whole, and is never released by a pull: prefill's block
+manager, told that the pull is over, takes the blocks for the next sequence.
 """
 
 from llm_datadist import BlocksCacheKey, CacheDesc, DataType, LLMRole

@@ -1,7 +1,7 @@
 """Pull by ``CacheKey``: a prefill process hands over the KV caches of a batch, request by request.
 
-Prefill binds a key to each batch slot that is in use, fills the slots, and drops its own reference at once. From then on
-the keys alone keep the memory: with the last request pulled, prefill's pool is free, without a word from decode.
+Prefill binds a key to each batch slot that is in use, fills the slots, and drops its own reference at once. From then
+on the keys alone keep the memory: with the last request pulled, prefill's pool is free, without a word from decode.
 """
 
 import json
@@ -35,6 +35,7 @@ def init(role: LLMRole, cluster_id: int, listen: str = "") -> LLMDataDist:
     config.device_id = 0
     config.enable_cache_manager = True
     config.mem_pool_cfg = json.dumps({"memory_size": POOL_BYTES, "page_shift": 16})
+    config.sync_kv_timeout = 10000
     config.listen_ip_info = listen
     datadist = LLMDataDist(role, cluster_id)
     datadist.init(config.generate_options())
@@ -80,7 +81,7 @@ def decoder(meeting: Meeting) -> None:
         for tensor, tensor_addr in enumerate(running.tensor_addrs):
             pulled = memory(tensor_addr + slot * SLOT_BYTES, SLOT_BYTES)
             check((pulled == some_bytes(SLOT_BYTES, request, tensor)).all(), f"tensor {tensor} of request {request}")
-        meeting.say(f"request {request} is in slot {slot}, {2 * LAYERS * SLOT_BYTES} bytes, all of them right")
+        meeting.say(f"request {request} is in slot {slot}, byte for byte")
 
     try:
         manager.pull_cache(CacheKey(PROMPT, req_id=101), running, batch_index=0)

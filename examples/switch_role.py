@@ -4,8 +4,7 @@ Whoever is prompt listens, and the other one links to it. A switch takes the lis
 address listens there, without one it stops listening. Links must be gone before.
 """
 
-from llm_datadist import CacheDesc, CacheKey, DataType, LLMDataDist, LLMRole
-from llm_datadist import LLMStatusCode as Code
+from llm_datadist import CacheDesc, CacheKey, DataType, LLMDataDist, LLMRole, LLMStatusCode
 from processes import (
     Meeting,
     check,
@@ -34,7 +33,8 @@ def prefill_one(meeting: Meeting, datadist: LLMDataDist, address: str, request: 
     manager.deallocate_cache(cache)
     meeting.exchange({"address": address, "cluster": own_cluster})
     meeting.exchange()  # it is pulled; the link stands
-    check(code_of(datadist.switch_role, LLMRole.DECODER) == Code.LLM_EXIST_LINK, "no switch while a link stands")
+    refused = code_of(datadist.switch_role, LLMRole.DECODER)
+    check(refused == LLMStatusCode.LLM_EXIST_LINK, f"no switch while a link stands: {refused.name}")
     meeting.exchange()  # let the other one unlink
     meeting.exchange()  # it has
     check_pool_is_free(datadist)
@@ -64,7 +64,7 @@ def first(meeting: Meeting) -> None:
     datadist = start(LLMRole.PROMPT, CLUSTERS["first"], listen_ip_info=address)
     prefill_one(meeting, datadist, address, request=100)
     datadist.switch_role(LLMRole.DECODER)
-    meeting.say("a decoder now, and nobody can link to it")
+    meeting.say("a decoder now, and not listening any more")
     decode_one(meeting, datadist, request=101)
     address = meeting.free_address()
     datadist.switch_role(LLMRole.PROMPT, {"llm.listenIpInfo": address})
