@@ -54,7 +54,7 @@ def decoder(meeting: Meeting) -> None:
         pushed = memory(tensor_addr + 3 * SLOT_BYTES, SLOT_BYTES)
         check((pushed == some_bytes(SLOT_BYTES, tensor)).all(), f"tensor {tensor} of the request")
         check(not memory(tensor_addr, 3 * SLOT_BYTES).any(), "the other slots are untouched")
-    meeting.say(f"the request is there, byte for byte, and the other slots are untouched")
+    meeting.say("the request is there, byte for byte, and the other slots are untouched")
 
     manager.deallocate_cache(running)
     check_pool_is_free(datadist)

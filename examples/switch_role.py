@@ -4,6 +4,8 @@ Whoever is prompt listens, and the other one links to it. A switch takes the lis
 address listens there, without one it stops listening. Links must be gone before.
 """
 
+import socket
+
 from llm_datadist import CacheDesc, CacheKey, DataType, LLMDataDist, LLMRole, LLMStatusCode
 from processes import (
     Meeting,
@@ -15,6 +17,7 @@ from processes import (
     memory,
     run,
     some_bytes,
+    split,
     start,
     unlink,
 )
@@ -59,11 +62,17 @@ def decode_one(meeting: Meeting, datadist: LLMDataDist, request: int) -> None:
     check_pool_is_free(datadist)
 
 
+def check_nobody_listens(address: str) -> None:
+    """See that an address was given up: somebody else may listen there."""
+    socket.create_server(split(address)).close()
+
+
 def first(meeting: Meeting) -> None:
     address = meeting.free_address()
     datadist = start(LLMRole.PROMPT, CLUSTERS["first"], listen_ip_info=address)
     prefill_one(meeting, datadist, address, request=100)
     datadist.switch_role(LLMRole.DECODER)
+    check_nobody_listens(address)
     meeting.say("a decoder now, and not listening any more")
     decode_one(meeting, datadist, request=101)
     address = meeting.free_address()
@@ -81,6 +90,7 @@ def second(meeting: Meeting) -> None:
     meeting.say(f"a prompt now, at {address}")
     prefill_one(meeting, datadist, address, request=101)
     datadist.switch_role(LLMRole.DECODER)
+    check_nobody_listens(address)
     meeting.say("a decoder again")
     decode_one(meeting, datadist, request=102)
     datadist.finalize()
