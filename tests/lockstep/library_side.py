@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from llmdd.spec import values
 
 from llmdd import (
+    BlocksCacheKey,
     Cache,
     CacheDesc,
     CacheKey,
@@ -23,16 +24,19 @@ from llmdd import (
     Placement,
 )
 
+from .own_memory import OwnMemory
 from .terms import (
     DATADIST_METHODS,
     PLACEMENTS,
     CacheName,
     Call,
     Memory,
+    MemoryName,
     Outcome,
     Picture,
     Raised,
     Returned,
+    Sight,
     ViewName,
     pattern,
 )
@@ -47,6 +51,7 @@ class LibrarySide:
         self.former_managers: dict[str, CacheManager] = {}
         self.caches: dict[CacheName, Cache] = {}
         self.views: dict[ViewName, list[np.ndarray]] = {}
+        self.memories: dict[MemoryName, OwnMemory] = {}
 
     def start(self, node: str, cluster_id: int, role: str) -> Outcome:
         self.datadists[node] = LLMDataDist(LLMRole[role], cluster_id)
@@ -57,31 +62,48 @@ class LibrarySide:
 
     def _call(self, call: Call) -> object:
         datadist = self.datadists[call.node]
-        callee = datadist if call.method in DATADIST_METHODS else datadist.cache_manager
-        answer = self._make(callee, call)
+        answer = _plain(self._make(self._callee(call), call))
         if call.method == "init":
             self.managers[call.node] = datadist.cache_manager
         elif call.method == "finalize" and call.node in self.managers:
             self.former_managers[call.node] = self.managers.pop(call.node)
         return answer
 
-    def _make(self, callee: object, call: Call) -> object:
+    def _callee(self, call: Call) -> object:
+        datadist = self.datadists[call.node]
+        if call.method in DATADIST_METHODS:
+            return datadist
+        return {"check_cache_key": CacheManager, "create_cpu_cache": Cache}.get(call.method) or datadist.cache_manager
+
+    def _make(self, callee: object, call: Call) -> Any:
         arguments = [self._translated(argument) for argument in call.arguments]
         keywords = {name: self._translated(argument) for name, argument in (call.keywords or {}).items()}
-        return _plain(getattr(callee, call.method)(*arguments, **keywords))
+        return getattr(callee, call.method)(*arguments, **keywords)
 
     def call_former_manager(self, call: Call) -> Outcome:
         return _outcome(lambda: self._make(self.former_managers[call.node], call))
 
-    def allocate(self, cache: CacheName, desc: Any, keys: Any, seed: int) -> Outcome:
-        return _outcome(lambda: self._allocate(cache, desc, keys, seed))
+    def make_cache(self, cache: CacheName, call: Call, seed: int) -> Outcome:
+        return _outcome(lambda: self._make_cache(cache, call, seed))
 
-    def _allocate(self, name: CacheName, desc: Any, keys: Any, seed: int) -> int:
-        manager = self.datadists[name.node].cache_manager
-        cache = manager.allocate_cache(self._translated(desc), self._translated(keys))
-        self.caches[name] = cache
-        _fill(cache.tensors, seed)
-        return cache.cache_id
+    def _make_cache(self, name: CacheName, call: Call, seed: int) -> int:
+        cache = self.caches[name] = self._make(self._callee(call), call)
+        if call.method.startswith("allocate"):
+            _fill(cache.tensors, seed)
+        return int(cache.cache_id)
+
+    def map_memory(self, memory: MemoryName, size: int) -> int:
+        self.memories[memory] = OwnMemory(size)
+        return self.memories[memory].address
+
+    def unmap_memory(self, memory: MemoryName) -> None:
+        self.memories.pop(memory).unmap()
+
+    def write_memory(self, memory: MemoryName, seed: int) -> None:
+        _fill([self.memories[memory].octets()], seed)
+
+    def read_memory(self, node: str) -> Mapping[MemoryName, bytes]:
+        return {name: memory.octets().tobytes() for name, memory in self.memories.items() if name.node == node}
 
     def fill(self, cache: CacheName, seed: int) -> Outcome:
         return _outcome(lambda: _fill(self.caches[cache].tensors, seed))
@@ -100,14 +122,10 @@ class LibrarySide:
     def linked(self, node: str) -> Outcome:
         return _outcome(lambda: tuple(sorted(self.datadists[node].cache_manager.peers)))
 
-    def picture(
-        self, node: str, keys: Sequence[values.CacheKey], caches: Sequence[CacheName], views: Sequence[ViewName]
-    ) -> Outcome:
-        return _outcome(lambda: self._picture(node, keys, caches, views))
+    def picture(self, node: str, sight: Sight) -> Outcome:
+        return _outcome(lambda: self._picture(node, sight))
 
-    def _picture(
-        self, node: str, keys: Sequence[values.CacheKey], caches: Sequence[CacheName], views: Sequence[ViewName]
-    ) -> Picture:
+    def _picture(self, node: str, sight: Sight) -> Picture:
         datadist = self.datadists[node]
         manager = datadist.cache_manager
         manager.check()
@@ -117,9 +135,10 @@ class LibrarySide:
             pools={placement: tuple(manager.pool_usage(Placement[placement])) for placement in PLACEMENTS},
             live_caches=manager.live_caches,
             live_keys=manager.live_keys,
-            bindings={key: _binding(manager, self._translated(key)) for key in keys},
-            memories={name: _memory(self.caches[name]) for name in caches},
-            views={name: _contents(self.views[name]) for name in views},
+            bindings={key: _binding(manager, self._translated(key)) for key in sight.keys},
+            blocks_keys={key: _is_bound(manager, self._translated(key)) for key in sight.blocks_keys},
+            memories={name: _memory(self.caches[name]) for name in sight.caches},
+            views={name: _contents(self.views[name]) for name in sight.views},
         )
 
     def forget(self) -> None:
@@ -128,6 +147,8 @@ class LibrarySide:
             datadist.finalize()
         for kept in (self.datadists, self.managers, self.former_managers, self.caches, self.views):
             kept.clear()
+        while self.memories:
+            self.memories.popitem()[1].unmap()
 
     def _translated(self, value: Any) -> Any:
         """What a value of the reference model, or a cache's name, is here. Anything else is itself."""
@@ -135,6 +156,8 @@ class LibrarySide:
             return self.caches[value]
         if type(value) in (list, tuple, set):
             return type(value)(self._translated(element) for element in value)
+        if type(value) is dict:
+            return {key: self._translated(element) for key, element in value.items()}
         translate = _TRANSLATIONS.get(type(value))
         return value if translate is None else translate(value)
 
@@ -166,6 +189,23 @@ def _plain(result: object) -> object:
 def _binding(manager: CacheManager, key: CacheKey) -> tuple[int, int] | None:
     found = manager.lookup(key)
     return None if found is None else (found.cache_id, found.batch_index)
+
+
+#: Fits into no pool.
+TOO_LARGE = CacheDesc(1, (1, 2**50), DataType.DT_INT8)
+
+
+def _is_bound(manager: CacheManager, key: BlocksCacheKey) -> bool:
+    """Whether a blocks key is bound. ``lookup`` does not know them, but a bound one is refused before a full pool is."""
+    try:
+        manager.allocate_blocks_cache(TOO_LARGE, key)
+    except LLMException as error:
+        if error.status_code is LLMStatusCode.LLM_OUT_OF_MEMORY:
+            return False
+        if "already bound" in str(error):
+            return True
+        raise
+    raise AssertionError(f"{TOO_LARGE} was allocated")
 
 
 def _memory(cache: Cache) -> Memory:
@@ -200,6 +240,7 @@ def _cluster_info(info: values.ClusterInfo) -> LLMClusterInfo:
 
 
 _TRANSLATIONS: dict[type, Callable[[Any], object]] = {
+    values.BlocksCacheKey: lambda key: BlocksCacheKey(key.cluster_id, key.model_id),
     values.CacheDesc: _cache_desc,
     values.CacheKey: lambda key: CacheKey(key.cluster_id, key.req_id, key.model_id, key.prefix_id),
     values.CacheKeyByIdAndIndex: lambda key: CacheKeyByIdAndIndex(key.cluster_id, key.cache_id, key.batch_index),
