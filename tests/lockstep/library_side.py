@@ -196,7 +196,7 @@ TOO_LARGE = CacheDesc(1, (1, 2**50), DataType.DT_INT8)
 
 
 def _is_bound(manager: CacheManager, key: BlocksCacheKey) -> bool:
-    """Whether a blocks key is bound. ``lookup`` does not know them, but a bound one is refused before a full pool is."""
+    """Whether a blocks key is bound, which ``lookup`` does not know: a bound one is refused before a full pool is."""
     try:
         manager.allocate_blocks_cache(TOO_LARGE, key)
     except LLMException as error:

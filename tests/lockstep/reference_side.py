@@ -7,7 +7,7 @@ from typing import Any
 
 from llmdd.spec.reference import Cluster, Node
 from llmdd.spec.statecharts import Refused, Statecharts
-from llmdd.spec.values import BlocksCacheKey, Cache, CacheKey, View
+from llmdd.spec.values import Cache, CacheKey, View
 
 from .terms import (
     PLACEMENTS,
