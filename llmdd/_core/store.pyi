@@ -5,6 +5,8 @@ from llmdd._core.cache_keys import BlocksCacheKey, CacheKey, CacheKeyByIdAndInde
 from llmdd._core.local_copies import LocalCopies
 from llmdd._core.node_caches import PoolUsage as PoolUsage
 
+def require_one_id(cache_key: CacheKey) -> None: ...
+
 class SourcePin:
     def release(self) -> None: ...
 
@@ -48,7 +50,7 @@ class CacheStore(LocalCopies):
     def pin_source(self, cache: Cache) -> SourcePin: ...
     def send_to_cache(
         self,
-        cache: Cache,
+        source: Cache | SourcePin,
         key: BlocksCacheKey | CacheKeyByIdAndIndex,
         src_first: int,
         dst_first: int,
@@ -59,7 +61,7 @@ class CacheStore(LocalCopies):
     ) -> None: ...
     def send_to_addresses(
         self,
-        cache: Cache,
+        source: Cache | SourcePin,
         cluster_id: int,
         src_first: int,
         addresses: Sequence[int],

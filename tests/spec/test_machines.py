@@ -121,6 +121,7 @@ def test_refused_and_impossible_events_change_nothing() -> None:
 def test_a_stated_guard_goes_before_the_subject() -> None:
     chart, slot = Statechart(BATCH_SLOT), Slot("REQUEST_KEYED", tensors_remain=True)
     assert chart.peek(slot, "transfer", tensors_remain=False).target == "UNKEYED"
+    assert chart.peek(slot, "transfer", tensors_remain=False, registered=True).target == "REQUEST_KEYED"
 
 
 @pytest.mark.parametrize(
