@@ -132,7 +132,7 @@ class CacheOwner:
         check_list("addrs", addrs, int)
         require(cache_desc.placement == "HOST", "cache_desc placement must be HOST")
         require(len(addrs) == cache_desc.num_tensors, f"{cache_desc.num_tensors} not equal addrs num {len(addrs)}")
-        return Cache(-1, cache_desc, None, True, list(addrs))
+        return Cache(-1, cache_desc, None, True, True, list(addrs))
 
     def _check_pool(self, desc: CacheDesc) -> None:
         require(desc.num_tensors > 0, "num_tensors should be bigger than zero")
@@ -208,7 +208,7 @@ class CacheOwner:
         for slot, key in zip(tenant.batch_slots, keys, strict=False):
             slot.bind(key)
         self.charts.cache.fire(tenant, "allocate")
-        return Cache(tenant.cache_id, desc, self.engine, tenant.is_blocks_cache)
+        return Cache(tenant.cache_id, desc, self.engine, tenant.is_blocks_cache, tenant.registered)
 
     # -- dropping references (api §3.3) ---------------------------------------------------------------------------
 
@@ -341,11 +341,10 @@ class CacheOwner:
         Of a cache that was deallocated too, as long as keys hold its memory. Not of the program's own memory, which it
         can look at without.
         """
+        require(not cache.has_own_memory, f"the memory of {cache} is the caller's")
         self._serving()
-        require(cache.engine is not None, f"the memory of {cache} is the caller's")
         require(cache.engine == self.engine, f"the engine of {cache} was finalized", "LLM_ENGINE_FINALIZED")
         tenant = self._open(self._tenant_of(cache))
-        require(not tenant.registered, f"the memory of {cache} is the caller's")
         view = View(cache.cache_id, self.next_view, self.engine)
         self.next_view += 1
         tenant.pin(("view", view.number))

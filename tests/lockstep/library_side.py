@@ -16,17 +16,23 @@ from llmdd import (
     CacheKeyByIdAndIndex,
     CacheManager,
     DataType,
+    LayerSynchronizer,
     LLMClusterInfo,
     LLMDataDist,
     LLMException,
     LLMRole,
     LLMStatusCode,
+    MemInfo,
+    Memtype,
     Placement,
+    TransferConfig,
+    TransferWithCacheKeyConfig,
 )
 
 from .own_memory import OwnMemory
 from .terms import (
     DATADIST_METHODS,
+    PATIENCE_MS,
     PLACEMENTS,
     CacheName,
     Call,
@@ -36,6 +42,8 @@ from .terms import (
     Picture,
     Raised,
     Returned,
+    Script,
+    Scripted,
     Sight,
     ViewName,
     pattern,
@@ -91,6 +99,15 @@ class LibrarySide:
         if call.method.startswith("allocate"):
             _fill(cache.tensors, seed)
         return int(cache.cache_id)
+
+    def transfer_layers(self, call: Call) -> Outcome:
+        return _outcome(lambda: self._transfer_layers(call))
+
+    def _transfer_layers(self, call: Call) -> object:
+        keywords = {name: self._translated(argument) for name, argument in (call.keywords or {}).items()}
+        task = self.datadists[call.node].cache_manager.transfer_cache_async(**keywords)
+        code, results = task.synchronize(PATIENCE_MS), task.get_results(PATIENCE_MS)
+        return _plain(code), _plain(results), keywords["layer_synchronizer"].scripted.asked
 
     def map_memory(self, memory: MemoryName, size: int) -> int:
         self.memories[memory] = OwnMemory(size)
@@ -158,6 +175,12 @@ class LibrarySide:
             return type(value)(self._translated(element) for element in value)
         if type(value) is dict:
             return {key: self._translated(element) for key, element in value.items()}
+        if isinstance(value, values.TransferWithCacheKeyConfig):
+            key = self._translated(value.cache_key)
+            ranges = value.src_layer_range, value.dst_layer_range
+            return TransferWithCacheKeyConfig(key, *ranges, value.src_batch_index)
+        if isinstance(value, Script):
+            return _Synchronizer(Scripted(value, self.call))
         translate = _TRANSLATIONS.get(type(value))
         return value if translate is None else translate(value)
 
@@ -191,21 +214,19 @@ def _binding(manager: CacheManager, key: CacheKey) -> tuple[int, int] | None:
     return None if found is None else (found.cache_id, found.batch_index)
 
 
-#: Fits into no pool.
-TOO_LARGE = CacheDesc(1, (1, 2**50), DataType.DT_INT8)
-
-
 def _is_bound(manager: CacheManager, key: BlocksCacheKey) -> bool:
     """Whether a blocks key is bound, which ``lookup`` does not know: a bound one is refused before a full pool is."""
+    placement = next(placement for placement in Placement if manager.pool_usage(placement).total_bytes > 0)
+    too_large = CacheDesc(1, (1, 2**50), DataType.DT_INT8, placement)
     try:
-        manager.allocate_blocks_cache(TOO_LARGE, key)
+        manager.allocate_blocks_cache(too_large, key)
     except LLMException as error:
         if error.status_code is LLMStatusCode.LLM_OUT_OF_MEMORY:
             return False
         if "already bound" in str(error):
             return True
         raise
-    raise AssertionError(f"{TOO_LARGE} was allocated")
+    raise AssertionError(f"{too_large} was allocated")
 
 
 def _memory(cache: Cache) -> Memory:
@@ -239,7 +260,22 @@ def _cluster_info(info: values.ClusterInfo) -> LLMClusterInfo:
     return cluster
 
 
+class _Synchronizer(LayerSynchronizer):
+    """Does what a script says."""
+
+    def __init__(self, scripted: Scripted) -> None:
+        self.scripted = scripted
+
+    def synchronize_layer(self, layer_index: int, timeout_in_millis: int | None) -> bool:
+        assert timeout_in_millis is None, f"the timeout of a layer is {timeout_in_millis}"
+        return self.scripted.synchronize(layer_index)
+
+
 _TRANSLATIONS: dict[type, Callable[[Any], object]] = {
+    values.MemInfo: lambda info: MemInfo(Memtype[info.mem_type], info.addr, info.size),
+    values.TransferConfig: lambda config: TransferConfig(
+        config.dst_cluster_id, config.dst_addrs, config.src_layer_range, config.src_batch_index
+    ),
     values.BlocksCacheKey: lambda key: BlocksCacheKey(key.cluster_id, key.model_id),
     values.CacheDesc: _cache_desc,
     values.CacheKey: lambda key: CacheKey(key.cluster_id, key.req_id, key.model_id, key.prefix_id),

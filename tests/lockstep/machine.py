@@ -164,6 +164,11 @@ class Lockstep(RuleBasedStateMachine):
         """Whether two caches have as many tensors."""
         return self.num_tensors(cache) == self.num_tensors(other)
 
+    def alike_rows(self, cache: CacheName, other: CacheName | None) -> bool:
+        """Whether two caches are of a kind, with slots or blocks of one size."""
+        kinds = self.is_blocks_cache(cache) == self.is_blocks_cache(other)
+        return kinds and self.row_bytes(cache) == self.row_bytes(other)
+
     def mapped_memories(self) -> list[MemoryName]:
         return list(self.reference.memories)
 
@@ -189,6 +194,11 @@ class Lockstep(RuleBasedStateMachine):
         outcome = self.library(call.node).call(self.on_library(call))
         reference_call = self._with_port(call) if call.method == "init" else self.on_reference(call)
         return self.same_outcome(self.reference.call(reference_call), outcome, call)
+
+    def transfer_layers_of(self, call: Call) -> Outcome:
+        """Transfer layer by layer on both sides, each to the end."""
+        outcome = self.library(call.node).transfer_layers(self.on_library(call))
+        return self.same_outcome(self.reference.transfer_layers(self.on_reference(call)), outcome, call)
 
     def make_cache(self, call: Call, seed: int) -> CacheName | None:
         """Make a cache on both sides; its name, if it was made."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from llmdd.spec.reference import Cluster, Node
@@ -10,6 +11,7 @@ from llmdd.spec.statecharts import Refused, Statecharts
 from llmdd.spec.values import Cache, CacheKey, View
 
 from .terms import (
+    PATIENCE_MS,
     PLACEMENTS,
     CacheName,
     Call,
@@ -19,6 +21,8 @@ from .terms import (
     Picture,
     Raised,
     Returned,
+    Script,
+    Scripted,
     Sight,
     ViewName,
     pattern,
@@ -73,6 +77,17 @@ class ReferenceSide:
         if call.method.startswith("allocate"):
             self._fill(self.nodes[name.node], cache, cache, seed)
         return cache.cache_id
+
+    def transfer_layers(self, call: Call) -> Outcome:
+        return _outcome(lambda: self._transfer_layers(call))
+
+    def _transfer_layers(self, call: Call) -> object:
+        keywords = dict(call.keywords or {})
+        scripted = Scripted(keywords["layer_synchronizer"], self.call)
+        if isinstance(keywords["layer_synchronizer"], Script):
+            keywords["layer_synchronizer"] = scripted.synchronize
+        task = self._make(replace(call, keywords=keywords))
+        return task.synchronize(PATIENCE_MS), task.get_results(PATIENCE_MS), scripted.asked
 
     def map_memory(self, memory: MemoryName, size: int) -> int:
         address = self.nodes[memory.node].own_memory(size)
@@ -163,6 +178,8 @@ class ReferenceSide:
             return type(value)(self._translated(element) for element in value)
         if type(value) is dict:
             return {key: self._translated(element) for key, element in value.items()}
+        if isinstance(value, Script):
+            return Scripted(value, self.call).synchronize
         return value
 
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from llmdd.spec.values import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
+from llmdd.spec.values import (
+    BlocksCacheKey,
+    CacheKey,
+    CacheKeyByIdAndIndex,
+    TransferConfig,
+    TransferWithCacheKeyConfig,
+)
 
 from .terms import Call, Outcome, Returned
 
@@ -39,12 +45,20 @@ KINDS = (
     "copy_cache",
     "copy_blocks",
     "swap_blocks",
+    "transfer_cache_async to addresses",
+    "transfer_cache_async to caches",
     "remap_registered_memory",
 )
 
 
 def kind_of(call: Call) -> str:
     """The method, and the class of its key where several are good."""
+    configs = (call.keywords or {}).get("transfer_configs")
+    if isinstance(configs, list | tuple) and configs:
+        if isinstance(configs[0], TransferConfig):
+            return f"{call.method} to addresses"
+        if isinstance(configs[0], TransferWithCacheKeyConfig):
+            return f"{call.method} to caches"
     key = (call.keywords or {}).get(KEY_ARGUMENTS.get(call.method, ""))
     if isinstance(key, CacheKey | CacheKeyByIdAndIndex | BlocksCacheKey):
         return f"{call.method} by {type(key).__name__}"

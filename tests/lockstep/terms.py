@@ -6,7 +6,7 @@ its :class:`CacheName`, which each side knows to be a cache of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import shake_128
 from typing import Any, Protocol
@@ -14,6 +14,9 @@ from typing import Any, Protocol
 from llmdd.spec.values import Address, BlocksCacheKey, CacheKey
 
 PLACEMENTS = ("DEVICE", "HOST")
+
+#: Longer than anything takes that ends at all, on however busy a machine.
+PATIENCE_MS = 60_000
 
 #: What is called on an ``LLMDataDist``; everything else is called on its ``CacheManager``.
 DATADIST_METHODS = frozenset(
@@ -72,13 +75,6 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Script:
-    """A ``LayerSynchronizer`` that answers for each layer with a truth value, or raises (None)."""
-
-    answers: tuple[bool | None, ...]
-
-
-@dataclass(frozen=True)
 class Call:
     """A call of the contract, on the node of that name."""
 
@@ -86,6 +82,13 @@ class Call:
     method: str
     arguments: tuple[Any, ...] = ()
     keywords: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Script:
+    """A ``LayerSynchronizer``: for each layer it answers with a truth value, or raises (None), or makes a call."""
+
+    answers: tuple[bool | Call | None, ...]
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,22 @@ class Raised:
 
 
 Outcome = Returned | Raised
+
+
+class Scripted:
+    """What a :class:`Script` does on a side. ``asked`` has the layers, and what the calls were answered with."""
+
+    def __init__(self, script: Script, make: Callable[[Call], Outcome]) -> None:
+        self._script = script
+        self._make = make
+        self.asked: list[tuple[int, Outcome | None]] = []
+
+    def synchronize(self, layer: int) -> bool:
+        answer = self._script.answers[layer]
+        self.asked.append((layer, self._make(answer) if isinstance(answer, Call) else None))
+        if answer is None:
+            raise ArithmeticError("as the script wants it")
+        return bool(answer)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,10 @@ from llmdd.spec.values import ClusterInfo
 
 from ..machine import Lockstep, now_and_then
 from ..strategies import caches, engines, links, registered
-from ..strategies.engines import PATIENCE_MS
 from ..strategies.former import calls_on_a_manager
 from ..strategies.present import CLUSTER_IDS, nodes
 from ..strategies.registered import PAGE_BYTES
-from ..terms import Call
+from ..terms import PATIENCE_MS, Call
 
 Startup = tuple[str, dict[str, str], str]
 

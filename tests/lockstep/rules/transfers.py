@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis.stateful import precondition, rule
 
 from ..machine import Lockstep, now_and_then
-from ..strategies import slots
+from ..strategies import layerwise, slots
 from ..terms import Call
 
 
@@ -31,6 +31,12 @@ class TransferRules(Lockstep):
     @rule(call=slots.pulls(by_layers=True))
     def pull_layers_by_id(self, call: Call) -> None:
         self.make(call)
+
+    @precondition(lambda self: len(self.nodes) > 1)
+    @rule(call=layerwise.layer_transfers())
+    def transfer_layers(self, call: Call) -> None:
+        self.transfer_layers_of(call)
+        self.await_links()
 
     @precondition(lambda self: self.remote_mode)
     @rule(call=slots.pushes())

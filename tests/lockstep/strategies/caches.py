@@ -40,11 +40,17 @@ def slots_desc(draw: DrawFn, placement: str) -> CacheDesc:
 
 
 def blocks_desc(draw: DrawFn, placement: str) -> CacheDesc:
-    """A blocks cache. Which dimension is said to hold the batch makes no difference to it."""
-    shape = (
-        draw(st.sampled_from((4, 6, 3, 8, 1))),
-        *draw(st.sampled_from(((8,), (4, 2), (8,), (20,), (300,)))),
-    )
+    """A blocks cache, often one whose blocks fit another one's.
+
+    Which dimension is said to hold the batch makes no difference to it.
+    """
+    machine = machine_of(draw)
+    count = draw(st.sampled_from((4, 6, 3, 8, 1)))
+    others = [cache for node in machine.nodes for cache in machine.live_blocks_caches(node)]
+    if others and not chance(draw, 3):
+        like = machine.desc(draw(st.sampled_from(others)))
+        return CacheDesc(like.num_tensors, (count, *like.shape[1:]), like.data_type, placement)
+    shape = (count, *draw(st.sampled_from(((8,), (4, 2), (8,), (20,), (300,)))))
     batch_dim_index = len(shape) - 1 if chance(draw, 10) else 0
     return CacheDesc(num_tensors(draw), shape, data_type(draw), placement, batch_dim_index)
 

@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
-from ..terms import Call
+from ..terms import PATIENCE_MS, Call
 from .odd import chance
 from .present import CLUSTER_IDS, machine_of
 
@@ -19,9 +19,6 @@ ROLES = ("PROMPT", "DECODER", "MIX")
 #: An address of the loopback network that nobody else is likely to use, so that ports can be fixed.
 LOOPBACK = f"127.{1 + (os.getpid() >> 16) % 250}.{os.getpid() >> 8 & 255}.{1 + (os.getpid() & 255) % 254}"
 ADDRESSES = {node: (LOOPBACK, 26001 + number) for number, node in enumerate(CLUSTER_IDS)}
-
-#: Longer than anything takes that ends at all, on however busy a machine.
-PATIENCE_MS = 60_000
 
 ODD_POOLS = (
     "",

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from ..terms import Call
-from . import blocks, caches, registered, slots
+from . import blocks, caches, layerwise, registered, slots
 
 
 def calls_on_a_manager() -> SearchStrategy[Call]:
@@ -30,4 +30,5 @@ def calls_on_a_manager() -> SearchStrategy[Call]:
         blocks.block_pulls(),
         blocks.pulls_into_blocks(by_key=True),
         blocks.block_pushes(),
+        layerwise.layer_transfers(),
     )

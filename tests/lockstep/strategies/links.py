@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 from llmdd.spec.values import ClusterInfo
 
-from ..terms import Call
+from ..terms import PATIENCE_MS, Call
 from . import odd
-from .engines import ADDRESSES, LOOPBACK, PATIENCE_MS
+from .engines import ADDRESSES, LOOPBACK
 from .odd import mixed_in
 from .present import CLUSTER_IDS, machine_of, nodes, other_node
 

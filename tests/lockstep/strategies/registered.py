@@ -145,7 +145,7 @@ def remaps(draw: DrawFn) -> Call:
     node = draw(nodes())
     memories = [memory for memory in machine_of(draw).mapped_memories() if memory.node == node]
     places = [Place(memory) for memory in memories] or [NOWHERE]
-    infos: Any = [MemInfo("MEM_TYPE_DEVICE", place, PAGE_BYTES) for place in places]  # type: ignore[arg-type]
+    infos: Any = [MemInfo("MEM_TYPE_DEVICE", place, PAGE_BYTES) for place in places]
     if draw(st.booleans()):
         infos = infos[0]
     arguments = mixed_in(draw, {"mem_infos": infos}, {"mem_infos": odd.MEMORY_INFOS}, one_in=3)
