@@ -43,8 +43,8 @@ cdef enum Addressing:
     BY_KEY = 0
     BY_ADDRESS = 1                 # where one tensor of ours goes in the peer's process
 
-# How a peer that closed its memory is asked to copy: pieces of its tensor from or to memory of ours.
-ctypedef CopyResult (*AskPeer)(void *peer, uint32_t slot, uint32_t generation, uint64_t tensor, bint push,
+# How a peer that closed its memory is asked to copy: pieces, from `begin` of its tensor on, from or to memory of ours.
+ctypedef CopyResult (*AskPeer)(void *peer, uint32_t slot, uint32_t generation, uint64_t tensor, uint64_t begin, bint push,
                                const Place *ours, const Piece *pieces, uint64_t count, int64_t deadline) noexcept nogil
 
 cdef struct Transfer:

@@ -391,8 +391,8 @@ cdef bint remote_place(Transfer *transfer, const Slot *remote, uint64_t tensor, 
 
 
 cdef CopyResult copy_tensor(
-    Transfer *transfer, const IndexEntry *entry, uint64_t tensor, const Place *ours, const Place *theirs, uint64_t pieces,
-    const Bounds *bounds
+    Transfer *transfer, const IndexEntry *entry, const Slot *remote, uint64_t tensor, const Place *ours,
+    const Place *theirs, uint64_t pieces, const Bounds *bounds
 ) noexcept nogil:
     """Move the pieces of one tensor; where the kernel forbids it, ask the peer to."""
     cdef CopyResult result
@@ -402,7 +402,15 @@ cdef CopyResult copy_tensor(
         result = copy_pieces(ours, theirs, transfer.pieces, pieces, bounds)
     if result == COPY_FORBIDDEN and theirs.reach == FOREIGN and transfer.ask != NULL:
         return transfer.ask(
-            transfer.peer, entry.slot, entry.generation, tensor, transfer.push, ours, transfer.pieces, pieces,
+            transfer.peer,
+            entry.slot,
+            entry.generation,
+            tensor,
+            <uint64_t>theirs.base - tensor_place(transfer.arena, remote, tensor),
+            transfer.push,
+            ours,
+            transfer.pieces,
+            pieces,
             transfer.deadline,
         )
     return result
@@ -422,7 +430,7 @@ cdef TransferResult copy_tensors(Transfer *transfer, const IndexEntry *entry, co
         )
         if not remote_place(transfer, remote, transfer.remote_first + i, &theirs):
             return PEER_UNSOUND
-        result = copy_tensor(transfer, entry, transfer.remote_first + i, &ours, &theirs, pieces, &bounds)
+        result = copy_tensor(transfer, entry, remote, transfer.remote_first + i, &ours, &theirs, pieces, &bounds)
         if result == COPIED and i % 64 == 63 and monotonic_nanoseconds() > transfer.deadline:
             result = COPY_OUT_OF_TIME
         if result != COPIED:
