@@ -408,6 +408,8 @@ class CacheOwner:
         require(offset == 0 or offset < shorter, f"offset {offset} is beyond the slot")
         length = source.row_bytes - offset if size == -1 else size
         require(offset + length <= shorter, f"{length} bytes at {offset} do not fit in the slot")
+        if target is source and dst_batch_index == src_batch_index:
+            return  # nothing moves, so that nothing need be there
         run = Run(src_batch_index * source.row_bytes + offset, dst_batch_index * target.row_bytes + offset, length)
         carry_out(moves_of(source.addresses, target.addresses, [run]), self.memory, self.memory)
 
@@ -421,9 +423,9 @@ class CacheOwner:
         require(cache.is_blocks_cache, "cache should be blocks cache")
         tenant = self._open(self._tenant_of(cache))
         pairs = [(block, target) for block, targets in copy_block_info.items() for target in targets]
-        sources, targets = [block for block, _ in pairs], [target for _, target in pairs]
-        check_blocks_exist("copy_block_info", [*copy_block_info, *targets], tenant)
-        runs = block_to_block(tenant.row_bytes, sources, targets)
+        check_blocks_exist("copy_block_info", [*copy_block_info, *(target for _, target in pairs)], tenant)
+        moving = [(block, target) for block, target in pairs if block != target]
+        runs = block_to_block(tenant.row_bytes, [block for block, _ in moving], [target for _, target in moving])
         carry_out(moves_of(tenant.addresses, tenant.addresses, runs), self.memory, self.memory)
 
     def swap_blocks(self, src_cache: Any, dst_cache: Any, src_to_dst: Any) -> None:

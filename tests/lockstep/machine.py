@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import count
+from itertools import count, permutations
 from typing import Any, TypeVar
 
 from hypothesis import note
@@ -118,6 +118,17 @@ class Lockstep(RuleBasedStateMachine):
         """The program's own memory as caches, where it was not given up."""
         handles = {name: self.reference.caches[name] for name in self.caches if name.node == node}
         return [name for name, handle in handles.items() if handle.engine is None and handle.addrs]
+
+    def swappable(self, node: str) -> list[tuple[CacheName, CacheName]]:
+        """The pairs of caches between which blocks can be swapped."""
+        known = self.live_blocks_caches(node) + self.cpu_caches(node)
+        return [
+            (source, target)
+            for source, target in permutations(known, 2)
+            if self.desc(source).placement != self.desc(target).placement
+            and self.alike(source, target)
+            and self.alike_rows(source, target)
+        ]
 
     def caches_known_beside(self, node: str) -> list[CacheName]:
         """All caches, living or not, that a program could give to a call on the node."""

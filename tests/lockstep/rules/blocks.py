@@ -17,9 +17,14 @@ class BlocksRules(Lockstep):
     def copy_blocks(self, call: Call) -> None:
         self.make(call)
 
-    @now_and_then(3)
+    @precondition(lambda self: any(map(self.swappable, self.nodes)))
     @rule(call=blocks.swaps())
     def swap_blocks(self, call: Call) -> None:
+        self.make(call)
+
+    @now_and_then(10)
+    @rule(call=blocks.swaps())
+    def swap_blocks_of_any_caches(self, call: Call) -> None:
         self.make(call)
 
     @precondition(lambda self: any(map(self.bound_blocks_keys, self.nodes)))

@@ -19,7 +19,6 @@ from .present import (
     key_on,
     machine_of,
     node_with,
-    one_of,
     slot_of,
     two_nodes,
 )
@@ -64,25 +63,12 @@ def block_copies(draw: DrawFn) -> Call:
 def swaps(draw: DrawFn) -> Call:
     """Blocks to or from memory of the other placement; mostly where blocks and tensors are alike."""
     machine = machine_of(draw)
-
-    def pairs(node: str) -> list[tuple[CacheName, CacheName]]:
-        known = machine.live_blocks_caches(node) + machine.cpu_caches(node)
-        return [
-            (source, target)
-            for source in known
-            for target in known
-            if machine.desc(source).placement != machine.desc(target).placement
-            and machine.alike(source, target)
-            and machine.row_bytes(source) == machine.row_bytes(target)
-        ]
-
-    node = node_with(draw, pairs)
-    source: CacheName | None = None
-    target: CacheName | None = None
-    if pairs(node):
-        source, target = draw(st.sampled_from(pairs(node)))
-    if source is None or chance(draw, 15):
-        source, target = blocks_cache_of(draw, node), one_of(draw, machine.cpu_caches(node), node)
+    node = node_with(draw, machine.swappable)
+    known = [cache for cache in machine.caches if cache.node == node]
+    pairs = machine.swappable(node)
+    source, target = draw(st.sampled_from(pairs)) if pairs else (None, None)
+    if known and (source is None or chance(draw, 15)):
+        source, target = draw(st.sampled_from(known)), draw(st.sampled_from(known))
     count = draw(st.integers(1, 3))
     pairing: Any = dict(zip(block_list(draw, source, count), block_list(draw, target, count), strict=True))
     arguments = {"src_cache": source, "dst_cache": target, "src_to_dst": pairing}
