@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # for this folder's modul
 
 from conformance.library_world import LibraryWorld
 from conformance.reference_world import ReferenceWorld
+from conformance.scene import Scene
 from conformance.world import World
 
 WORLDS = {world.name: world for world in (ReferenceWorld, LibraryWorld)}
@@ -31,3 +32,15 @@ def library() -> Iterator[LibraryWorld]:
     made = LibraryWorld()
     yield made
     made.close()
+
+
+@pytest.fixture
+def two_sided(world: World) -> Scene:
+    """A cache of every kind at both ends of a link."""
+    return Scene(world, remote=False)
+
+
+@pytest.fixture
+def remote_mode(world: World) -> Scene:
+    """The same in remote mode."""
+    return Scene(world, remote=True)

@@ -11,7 +11,6 @@ import numpy as np
 from llmdd.spec import values
 
 import llmdd
-
 from conformance.world import DATADIST_METHODS, Node, Refusal, World
 
 CONTRACTED = (llmdd.LLMException, AttributeError, TypeError, ValueError, RuntimeError)
@@ -28,6 +27,8 @@ class LibraryNode(Node):
         self.memory: dict[int, mmap.mmap] = {}
 
     def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
+        owner = llmdd.LLMDataDist if method in DATADIST_METHODS else llmdd.CacheManager
+        assert hasattr(owner, method), f"{owner.__name__} has no {method}"  # no AttributeError of the contract
         return _answer(lambda: self._call(method, arguments, keywords))
 
     def _call(self, method: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
@@ -166,5 +167,13 @@ _TRANSLATIONS: dict[type, Callable[[Any], object]] = {
     values.CacheDesc: _cache_desc,
     values.CacheKey: lambda key: llmdd.CacheKey(key.cluster_id, key.req_id, key.model_id, key.prefix_id),
     values.CacheKeyByIdAndIndex: lambda key: llmdd.CacheKeyByIdAndIndex(key.cluster_id, key.cache_id, key.batch_index),
+    values.BlocksCacheKey: lambda key: llmdd.BlocksCacheKey(key.cluster_id, key.model_id),
     values.ClusterInfo: _cluster_info,
+    values.MemInfo: lambda info: llmdd.MemInfo(llmdd.Memtype[info.mem_type], info.addr, info.size),
+    values.TransferConfig: lambda config: llmdd.TransferConfig(
+        config.dst_cluster_id, config.dst_addrs, config.src_layer_range, config.src_batch_index
+    ),
+    values.TransferWithCacheKeyConfig: lambda config: llmdd.TransferWithCacheKeyConfig(
+        _translated(config.cache_key), config.src_layer_range, config.dst_layer_range, config.src_batch_index
+    ),
 }

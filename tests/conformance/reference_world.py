@@ -23,6 +23,7 @@ class ReferenceNode(Node):
         self.model = node
 
     def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
+        assert hasattr(self.model, method), f"the model has no {method}"
         return _answer(lambda: getattr(self.model, method)(*arguments, **keywords))
 
     def call_former_manager(self, method: str, *arguments: Any, **keywords: Any) -> Any:

@@ -96,8 +96,9 @@ def test_signatures(method: str) -> None:
 
 def test_the_keywords_of_both_pulls(library: Any) -> None:
     """api §1.11: the keywords of both pulls have these names and defaults."""
-    from conformance.world import by_id
     from llmdd.spec.values import CacheDesc
+
+    from conformance.world import by_id
 
     prompt, decoder = library.pair()
     desc = CacheDesc(2, (1, 8), "DT_UINT8")

@@ -7,17 +7,37 @@ import subprocess
 import sys
 from typing import Any
 
+import llmdd.dropin
 import numpy as np
 import pytest
 
 import llmdd
-import llmdd.dropin
 
-V2_LIST = (
-    "LLMClusterInfo LLMStatusCode LLMException LLMRole LlmConfig LLMConfig DataType Status CacheDesc CacheKey "
-    "CacheKeyByIdAndIndex KvCache Cache BlocksCacheKey LLMDataDist Placement RegisterMemStatus LayerSynchronizer "
-    "TransferConfig CacheTask TransferWithCacheKeyConfig Memtype MemInfo"
-).split()
+V2_LIST = [
+    "LLMClusterInfo",
+    "LLMStatusCode",
+    "LLMException",
+    "LLMRole",
+    "LlmConfig",
+    "LLMConfig",
+    "DataType",
+    "Status",
+    "CacheDesc",
+    "CacheKey",
+    "CacheKeyByIdAndIndex",
+    "KvCache",
+    "Cache",
+    "BlocksCacheKey",
+    "LLMDataDist",
+    "Placement",
+    "RegisterMemStatus",
+    "LayerSynchronizer",
+    "TransferConfig",
+    "CacheTask",
+    "TransferWithCacheKeyConfig",
+    "Memtype",
+    "MemInfo",
+]
 
 #: What existing programs import from each submodule.
 SUBMODULE_NAMES = {

@@ -140,7 +140,13 @@ PROPERTIES = [
         True,
     ),
     Property(
-        "output_max_size", None, [(0, {"llm.OutputMaxSize": "0"}), (9, {"llm.OutputMaxSize": "9"})], ["1"], [], [], False
+        "output_max_size",
+        None,
+        [(0, {"llm.OutputMaxSize": "0"}), (9, {"llm.OutputMaxSize": "9"})],
+        ["1"],
+        [],
+        [],
+        False,
     ),
     flag("enable_switch_role", "llm.EnableSwitchRole", {}),
     Property(

@@ -22,7 +22,9 @@ def test_remote_cluster_id(value: int) -> None:
     assert info.remote_cluster_id == value
 
 
-@pytest.mark.parametrize(("wrong", "error"), [("1", TypeError), (1.0, TypeError), (-1, ValueError), (2**64, ValueError)])
+@pytest.mark.parametrize(
+    ("wrong", "error"), [("1", TypeError), (1.0, TypeError), (-1, ValueError), (2**64, ValueError)]
+)
 def test_remote_cluster_id_refuses(wrong: object, error: type[Exception]) -> None:
     """api §1.5: ``remote_cluster_id`` is a uint64."""
     info = LLMClusterInfo()
