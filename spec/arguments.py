@@ -43,12 +43,34 @@ def check_sequence(name: str, value: Any, inner: type) -> None:
         require(isinstance(element, inner), f"{name} inner type only support {inner.__name__}", "TypeError")
 
 
+def check_list(name: str, value: Any, inner: type) -> None:
+    """A list of ``inner`` and nothing else; None is an AttributeError (api D68)."""
+    check_given(name, value, list)
+    check_sequence(name, value, inner)
+
+
+def check_dictionary(name: str, value: Any, value_type: type) -> None:
+    """A dict from integers to ``value_type``; None is an AttributeError (api D68)."""
+    check_given(name, value, dict)
+    for key, element in value.items():
+        require(isinstance(key, int), f"{name} dict key only support int", "TypeError")
+        right = isinstance(element, value_type)
+        require(right, f"{name} dict value only support {value_type.__name__}", "TypeError")
+
+
 def check_integer(name: str, value: Any, kind: str) -> None:
     """Not an integer, or None: TypeError; beyond the range of ``kind``: ValueError."""
     check_type(name, value, int)
     lowest, highest = RANGES[kind]
     in_range = lowest <= value <= highest
     require(in_range, f"{name}'s value is out of range,{value} is not a {kind} value.", "ValueError")
+
+
+def check_indices(name: str, value: Any) -> None:
+    """A list or tuple of block indices: integers from 0 on."""
+    check_sequence(name, value, int)
+    for index in value:
+        check_integer(name, index, "uint64")
 
 
 def check_size(size: Any) -> None:

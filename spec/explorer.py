@@ -546,10 +546,10 @@ class Player:
         node = self.cluster.nodes[name]
         node.copy(number)
         transfer = self.cluster.transfers[number]
-        mine = node.tenants[transfer.local_cache]
-        yours = self.cluster.nodes[_other(name)].tenants[transfer.remote_cache]
-        for here, there in zip(transfer.local_tensors, transfer.remote_tensors, strict=True):
-            if mine.tensors[here][transfer.local_slot] != yours.tensors[there][transfer.remote_slot]:
+        other = self.cluster.nodes[_other(name)]
+        source, target = (other, node) if transfer.is_pull else (node, other)
+        for move in transfer.moves:
+            if source.read(move.source, move.size) != target.read(move.target, move.size):
                 raise Violation("a copy has not moved the bytes")
 
     def finish(self, name: str, number: int) -> None:

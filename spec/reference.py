@@ -11,23 +11,25 @@ What this model leaves open, because the contract does:
 * the contents of freshly allocated memory. Here it is zero; compare only what was written;
 * time. A call that has to wait for a transfer in progress meets its deadline, if it has one (``LLM_TIMEOUT``), and
   raises :class:`WouldWait` if it has none: nothing else happens while it waits;
-* the order in which the transfers over one link are served. Here they may overlap.
+* the order in which the transfers over one link are served. Here they may overlap;
+* what has arrived of a transfer that failed on the way. Here it is nothing.
 
 A transfer is three steps: *begin* (all checks, both sides pinned), *copy*, *finish* (the key consumed, both sides
-unpinned); ``pull_cache`` and ``push_cache`` are the three in a row. Other calls may come between them.
+unpinned); ``pull_cache`` and its like are the three in a row. Other calls may come between them.
 
-Caches so far are continuous and live in a pool. Registered caches and those with blocks will be tenants of other kinds.
+The parts: :mod:`.caches` is what a node does alone, with :mod:`.tenants` in :mod:`.memory`; :mod:`.transfers` says what
+may be moved where.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from .arguments import (
     check_given,
+    check_indices,
     check_integer,
     check_pull_range,
     check_push_range,
@@ -37,311 +39,56 @@ from .arguments import (
     check_type,
     require,
 )
+from .caches import CacheOwner
+from .links import Link
 from .machine import ImpossibleEvent
-from .options import PoolSettings, Settings, read_options
+from .memory import FIRST_OWN_ADDRESS, Pool, PoolUsage, carry_out
+from .options import read_options
 from .statecharts import Refused, Statecharts
+from .tenants import Tenant
+from .transfers import (
+    EngineId,
+    Run,
+    Transfer,
+    addresses_of,
+    block_to_block,
+    check_blocks_exist,
+    check_layers,
+    moves_of,
+    slot_to_blocks,
+    slot_to_slot,
+    tensors_of_layers,
+)
 from .values import (
     INV,
     Address,
+    BlocksCacheKey,
     Cache,
-    CacheDesc,
     CacheKey,
     CacheKeyByIdAndIndex,
     ClusterInfo,
-    KeyIdentity,
+    MemInfo,
     SlotKey,
-    View,
 )
+
+__all__ = ["Cluster", "Node", "Pool", "PoolUsage", "WouldWait"]
 
 MOST_CLUSTERS_PER_CALL = 16
 MOST_LINKS = 512
-MOST_DIMENSIONS = 32
 FIRST_FREE_PORT = 49152
-
-#: Which engine: name of its node, how often that was started, how often it was initialised.
-EngineId = tuple[str, int, int]
-
-#: What holds a pin: ("view" or "transfer", number).
-Pin = tuple[str, int]
 
 
 class WouldWait(Exception):
     """The call would wait, without a deadline, for a transfer that is in progress."""
 
 
-class PoolUsage(NamedTuple):
-    """How full a pool is, in bytes of whole pages."""
-
-    total_bytes: int
-    free_bytes: int
-    page_bytes: int
-
-
-class Pool:
-    """The pages of one placement, and the cache that holds each (api §3.10)."""
-
-    def __init__(self, settings: PoolSettings) -> None:
-        self.page_bytes = 1 << settings.page_shift
-        self.pages = settings.memory_size >> settings.page_shift
-        self.holder: dict[int, int] = {}
-
-    def room_for(self, tensors: int, tensor_bytes: int) -> list[range] | None:
-        """The pages that the tensors of a new cache would get; None if they do not all fit.
-
-        One run for all of them at the lowest address where a free run is long enough. If there is none, tensor by
-        tensor, each at the lowest address where it fits.
-        """
-        each = max(1, -(-tensor_bytes // self.page_bytes))
-        start = self._lowest_run(tensors * each, self.holder)
-        if start is not None:
-            return [range(start + index * each, start + (index + 1) * each) for index in range(tensors)]
-        if tensors * each > self.pages - len(self.holder):
-            return None
-        found: list[range] = []
-        taken = set(self.holder)
-        for _ in range(tensors):
-            start = self._lowest_run(each, taken)
-            if start is None:
-                return None
-            found.append(range(start, start + each))
-            taken.update(found[-1])
-        return found
-
-    def _lowest_run(self, length: int, taken: Iterable[int]) -> int | None:
-        start = 0
-        for page in sorted(taken):
-            if page - start >= length:
-                break
-            start = page + 1
-        return start if start + length <= self.pages else None
-
-    def take(self, pages: Sequence[range], cache_id: int) -> None:
-        for page in (page for run in pages for page in run):
-            assert page not in self.holder, f"page {page} is taken twice"
-            self.holder[page] = cache_id
-
-    def give_back(self, pages: Sequence[range], cache_id: int) -> None:
-        for page in (page for run in pages for page in run):
-            assert self.holder.get(page) == cache_id, f"page {page} is not held by cache {cache_id}"
-            del self.holder[page]
-
-    def usage(self) -> PoolUsage:
-        free = self.pages - len(self.holder)
-        return PoolUsage(self.pages * self.page_bytes, free * self.page_bytes, self.page_bytes)
-
-
-class BatchSlot:
-    """One batch slot of a cache: lives by the BATCH_SLOT machine."""
-
-    def __init__(self, tenant: Tenant, index: int) -> None:
-        self.state = tenant.node.charts.batch_slot.machine.initial
-        self.tenant = tenant
-        self.index = index
-        self.key: KeyIdentity | None = None
-        self.outstanding = set(range(tenant.num_tensors))
-
-    def bind(self, key: CacheKey) -> None:
-        """Give the slot its key, which supersedes the same key in an earlier slot (seed §10, §11)."""
-        charts = self.tenant.node.charts
-        if key.identity is None:
-            charts.batch_slot.fire(self, "bind_placeholder")
-            return
-        earlier = self.tenant.node.slot_of(key.identity)
-        if earlier is not None:
-            charts.batch_slot.fire(earlier, "supersede")
-        self.key = key.identity
-        charts.batch_slot.fire(self, f"bind_{self.key[0]}")
-
-    def transferred(self, tensors: Iterable[int]) -> None:
-        """These tensors have arrived where they should."""
-        self.outstanding.difference_update(tensors)
-        self.tenant.node.charts.batch_slot.fire(self, "transfer")
-
-    @property
-    def tensors_remain(self) -> bool:
-        return bool(self.outstanding)
-
-    def index_key(self) -> None:
-        assert self.key is not None
-        self.tenant.node.key_index[self.key] = (self.tenant.cache_id, self.index)
-
-    def unindex_key(self) -> None:
-        assert self.key is not None
-        del self.tenant.node.key_index[self.key]
-        self.key = None
-
-    def drop_key(self) -> None:
-        self.tenant.node.charts.cache.fire(self.tenant, "drop_key")
-        self.tenant.settle()
-
-
-class Tenant:
-    """A cache as its owner knows it: lives by the CACHE machine, from allocation to the return of its memory."""
-
-    def __init__(self, node: Node, cache_id: int, desc: CacheDesc, pages: list[range]) -> None:
-        self.state = node.charts.cache.machine.initial
-        self.node = node
-        self.cache_id = cache_id
-        self.placement = desc.placement
-        self.num_tensors = desc.num_tensors
-        self.tensor_bytes = desc.size
-        self.slot_bytes = desc.size // desc.batch_size
-        self.pages = pages
-        self.tensors: list[bytearray] = []
-        self.is_open = False
-        self.id_held = True
-        self.handle_is_spent = False
-        self.pins: list[Pin] = []
-        self.batch_slots = [BatchSlot(self, index) for index in range(desc.batch_size)]
-
-    @property
-    def keys_remain(self) -> bool:
-        return any(slot.key is not None for slot in self.batch_slots)
-
-    @property
-    def pinned(self) -> bool:
-        return bool(self.pins)
-
-    def drop_id(self) -> None:
-        self.id_held = False
-        self.node.charts.cache.fire(self, "drop_id")
-        self.settle()
-
-    def pin(self, pin: Pin) -> None:
-        self.node.charts.cache.fire(self, "pin")
-        self.pins.append(pin)
-
-    def unpin(self, pin: Pin) -> None:
-        self.pins.remove(pin)
-        self.node.charts.cache.fire(self, "unpin")
-        self.settle()
-
-    def settle(self) -> None:
-        self.node.charts.cache.fire(self, "settle")
-        is_gone = self.cache_id not in self.node.tenants
-        assert is_gone == (self.state == "FREE"), f"cache {self.cache_id} is {self.state} and gone: {is_gone}"
-
-    def take_memory(self) -> None:
-        self.node.pools[self.placement].take(self.pages, self.cache_id)
-        self.tensors = [bytearray(self.tensor_bytes) for _ in range(self.num_tensors)]
-
-    def open_slot(self) -> None:
-        self.is_open = True
-
-    def close_slot(self) -> None:
-        self.is_open = False
-
-    def return_memory(self) -> None:
-        self.node.pools[self.placement].give_back(self.pages, self.cache_id)
-        self.tensors = []
-
-    def advance_generation(self) -> None:
-        del self.node.tenants[self.cache_id]
-
-    def slot_range(self, index: int, offset: int, size: int) -> slice:
-        start = index * self.slot_bytes + offset
-        return slice(start, start + size)
-
-
-class Link:
-    """One node's end of its link to another cluster: lives by the LINK machine."""
-
-    def __init__(self, node: Node, cluster_id: int) -> None:
-        self.state = node.charts.link.machine.initial
-        self.node = node
-        self.cluster_id = cluster_id
-        self.peer: EngineId | None = None
-        self.joining: EngineId | None = None
-
-    def fire(self, event: str, **stated: bool) -> None:
-        self.node.charts.link.fire(self, event, **stated)
-
-    def effects_of(self, event: str, **stated: bool) -> tuple[str, ...]:
-        """What the event would have to do; refuses as the event would."""
-        return self.node.charts.link.peek(self, event, **stated).effects
-
-    def attach_peer(self) -> None:
-        self.peer, self.joining = self.joining, None
-
-    def drop_peer_pins(self) -> None:
-        """Every transfer that the other end has in progress here is broken off."""
-        for transfer in self.node.cluster.transfers_of(self.peer):
-            if transfer.remote == self.node.engine and not transfer.broken_off:
-                self.node.cluster.break_off(transfer)
-                self.node.tenants[transfer.remote_cache].unpin(transfer.pin)
-
-    def tell_peer(self) -> None:
-        """The cluster that was reached drops its end, also what it still holds of a link that this end had dropped."""
-        end = self.node.cluster.cluster(self.cluster_id).link_to(self.node.cluster_id)
-        if end.heeds(self.node.engine):
-            end.fire("peer_unlinked")
-
-    def heeds(self, engine: EngineId) -> bool:
-        """Whether this end is dropped when ``engine`` unlinks: a sound link to another one is not."""
-        return self.peer == engine or self.state == "BROKEN"
-
-    def tell(self, event: str) -> None:
-        """The other end learns of ``event``, if it still holds a link to this engine."""
-        other = self.node.cluster.running(self.peer)
-        if other is None:
-            return
-        end = other.link_to(self.node.cluster_id)
-        if end.peer == self.node.engine:
-            end.fire(event)
-
-
-@dataclass
-class Transfer:
-    """A pull or push between begin and finish. Its caller is the local side; the remote side's key is consumed."""
-
-    number: int
-    is_pull: bool
-    local: EngineId
-    local_cache: int
-    local_slot: int
-    local_tensors: range
-    remote: EngineId
-    remote_cache: int
-    remote_slot: int
-    remote_tensors: range
-    size: int
-    copied: bool = False
-    broken_off: bool = False
-
-    @property
-    def pin(self) -> Pin:
-        return ("transfer", self.number)
-
-
-class Node:
+class Node(CacheOwner):
     """A process with one ``LLMDataDist`` and its cache manager: lives by the ENGINE machine."""
 
-    def __init__(self, cluster: Cluster, name: str, cluster_id: int, incarnation: int) -> None:
-        self.state = cluster.charts.engine.machine.initial
-        self.cluster = cluster
-        self.name = name
-        self.cluster_id = cluster_id
-        self.incarnation = incarnation
-        self.times_initialised = 0
-        self._become_empty()
-
     def _become_empty(self) -> None:
-        self.settings: Settings | None = None
+        super()._become_empty()
         self.listen_address: Address | None = None
-        self.pools: dict[str, Pool] = {}
-        self.tenants: dict[int, Tenant] = {}
-        self.key_index: dict[KeyIdentity, tuple[int, int]] = {}
         self.links: dict[int, Link] = {}
-        self.next_cache_id = 1
-        self.next_view = 1
-
-    @property
-    def charts(self) -> Statecharts:
-        return self.cluster.charts
-
-    @property
-    def engine(self) -> EngineId:
-        return (self.name, self.incarnation, self.times_initialised)
 
     # -- init and finalize (api §2.3, §4.4) -----------------------------------------------------------------------
 
@@ -369,16 +116,9 @@ class Node:
         for tenant in list(self.tenants.values()):
             for pin in list(tenant.pins):
                 tenant.unpin(pin)
-            for slot in [slot for slot in tenant.batch_slots if slot.key is not None]:
-                self.charts.batch_slot.fire(slot, "remove")
-            tenant.drop_id()
+            tenant.withdraw()
         assert not self.tenants, f"finalize left the caches {sorted(self.tenants)} behind"
         self._become_empty()
-
-    def _serving(self) -> Settings:
-        self.charts.engine.fire(self, "call")
-        assert self.settings is not None
-        return self.settings
 
     # -- links (api §2.4, §4.1) -----------------------------------------------------------------------------------
 
@@ -478,187 +218,13 @@ class Node:
         if was_attached:
             link.tell(told)
 
-    # -- caches (seed, api §3.1-3.4) ------------------------------------------------------------------------------
-
-    def allocate_cache(self, cache_desc: Any, cache_keys: Any = ()) -> Cache:
-        self._serving()
-        check_given("cache_desc", cache_desc, CacheDesc)
-        check_sequence("cache_keys", cache_keys, CacheKey)
-        require(cache_desc.num_tensors > 0, "num_tensors should be bigger than zero")
-        require(cache_desc.placement in self.pools, "you should config memory pool firstly")
-        self._check_dimensions(cache_desc)
-        self._check_keys(cache_desc, cache_keys)
-        pages = self.pools[cache_desc.placement].room_for(cache_desc.num_tensors, cache_desc.size)
-        if pages is None:
-            raise Refused("LLM_OUT_OF_MEMORY", f"no room for {cache_desc}")
-        tenant = self.tenants[self.next_cache_id] = Tenant(self, self.next_cache_id, cache_desc, pages)
-        self.next_cache_id += 1
-        for slot, key in zip(tenant.batch_slots, cache_keys, strict=False):
-            slot.bind(key)
-        self.charts.cache.fire(tenant, "allocate")
-        return Cache(tenant.cache_id, cache_desc, self.engine)
-
-    @staticmethod
-    def _check_dimensions(desc: CacheDesc) -> None:
-        require(1 <= len(desc.shape) <= MOST_DIMENSIONS, f"a shape has 1 to {MOST_DIMENSIONS} dimensions")
-        require(all(dimension > 0 for dimension in desc.shape), f"a dimension of {desc.shape} is not positive")
-        require(desc.size < 2**63, f"a tensor of {desc.size} bytes is too large")
-        before_batch = desc.shape[: desc.batch_dim_index]
-        require(all(dimension == 1 for dimension in before_batch), "the batch slots should be contiguous")
-
-    def _check_keys(self, desc: CacheDesc, keys: Sequence[CacheKey]) -> None:
-        require(len(keys) <= desc.batch_size, f"{len(keys)} cache_keys for a batch of {desc.batch_size}")
-        for key in keys:
-            require(key.identity not in self.key_index, f"{key} is already bound")
-
-    def deallocate_cache(self, cache: Any) -> None:
-        self._serving()
-        check_given("cache", cache, Cache)
-        given_by = self.cluster.running(cache.engine)
-        tenant = given_by.tenants.get(cache.cache_id) if given_by else None
-        if tenant is not None:
-            tenant.handle_is_spent = True  # whoever is asked to deallocate it (api §3.3)
-        if tenant is None or given_by is not self:
-            self.charts.cache.step("FREE", "drop_id")  # unknown, or gone already
-        else:
-            tenant.drop_id()
-
-    def remove_cache_key(self, cache_key: Any) -> None:
-        self._serving()
-        check_given("cache_key", cache_key, CacheKey)
-        slot = self.slot_of(cache_key.identity)
-        if slot is not None:
-            self.charts.batch_slot.fire(slot, "remove")
-
-    def lookup(self, cache_key: Any) -> CacheKeyByIdAndIndex | None:
-        """Where a key is bound here."""
-        self._serving()
-        check_given("cache_key", cache_key, CacheKey)
-        slot = self.slot_of(cache_key.identity)
-        return CacheKeyByIdAndIndex(self.cluster_id, slot.tenant.cache_id, slot.index) if slot else None
-
-    def slot_of(self, identity: KeyIdentity | None) -> BatchSlot | None:
-        """The batch slot that a key is bound to."""
-        if identity not in self.key_index:
-            return None
-        cache_id, index = self.key_index[identity]
-        return self.tenants[cache_id].batch_slots[index]
-
-    def pool_usage(self, placement: str = "DEVICE") -> PoolUsage:
-        """How full the pool of a placement is; one that is not configured has nothing."""
-        self._serving()
-        return self.pools[placement].usage() if placement in self.pools else PoolUsage(0, 0, 0)
-
-    @property
-    def live_caches(self) -> int:
-        """The caches whose memory has not gone back."""
-        self._serving()
-        return len(self.tenants)
-
-    def _tenant_of(self, handle: Cache | View) -> Tenant | None:
-        """What a handle stands for here; a handle that another engine gave stands for nothing."""
-        return self.tenants.get(handle.cache_id) if handle.engine == self.engine else None
-
-    def _open(self, tenant: Tenant | None) -> Tenant:
-        """The tenant, if it could be pinned now; refuses as pinning it would."""
-        if tenant is None:
-            self.charts.cache.step("FREE", "pin")
-        else:
-            self.charts.cache.peek(tenant, "pin")
-        assert tenant is not None
-        return tenant
-
-    # -- memory ---------------------------------------------------------------------------------------------------
-
-    def tensor_places(self, cache: Cache) -> list[int]:
-        """Where each tensor begins, in bytes from the beginning of its pool; empty once deallocated (api §3.3)."""
-        tenant = self._tenant_of(cache)
-        if tenant is None or tenant.handle_is_spent:
-            return []
-        return [run.start * self.pools[tenant.placement].page_bytes for run in tenant.pages]
-
-    def open_view(self, cache: Cache) -> View:
-        """Look at the memory of a cache: pins it until the view is closed.
-
-        Of a cache that was deallocated too, as long as keys hold its memory.
-        """
-        self._serving()
-        require(cache.engine == self.engine, f"the engine of {cache} was finalized", "LLM_ENGINE_FINALIZED")
-        tenant = self._open(self._tenant_of(cache))
-        view = View(cache.cache_id, self.next_view, self.engine)
-        self.next_view += 1
-        tenant.pin(("view", view.number))
-        return view
-
-    def close_view(self, view: View) -> None:
-        """Drop a view. Those that ``finalize`` dropped are gone already."""
-        if view.engine != self.engine or self.settings is None:
-            return
-        tenant = self._tenant_of(view)
-        if tenant is None or ("view", view.number) not in tenant.pins:
-            raise ImpossibleEvent(f"{view} is not open")
-        tenant.unpin(("view", view.number))
-
-    def write(self, cache: Cache | View, tensor_index: int, content: bytes, offset: int = 0) -> None:
-        """Fill memory that is still held."""
-        memory = self._memory_of(cache)[tensor_index]
-        assert offset + len(content) <= len(memory), "beyond the end of the tensor"
-        memory[offset : offset + len(content)] = content
-
-    def contents(self, cache: Cache | View) -> list[bytes]:
-        """The bytes of every tensor, while the memory is held."""
-        return [bytes(tensor) for tensor in self._memory_of(cache)]
-
-    def _memory_of(self, handle: Cache | View) -> list[bytearray]:
-        tenant = self._tenant_of(handle)
-        if tenant is None:
-            raise Refused("LLM_KV_CACHE_NOT_EXIST", f"the memory of {handle} went back to the pool")
-        return tenant.tensors
-
-    def copy_cache(
-        self,
-        dst: Any,
-        src: Any,
-        dst_batch_index: Any = 0,
-        src_batch_index: Any = 0,
-        offset: Any = 0,
-        size: Any = -1,
-        req_id: Any = None,
-    ) -> None:
-        self._serving()
-        check_given("dst", dst, Cache)
-        check_given("src", src, Cache)
-        check_integer("dst_batch_index", dst_batch_index, "uint32")
-        check_integer("src_batch_index", src_batch_index, "uint32")
-        check_integer("offset", offset, "uint64")
-        check_integer("size", size, "int64")
-        check_size(size)
-        if req_id is not None:
-            check_integer("req_id", req_id, "uint64")
-        target, source = self._open(self._tenant_of(dst)), self._open(self._tenant_of(src))  # api §3.8
-        require(target.num_tensors == source.num_tensors, "the caches differ in num_tensors")
-        require(dst_batch_index < len(target.batch_slots), f"dst_batch_index {dst_batch_index} is out of range")
-        require(src_batch_index < len(source.batch_slots), f"src_batch_index {src_batch_index} is out of range")
-        shorter = min(target.slot_bytes, source.slot_bytes)
-        require(offset == 0 or offset < shorter, f"offset {offset} is beyond the slot")
-        length = source.slot_bytes - offset if size == -1 else size
-        require(offset + length <= shorter, f"{length} bytes at {offset} do not fit in the slot")
-        for to, origin in zip(target.tensors, source.tensors, strict=True):
-            to[target.slot_range(dst_batch_index, offset, length)] = origin[
-                source.slot_range(src_batch_index, offset, length)
-            ]
-
-    # -- transfers (api §2.5, §3.5-3.7) ---------------------------------------------------------------------------
+    # -- pulls (api §3.6) -----------------------------------------------------------------------------------------
 
     def pull_cache(self, *arguments: Any, **keywords: Any) -> None:
         self._run(self.begin_pull(*arguments, **keywords))
 
-    def push_cache(self, *arguments: Any, **keywords: Any) -> None:
-        self._run(self.begin_push(*arguments, **keywords))
-
-    def _run(self, transfer: int) -> None:
-        self.copy(transfer)
-        self.finish(transfer)
+    def pull_blocks(self, *arguments: Any, **keywords: Any) -> None:
+        self._run(self.begin_pull_blocks(*arguments, **keywords))
 
     def begin_pull(self, cache_key: Any, cache: Any, batch_index: Any = 0, size: Any = -1, **keywords: Any) -> int:
         """Check a pull and pin both sides; returns the number of the transfer."""
@@ -669,6 +235,7 @@ class Node:
         check_given("cache", cache, Cache)
         check_integer("batch_index", batch_index, "uint32")
         check_integer("size", size, "int64")
+        require(not cache.is_blocks_cache, "cache can not be blocks cache")
         check_size(size)
         check_tensor_num_per_layer(per_layer)
         if isinstance(cache_key, CacheKey):
@@ -678,20 +245,94 @@ class Node:
         # The numbers are the steps of api §3.6.
         require(cache_key.cluster_id != self.cluster_id, f"{cache_key} names the own cluster")  # 1
         local = self._open(self._tenant_of(cache))  # 2
-        require(batch_index < len(local.batch_slots), f"batch_index {batch_index} is out of range")  # 3
-        require(size <= local.slot_bytes, f"size {size} is more than the {local.slot_bytes} bytes of a slot")
-        length = local.slot_bytes if size == -1 else size
+        require(batch_index < local.row_count, f"batch_index {batch_index} is out of range")  # 3
+        require(size <= local.row_bytes, f"size {size} is more than the {local.row_bytes} bytes of a slot")
+        length = local.row_bytes if size == -1 else size
         src_layers, dst_layers = layers["src_layer_range"], layers["dst_layer_range"]
-        self._check_layers(local, dst_layers, src_layers, per_layer)  # 4
+        check_layers(local, dst_layers, src_layers, per_layer)  # 4
         local_tensors = tensors_of_layers(local, dst_layers, per_layer)
         owner = self._other_end(cache_key.cluster_id)  # 5
-        remote, remote_slot = owner._find(cache_key)  # 7
-        in_range = remote_slot < len(remote.batch_slots)
-        require(in_range, f"{cache_key} is beyond the batch", "LLM_KV_CACHE_NOT_EXIST")
+        remote, remote_slot = owner._find_slot(cache_key)  # 7
+        require(not remote.is_blocks_cache, "the remote cache is a blocks cache")  # 8
+        remote_tensors = tensors_of_layers(remote, src_layers, per_layer)
+        require(len(local_tensors) == len(remote_tensors), "the two sides differ in tensors")
+        require(length <= remote.row_bytes, f"a remote slot has only {remote.row_bytes} bytes")
+        self._check_accessible(local, remote)  # 9
+        runs = slot_to_slot(remote, remote_slot, local, batch_index, length)
+        return self._begin(True, local, local_tensors, remote, remote_slot, remote_tensors, runs)
+
+    def begin_pull_blocks(
+        self, src_cache_key: Any, dst_cache: Any, src_blocks: Any = (), dst_blocks: Any = (), **keywords: Any
+    ) -> int:
+        """Check a pull into blocks and pin both sides; returns the number of the transfer."""
+        self._serving()
+        check_given("src_cache_key", src_cache_key, CacheKey, CacheKeyByIdAndIndex, BlocksCacheKey)
+        layers, per_layer = self._pull_keywords(keywords)
+        check_given("dst_cache", dst_cache, Cache)
+        src_blocks = () if src_blocks is None else src_blocks
+        check_indices("src_blocks", src_blocks)
+        check_indices("dst_blocks", dst_blocks)
+        require(dst_cache.is_blocks_cache, "dst_cache should be blocks cache")
+        require(len(dst_blocks) > 0, "dst_blocks can not be empty")
+        check_tensor_num_per_layer(per_layer)
+        from_blocks = isinstance(src_cache_key, BlocksCacheKey)
+        if from_blocks:
+            require(len(src_blocks) > 0, "src_blocks can not be empty")
+        else:
+            require(len(src_blocks) == 0, "src_blocks should be empty")
+        if isinstance(src_cache_key, CacheKey):
+            self._check_one_id(src_cache_key)
+        for name, value in layers.items():
+            check_pull_range(name, value)
+        # The numbers are the steps of api §3.6.
+        require(src_cache_key.cluster_id != self.cluster_id, f"{src_cache_key} names the own cluster")  # 1
+        local = self._open(self._tenant_of(dst_cache))  # 2
+        src_layers, dst_layers = layers["src_layer_range"], layers["dst_layer_range"]
+        check_layers(local, dst_layers, src_layers, per_layer)  # 4
+        local_tensors = tensors_of_layers(local, dst_layers, per_layer)
+        owner = self._other_end(src_cache_key.cluster_id)  # 5
+        equal = not from_blocks or len(src_blocks) == len(dst_blocks)
+        require(equal, f"{len(src_blocks)} src_blocks, but {len(dst_blocks)} dst_blocks")  # 6
+        check_blocks_exist("dst_blocks", dst_blocks, local)
+        remote, remote_slot = owner._find_slot(src_cache_key)  # 7
         remote_tensors = tensors_of_layers(remote, src_layers, per_layer)  # 8
         require(len(local_tensors) == len(remote_tensors), "the two sides differ in tensors")
-        require(length <= remote.slot_bytes, f"a remote slot has only {remote.slot_bytes} bytes")
-        return self._begin(True, local, batch_index, local_tensors, remote, remote_slot, remote_tensors, length)
+        if from_blocks:
+            self._check_block_bytes(local, remote)
+            check_blocks_exist("src_blocks", src_blocks, remote)
+            runs = block_to_block(local.row_bytes, src_blocks, dst_blocks)
+        else:
+            require(not remote.is_blocks_cache, "the remote cache is a blocks cache")
+            runs = slot_to_blocks(remote, remote_slot, local.row_bytes, dst_blocks)
+        self._check_accessible(local, remote)  # 9
+        return self._begin(True, local, local_tensors, remote, remote_slot, remote_tensors, runs)
+
+    @staticmethod
+    def _pull_keywords(keywords: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+        layers = {name: keywords.pop(name, None) for name in ("src_layer_range", "dst_layer_range")}
+        per_layer = keywords.pop("tensor_num_per_layer", 2)
+        require(not keywords, f"unexpected keyword arguments {sorted(keywords)}", "TypeError")
+        return layers, per_layer
+
+    @staticmethod
+    def check_cache_key(cache_key: Any) -> None:
+        """Refuse a key that has not exactly one of request id and prefix id (api §1.11)."""
+        check_given("cache_key", cache_key, CacheKey)
+        Node._check_one_id(cache_key)
+
+    @staticmethod
+    def _check_one_id(key: CacheKey) -> None:
+        given = [number for number in (key.req_id, key.prefix_id) if number != INV]
+        require(len(given) > 0, "one of req id and prefix id should contain valid value")
+        require(len(given) < 2, "only one of req id and prefix id should contain valid value")
+
+    # -- pushes (api §3.7) ----------------------------------------------------------------------------------------
+
+    def push_cache(self, *arguments: Any, **keywords: Any) -> None:
+        self._run(self.begin_push(*arguments, **keywords))
+
+    def push_blocks(self, *arguments: Any, **keywords: Any) -> None:
+        self._run(self.begin_push_blocks(*arguments, **keywords))
 
     def begin_push(
         self,
@@ -704,57 +345,82 @@ class Node:
         tensor_num_per_layer: Any = 2,
     ) -> int:
         """Check a push and pin both sides; returns the number of the transfer."""
-        settings = self._serving()
-        require(settings.remote_mode, "only supported while enable_remote_cache_accessible is True")
+        self._check_remote_mode()
         check_type("dst_cache_key", dst_cache_key, CacheKeyByIdAndIndex)
         check_type("src_cache", src_cache, Cache)
         check_integer("src_batch_index", src_batch_index, "uint32")
-        check_tensor_num_per_layer(tensor_num_per_layer)
+        require(not src_cache.is_blocks_cache, "cache can not be blocks cache")
+        self._check_push_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
+        check_integer("size", size, "int64")
+        require(size == -1, f"size should be = -1. but is {size}")
+        local = self._open(self._tenant_of(src_cache))
+        owner = self._other_end(dst_cache_key.cluster_id)
+        remote, remote_slot = owner._find(dst_cache_key)
+        require(not remote.is_blocks_cache, "the remote cache is a blocks cache")
+        require(src_batch_index < local.row_count, f"src_batch_index {src_batch_index} is out of range")
+        require(remote_slot < remote.row_count, f"{dst_cache_key} is beyond the batch")
+        require(local.row_bytes <= remote.row_bytes, f"a remote slot has only {remote.row_bytes} bytes")
+        runs = slot_to_slot(local, src_batch_index, remote, remote_slot, local.row_bytes)
+        tensors = self._pushed_tensors(local, src_layer_range, remote, dst_layer_range, tensor_num_per_layer)
+        return self._begin(False, local, tensors[0], remote, remote_slot, tensors[1], runs)
+
+    def begin_push_blocks(
+        self,
+        dst_cache_key: Any,
+        src_cache: Any,
+        src_blocks: Any = (),
+        dst_blocks: Any = (),
+        src_layer_range: Any = None,
+        dst_layer_range: Any = None,
+        tensor_num_per_layer: Any = 2,
+    ) -> int:
+        """Check a push of blocks and pin both sides; returns the number of the transfer."""
+        self._check_remote_mode()
+        check_given("dst_cache_key", dst_cache_key, BlocksCacheKey)
+        check_given("src_cache", src_cache, Cache)
+        check_indices("src_blocks", src_blocks)
+        check_indices("dst_blocks", dst_blocks)
+        require(src_cache.is_blocks_cache, "cache should be blocks cache")
+        require(len(dst_blocks) > 0, "dst_blocks can not be empty")
+        require(len(src_blocks) > 0, "src_blocks can not be empty")
+        equal = len(src_blocks) == len(dst_blocks)
+        require(equal, f"{len(src_blocks)} src_blocks, but {len(dst_blocks)} dst_blocks")
+        self._check_push_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
+        local = self._open(self._tenant_of(src_cache))
+        owner = self._other_end(dst_cache_key.cluster_id)
+        remote, remote_slot = owner._find(dst_cache_key)
+        self._check_block_bytes(local, remote)
+        check_blocks_exist("src_blocks", src_blocks, local)
+        check_blocks_exist("dst_blocks", dst_blocks, remote)
+        runs = block_to_block(local.row_bytes, src_blocks, dst_blocks)
+        tensors = self._pushed_tensors(local, src_layer_range, remote, dst_layer_range, tensor_num_per_layer)
+        return self._begin(False, local, tensors[0], remote, remote_slot, tensors[1], runs)
+
+    def _check_remote_mode(self) -> None:
+        settings = self._serving()
+        require(settings.remote_mode, "only supported while enable_remote_cache_accessible is True")
+
+    @staticmethod
+    def _check_push_layers(src_layer_range: Any, dst_layer_range: Any, per_layer: Any) -> None:
+        check_tensor_num_per_layer(per_layer)
         check_push_range("src_layer_range", src_layer_range)
         check_push_range("dst_layer_range", dst_layer_range)
         if src_layer_range is not None and dst_layer_range is not None:
             equal = len(src_layer_range) == len(dst_layer_range)
             require(equal, "src_layer_range size should be equal to dst_layer_range size")
-        check_integer("size", size, "int64")
-        require(size == -1, f"size should be = -1. but is {size}")
-        local = self._open(self._tenant_of(src_cache))  # api §3.7
-        owner = self._other_end(dst_cache_key.cluster_id)
-        remote, remote_slot = owner._find(dst_cache_key)
-        require(src_batch_index < len(local.batch_slots), f"src_batch_index {src_batch_index} is out of range")
-        require(remote_slot < len(remote.batch_slots), f"{dst_cache_key} is beyond the batch")
-        self._check_layers(local, src_layer_range, dst_layer_range, tensor_num_per_layer)
-        local_tensors = tensors_of_layers(local, src_layer_range, tensor_num_per_layer)
-        remote_tensors = tensors_of_layers(remote, dst_layer_range, tensor_num_per_layer)
+
+    def _pushed_tensors(
+        self, local: Tenant, src_layers: range | None, remote: Tenant, dst_layers: range | None, per_layer: int
+    ) -> tuple[range, range]:
+        """The tensors of both sides, where neither refuses them."""
+        check_layers(local, src_layers, dst_layers, per_layer)
+        local_tensors = tensors_of_layers(local, src_layers, per_layer)
+        remote_tensors = tensors_of_layers(remote, dst_layers, per_layer)
         require(len(local_tensors) == len(remote_tensors), "the two sides differ in tensors")
-        require(local.slot_bytes <= remote.slot_bytes, f"a remote slot has only {remote.slot_bytes} bytes")
-        return self._begin(
-            False, local, src_batch_index, local_tensors, remote, remote_slot, remote_tensors, local.slot_bytes
-        )
+        self._check_accessible(local, remote)
+        return local_tensors, remote_tensors
 
-    @staticmethod
-    def _pull_keywords(keywords: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-        layers = {name: keywords.pop(name, None) for name in ("src_layer_range", "dst_layer_range")}
-        per_layer = keywords.pop("tensor_num_per_layer", 2)
-        require(not keywords, f"unexpected keyword arguments {sorted(keywords)}", "TypeError")
-        return layers, per_layer
-
-    @staticmethod
-    def _check_one_id(key: CacheKey) -> None:
-        """``check_cache_key`` (api §1.11): exactly one of request id and prefix id."""
-        given = [number for number in (key.req_id, key.prefix_id) if number != INV]
-        require(len(given) > 0, "one of req id and prefix id should contain valid value")
-        require(len(given) < 2, "only one of req id and prefix id should contain valid value")
-
-    @staticmethod
-    def _check_layers(local: Tenant, local_layers: range | None, remote_layers: range | None, per_layer: int) -> None:
-        """The rules for layer ranges that the local side can check (api §3.5)."""
-        require(per_layer == 2 or per_layer <= local.num_tensors, f"tensor_num_per_layer {per_layer} is out of range")
-        if local_layers is None and remote_layers is None:
-            return
-        require(local.num_tensors % per_layer == 0, f"{local.num_tensors} tensors are not whole layers of {per_layer}")
-        selected = len(tensors_of_layers(local, local_layers, per_layer))
-        if remote_layers is not None:
-            require(selected == len(remote_layers) * per_layer, "the layer ranges differ in length")
+    # -- both sides of a transfer ---------------------------------------------------------------------------------
 
     def _other_end(self, cluster_id: int) -> Node:
         """The node at the other end of a link over which a transfer may begin."""
@@ -772,29 +438,44 @@ class Node:
         slot = self.slot_of(key.identity)
         return self._open(slot.tenant if slot else None), slot.index if slot else 0
 
+    def _find_slot(self, key: SlotKey) -> tuple[Tenant, int]:
+        """The same for a pull, which does not know of a slot that is out of range."""
+        tenant, index = self._find(key)
+        in_range = index < len(tenant.batch_slots)
+        require(in_range, f"{key} is beyond the batch", "LLM_KV_CACHE_NOT_EXIST")
+        return tenant, index
+
+    @staticmethod
+    def _check_block_bytes(local: Tenant, remote: Tenant) -> None:
+        require(remote.is_blocks_cache, "the remote cache is not a blocks cache")
+        require(local.row_bytes == remote.row_bytes, f"a remote block has {remote.row_bytes} bytes")
+
+    def _check_accessible(self, local: Tenant, remote: Tenant) -> None:
+        """In remote mode both sides must be (api §3.6 (9))."""
+        accessible = local.remote_accessible and remote.remote_accessible
+        require(accessible or not self._serving().remote_mode, "a cache is not remote accessible")
+
     def _begin(
         self,
         is_pull: bool,
         local: Tenant,
-        local_slot: int,
         local_tensors: range,
         remote: Tenant,
         remote_slot: int,
         remote_tensors: range,
-        size: int,
+        runs: Sequence[Run],
     ) -> int:
+        here, there = addresses_of(local, local_tensors), addresses_of(remote, remote_tensors)
         transfer = Transfer(
             self.cluster.next_transfer,
             is_pull,
             self.engine,
             local.cache_id,
-            local_slot,
-            local_tensors,
             remote.node.engine,
             remote.cache_id,
             remote_slot,
             remote_tensors,
-            size,
+            moves_of(there, here, runs) if is_pull else moves_of(here, there, runs),
         )
         self.cluster.next_transfer += 1
         local.pin(transfer.pin)
@@ -802,17 +483,20 @@ class Node:
         self.cluster.transfers[transfer.number] = transfer
         return transfer.number
 
+    def _run(self, transfer: int) -> None:
+        self.copy(transfer)
+        self.finish(transfer)
+
     def copy(self, number: int) -> None:
-        """Move the bytes of a transfer that has begun."""
+        """Move the bytes of a transfer that has begun. Where memory was taken away it ends here."""
         transfer = self._continue(number, copied=False)
         local, remote = self._sides(transfer)
-        for mine, yours in zip(transfer.local_tensors, transfer.remote_tensors, strict=True):
-            here = memoryview(local.tensors[mine])[local.slot_range(transfer.local_slot, 0, transfer.size)]
-            there = memoryview(remote.tensors[yours])[remote.slot_range(transfer.remote_slot, 0, transfer.size)]
-            if transfer.is_pull:
-                here[:] = there
-            else:
-                there[:] = here
+        here, there = local.node.memory, remote.node.memory
+        try:
+            carry_out(transfer.moves, *((there, here) if transfer.is_pull else (here, there)))
+        except Refused:
+            self._end(transfer)
+            raise
         transfer.copied = True
 
     def finish(self, number: int) -> None:
@@ -849,6 +533,24 @@ class Node:
             assert other is not None
             other.tenants[transfer.remote_cache].unpin(transfer.pin)
 
+    # -- the rest (api §2.5) --------------------------------------------------------------------------------------
+
+    def remap_registered_memory(self, mem_infos: Any) -> None:
+        """Check what is given. There is nothing to do: no device loses its memory here."""
+        self._serving()
+        check_type("mem_infos", mem_infos, MemInfo, list)
+        infos = mem_infos if isinstance(mem_infos, list) else [mem_infos]
+        check_sequence("mem_infos", infos, MemInfo)
+        for info in infos:
+            require(info.mem_type == "MEM_TYPE_DEVICE", "only support Memtype.MEM_TYPE_DEVICE")
+            require(info.addr != 0, "addr of mem_infos can not be zero")
+            require(info.size > 0, "size of mem_infos should be bigger than zero")
+        require(len(infos) > 0, "mem_infos can not be empty")
+        require(self._has_links(), "there is no link", "LLM_NOT_YET_LINK")
+
+    def _has_links(self) -> bool:
+        return any(link.state == "LINKED" for link in self.links.values())
+
     # -- what can be seen -----------------------------------------------------------------------------------------
 
     def observable(self) -> tuple[Any, ...]:
@@ -863,6 +565,7 @@ class Node:
             tuple(_observable_tenant(tenant) for _, tenant in sorted(self.tenants.items())),
             tuple(sorted((link.cluster_id, link.state) for link in self.links.values() if link.state != "UNLINKED")),
             self.next_cache_id,
+            tuple(sorted((address, bytes(piece)) for address, piece in self.memory.pieces.items())),
         )
 
     def check(self) -> None:
@@ -877,6 +580,9 @@ class Node:
             if slot.key is not None
         }
         assert indexed == self.key_index, f"the key index has {self.key_index}, the slots have {indexed}"
+        allocated = {address: tenant.tensor_bytes for tenant in self._allocated() for address in tenant.addresses}
+        mapped = {address: len(piece) for address, piece in self.memory.pieces.items() if address < FIRST_OWN_ADDRESS}
+        assert mapped == allocated, f"{mapped} is mapped in the pools, but the caches hold {allocated}"
         for placement, pool in self.pools.items():
             held = {
                 page: tenant.cache_id
@@ -893,6 +599,9 @@ class Node:
                 end = other.link_to(self.cluster_id)
                 assert (end.state, end.peer) == ("LINKED", self.engine), f"{self.name} is linked from one end only"
 
+    def _allocated(self) -> list[Tenant]:
+        return [tenant for tenant in self.tenants.values() if not tenant.registered]
+
     def _check_tenant(self, tenant: Tenant) -> None:
         facts = {"tenant": True, "id": tenant.id_held, "keys": tenant.keys_remain}
         states = {state.name: state for state in self.charts.cache.machine.states}
@@ -905,29 +614,21 @@ class Node:
         for slot in tenant.batch_slots:
             expected = "UNKEYED" if slot.key is None else f"{slot.key[0].upper()}_KEYED"
             assert slot.state == expected, f"slot {slot.index} of {what}: {slot.state} by {slot.key}"
-            assert slot.state != "REQUEST_KEYED" or slot.outstanding, (
-                f"slot {slot.index} of {what}: nothing outstanding"
-            )
+            remaining = slot.state != "REQUEST_KEYED" or tenant.registered or slot.outstanding
+            assert remaining, f"slot {slot.index} of {what}: nothing outstanding"
 
 
 def _observable_tenant(tenant: Tenant) -> tuple[Any, ...]:
     return (
         tenant.cache_id,
         tenant.state,
-        tuple((run.start, run.stop) for run in tenant.pages),
+        tenant.is_blocks_cache,
+        tenant.remote_accessible,
+        tuple(tenant.addresses),
         tuple((slot.key, tuple(sorted(slot.outstanding)) if slot.key else ()) for slot in tenant.batch_slots),
         tuple(sorted(tenant.pins)),
-        tuple(bytes(tensor) for tensor in tenant.tensors),
+        tenant.handle_is_spent,
     )
-
-
-def tensors_of_layers(tenant: Tenant, layers: range | None, per_layer: int) -> range:
-    """The tensors of a layer range; all of them without one."""
-    if layers is None:
-        return range(tenant.num_tensors)
-    selected = range(layers.start * per_layer, layers.stop * per_layer)
-    require(selected.stop <= tenant.num_tensors, f"{layers} is beyond the {tenant.num_tensors} tensors")
-    return selected
 
 
 class Cluster:

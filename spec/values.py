@@ -7,7 +7,7 @@ given is checked by the call.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 #: The id that names nothing (api, notation).
 INV = 2**64 - 1
@@ -30,7 +30,8 @@ ELEMENT_BYTES = {
     "DT_BF16": 2,
 }
 
-#: What a key is on its owner: ``(kind, id, model_id)``. The cluster id is no part of it (api §3.1).
+#: What a key is on its owner: ``(kind, id, model_id)``. The cluster id is no part of it (api §3.1). A blocks key has no
+#: id of its own: ``("blocks", 0, model_id)``.
 KeyIdentity = tuple[str, int, int]
 
 #: Where a cluster can be met.
@@ -90,15 +91,31 @@ class CacheKeyByIdAndIndex:
 
 
 @dataclass(frozen=True)
+class BlocksCacheKey:
+    """The key of a model's blocks cache (api §1.7)."""
+
+    cluster_id: int
+    model_id: int = 0
+
+    @property
+    def identity(self) -> KeyIdentity:
+        """The key's identity on its owner."""
+        return ("blocks", 0, self.model_id)
+
+
+@dataclass(frozen=True)
 class Cache:
-    """The handle that ``allocate_cache`` gives its caller (api §1.8).
+    """The handle that ``allocate_cache`` and its like give their caller (api §1.8).
 
     ``engine`` tells apart the engines that may have given the same id: what another engine gave is unknown to this one.
+    ``addrs`` are those of a ``create_cpu_cache`` object, until it is deallocated. Elsewhere the engine knows them.
     """
 
     cache_id: int
     cache_desc: CacheDesc
     engine: Hashable
+    is_blocks_cache: bool = False
+    addrs: list[int] = field(default_factory=list, compare=False)
 
 
 @dataclass(frozen=True)
@@ -119,5 +136,34 @@ class ClusterInfo:
     remote_ip_info_list: tuple[Address, ...] = ()
 
 
-#: What a pull or a push may name a batch slot by.
-SlotKey = CacheKey | CacheKeyByIdAndIndex
+@dataclass(frozen=True)
+class MemInfo:
+    """Memory for ``remap_registered_memory`` (api §1.8)."""
+
+    mem_type: str
+    addr: int
+    size: int
+
+
+@dataclass(frozen=True)
+class TransferConfig:
+    """Where ``transfer_cache_async`` sends layers in two-sided mode: to addresses, two for each layer (api §1.9)."""
+
+    dst_cluster_id: int
+    dst_addrs: tuple[int, ...] | list[int]
+    src_layer_range: range | None = None
+    src_batch_index: int = 0
+
+
+@dataclass(frozen=True)
+class TransferWithCacheKeyConfig:
+    """Where ``transfer_cache_async`` sends layers in remote mode: to layers of a cache (api §1.9)."""
+
+    cache_key: BlocksCacheKey | CacheKeyByIdAndIndex
+    src_layer_range: range
+    dst_layer_range: range
+    src_batch_index: int = 0
+
+
+#: What a transfer may name a batch slot, or a blocks cache, by.
+SlotKey = CacheKey | CacheKeyByIdAndIndex | BlocksCacheKey

@@ -22,10 +22,12 @@ def test_every_promise_holds(scenario: Scenario) -> None:
     assert found.transitions > 5 * found.states
 
 
-def rule(machine: Machine, event: str, source: str, target: str) -> Transition:
-    """The one transition of the machine between two states by an event."""
+def rule(machine: Machine, event: str, source: str, target: str, when: str = "") -> Transition:
+    """The one transition of the machine between two states by an event; ``when`` is a guard that it names."""
     (found,) = (
-        each for each in machine.transitions if (each.event, each.source, each.target) == (event, source, target)
+        each
+        for each in machine.transitions
+        if (each.event, each.source, each.target) == (event, source, target) and (not when or when in each.when)
     )
     return found
 
@@ -59,7 +61,7 @@ FREE_WHILE_PINNED = change(
 
 TRANSFER_OF_SOME_TENSORS_DROPS_THE_KEY = change(
     BATCH_SLOT,
-    rule(BATCH_SLOT, "transfer", "REQUEST_KEYED", "REQUEST_KEYED"),
+    rule(BATCH_SLOT, "transfer", "REQUEST_KEYED", "REQUEST_KEYED", "tensors_remain"),
     target="UNKEYED",
     effects=("unindex_key", "drop_key"),
 )

@@ -74,6 +74,7 @@ class Slot:
     """A batch slot that notes what the machine asks of it."""
 
     state: str = BATCH_SLOT.initial
+    registered: bool = False
     tensors_remain: bool = True
     done: list[str] = field(default_factory=list)
 
