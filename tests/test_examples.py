@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 import llmdd
-from llmdd import CacheDesc, CacheKey, CacheManager, DataType
+from llmdd import BlocksCacheKey, CacheDesc, CacheKey, CacheManager, DataType
 
 # Without the command line's and the spec's extra dependencies these cannot be imported.
 OPTIONAL = ("llmdd.cli", "llmdd.spec", "llmdd.demo")
@@ -40,7 +41,8 @@ def all_examples() -> list[doctest.DocTest]:
 def names(make_datadist: Any, link: Any) -> dict[str, Any]:
     """What examples take for granted: llmdd's names, and the managers of linked clusters.
 
-    ``decoder`` can pull request 7 from cluster 1, ``prompt`` can push into cache 1 of cluster 2.
+    ``decoder`` can pull requests 7 and 9 from cluster 1, ``prompt`` can push into cache 1 of cluster 2 and into the
+    blocks of its model 1.
     """
     desc = CacheDesc(2, (4, 64), DataType.DT_FLOAT16)
 
@@ -50,10 +52,12 @@ def names(make_datadist: Any, link: Any) -> dict[str, Any]:
         return prompt.cache_manager, decoder.cache_manager
 
     manager, decoder = linked_pair(remote=False)
-    manager.allocate_cache(desc, [CacheKey(1, req_id=7)])
+    manager.allocate_cache(desc, [CacheKey(1, req_id=7), CacheKey(1, req_id=9)])
     prompt, pushed_to = linked_pair(remote=True)
     pushed_to.allocate_cache(desc)
+    pushed_to.allocate_blocks_cache(CacheDesc(2, (8, 64), DataType.DT_FLOAT16), BlocksCacheKey(2, model_id=1))
     return {name: getattr(llmdd, name) for name in llmdd.__all__} | {
+        "np": np,
         "manager": manager,
         "decoder": decoder,
         "prompt": prompt,
@@ -77,12 +81,21 @@ def test_examples_run(example: doctest.DocTest, names: dict[str, Any]) -> None:
         "llmdd.cluster_info.LLMClusterInfo",
         "llmdd._core.cache_keys.CacheKey",
         "llmdd._core.cache_desc.CacheDesc",
-        "llmdd._core.store.CacheStore.allocate_cache",
-        "llmdd._core.store.CacheStore.deallocate_cache",
-        "llmdd._core.store.CacheStore.remove_cache_key",
+        "llmdd._core.node_caches.NodeCaches.allocate_cache",
+        "llmdd._core.node_caches.NodeCaches.allocate_blocks_cache",
+        "llmdd._core.node_caches.NodeCaches.register_cache",
+        "llmdd._core.node_caches.NodeCaches.register_blocks_cache",
+        "llmdd._core.node_caches.NodeCaches.deallocate_cache",
+        "llmdd._core.node_caches.NodeCaches.deallocate_blocks_cache",
+        "llmdd._core.node_caches.NodeCaches.unregister_cache",
+        "llmdd._core.node_caches.NodeCaches.remove_cache_key",
+        "llmdd._core.local_copies.LocalCopies.copy_cache",
+        "llmdd._core.local_copies.LocalCopies.copy_blocks",
+        "llmdd._core.local_copies.LocalCopies.swap_blocks",
         "llmdd._core.store.CacheStore.pull_cache",
+        "llmdd._core.store.CacheStore.pull_blocks",
         "llmdd._core.store.CacheStore.push_cache",
-        "llmdd._core.store.CacheStore.copy_cache",
+        "llmdd._core.store.CacheStore.push_blocks",
     ],
 )
 def test_what_a_program_calls_has_an_example(name: str) -> None:

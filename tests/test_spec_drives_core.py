@@ -102,7 +102,7 @@ def test_cores_of_different_specs_refuse_each_other(changed_core: Path) -> None:
         fds = [os.open(f"/proc/{pid}/fd/{fd}", os.O_RDONLY if i == 0 else os.O_RDWR) for i, fd in enumerate(theirs)]
         try:
             with pytest.raises(ValueError, match=f"its spec has checksum [0-9a-f]+, this process has {SPEC_CHECKSUM}"):
-                PeerArena({"control_bytes": control, "references_bytes": references}, fds, 0)
+                PeerArena({"control_bytes": control, "references_bytes": references}, fds, 0, os.getpid())
         finally:
             for fd in fds:
                 os.close(fd)

@@ -57,6 +57,7 @@ cdef void plan_arena(ArenaHeader *header, const Capacities *capacities, const Po
     header.index_offset = reserve(&end, (capacities.keys + INDEX_OVERFLOW) * sizeof(IndexEntry))
     header.slots_offset = reserve(&end, capacities.slots * sizeof(Slot))
     header.free_slots_offset = reserve(&end, capacities.slots * 4)
+    header.registrations_offset = reserve(&end, capacities.slots * 4)
     header.records_offset = reserve(&end, capacities.records * CACHE_LINE)
     header.record_tree.offset = reserve(&end, page_tree_bytes(capacities.records))
     header.word_tree.offset = reserve(&end, page_tree_bytes(capacities.words))
@@ -67,6 +68,7 @@ cdef void plan_arena(ArenaHeader *header, const Capacities *capacities, const Po
             header.pools[i].tree.pages = pools[i].memory_size >> pools[i].page_shift
             header.pools[i].bytes = header.pools[i].tree.pages << pools[i].page_shift
             header.pools[i].tree.offset = reserve(&end, page_tree_bytes(header.pools[i].tree.pages))
+            header.pools[i].tenants = reserve(&end, header.pools[i].tree.pages * 4)
     header.control_bytes = end = whole_pages(end)
     # Every level in full, so that no bit a peer sets can lead the owner outside.
     for i in range(RELEASED_LEVELS):
@@ -132,10 +134,14 @@ cdef str what_is_wrong(const ArenaHeader *header, uint64_t control_bytes, uint64
     if (
         again.index_offset != header.index_offset
         or again.slots_offset != header.slots_offset
+        or again.registrations_offset != header.registrations_offset
         or again.records_offset != header.records_offset
         or again.reference_slots_offset != header.reference_slots_offset
         or again.words_offset != header.words_offset
         or memcmp(again.released_offsets, header.released_offsets, sizeof(again.released_offsets)) != 0
     ):
         return "its header contradicts itself"
+    for i in range(POOL_COUNT):
+        if again.pools[i].tenants != header.pools[i].tenants:
+            return "its header contradicts itself"
     return ""

@@ -3,6 +3,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from llmdd._core.cache_desc cimport CacheDesc
+from llmdd._core.lifecycle cimport Allocation
 from llmdd._core.node_memory cimport NodeMemory
 from llmdd._core.segments cimport Mapping
 
@@ -11,13 +12,14 @@ cdef class Cache:
     cdef readonly int64_t cache_id
     cdef readonly CacheDesc cache_desc
     cdef readonly bint is_blocks_cache
-    cdef NodeMemory memory         # None for memory that is the caller's own
+    cdef bint registered           # its memory is the caller's own, and known to the manager
+    cdef NodeMemory memory         # None for a create_cpu_cache
     cdef uint64_t slot
     cdef uint32_t generation
     cdef bint dropped
     cdef tuple shape               # as it was when the cache was made
     cdef object data_type
-    cdef list addresses            # of memory that is the caller's own
+    cdef list addresses            # of a create_cpu_cache
 
 
 cdef class ViewPin:
@@ -34,4 +36,4 @@ cdef class TensorMemory:
     cdef Py_ssize_t size
 
 
-cdef Cache new_cache(NodeMemory memory, CacheDesc desc, int64_t cache_id, uint64_t slot, uint32_t generation)
+cdef Cache new_cache(NodeMemory memory, CacheDesc desc, const Allocation *made)

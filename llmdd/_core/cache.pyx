@@ -10,7 +10,7 @@ import numpy as np
 
 from llmdd._core.enumerations import DataType, Placement
 from llmdd._core.layout cimport Slot, slot_at
-from llmdd._core.lifecycle cimport generation_of, pin_local, tensor_offset, unpin_local
+from llmdd._core.lifecycle cimport generation_of, pin_local, tensor_place, unpin_local
 from llmdd._core.status import LLMStatusCode, failure, invalid
 from llmdd._core.validation cimport require_present, wrong_type
 
@@ -91,13 +91,14 @@ cdef class Cache:
         cdef Cache cache = Cache.__new__(Cache)
         cache.cache_id = -1
         cache.cache_desc = cache_desc
+        cache.shape = tuple(cache_desc.shape)
         cache.is_blocks_cache = True
         cache.addresses = list(addrs)
         return cache
 
     @property
     def tensor_addrs(self):
-        """The address of each tensor's first byte; an empty list once the cache was deallocated (api §3.3)."""
+        """The address of each tensor's first byte; an empty list once the cache was deallocated or has gone (api §3.3)."""
         cdef Slot *slot
         cdef uint64_t pool, tensor
         if self.memory is None:
@@ -109,8 +110,8 @@ cdef class Cache:
             slot = slot_at(self.memory.base, self.slot)
             if generation_of(slot) != self.generation:
                 return []
-            pool = <uint64_t>self.memory.pools[slot.placement]
-            return [pool + tensor_offset(self.memory.base, slot, tensor) for tensor in range(slot.num_tensors)]
+            pool = 0 if self.registered else <uint64_t>self.memory.pools[slot.placement]
+            return [pool + tensor_place(self.memory.base, slot, tensor) for tensor in range(slot.num_tensors)]
         finally:
             self.memory.leave()
 
@@ -126,7 +127,8 @@ cdef class Cache:
         ------
         LLMException
             ``LLM_KV_CACHE_NOT_EXIST`` once the memory went back: the cache was deallocated and no key holds it any more.
-            ``LLM_ENGINE_FINALIZED`` once its instance was finalized.
+            ``LLM_ENGINE_FINALIZED`` once its instance was finalized. ``LLM_PARAM_INVALID`` for memory of the caller's own
+            (``register_cache``, ``create_cpu_cache``), of which the caller has arrays already.
         """
         cdef NodeMemory memory = self.memory
         cdef ViewPin pin
@@ -134,8 +136,8 @@ cdef class Cache:
         cdef Slot *slot
         cdef uint64_t tensor
         cdef list arrays = []
-        if memory is None:
-            raise invalid("tensors are only offered for memory that llmdd manages, not for create_cpu_cache")
+        if memory is None or self.registered:
+            raise invalid("tensors are only offered for memory from a pool; this memory is the caller's own")
         pin = ViewPin.__new__(ViewPin)
         memory.require_open("tensors")
         # Nothing runs between the look at `closed` and the pin that could let another thread close the memory.
@@ -149,8 +151,8 @@ cdef class Cache:
         for tensor in range(slot.num_tensors):
             tensor_memory = TensorMemory.__new__(TensorMemory)
             tensor_memory.pin = pin
-            tensor_memory.start = pin.pool.base + tensor_offset(pin.arena.base, slot, tensor)
-            tensor_memory.size = slot.slot_bytes * slot.batch_size
+            tensor_memory.start = pin.pool.base + tensor_place(pin.arena.base, slot, tensor)
+            tensor_memory.size = slot.row_bytes * slot.row_count
             arrays.append(np.ndarray(self.shape, dtype, tensor_memory))
         return arrays
 
@@ -166,13 +168,15 @@ cdef class Cache:
         )
 
 
-cdef Cache new_cache(NodeMemory memory, CacheDesc desc, int64_t cache_id, uint64_t slot, uint32_t generation):
+cdef Cache new_cache(NodeMemory memory, CacheDesc desc, const Allocation *made):
     cdef Cache cache = Cache.__new__(Cache)
     cache.memory = memory
     cache.cache_desc = desc
-    cache.cache_id = cache_id
-    cache.slot = slot
-    cache.generation = generation
+    cache.cache_id = made.cache_id
+    cache.slot = made.slot
+    cache.generation = made.generation
+    cache.is_blocks_cache = made.blocks
+    cache.registered = made.addresses != NULL
     cache.shape = tuple(desc.shape)
     cache.data_type = desc.data_type
     return cache

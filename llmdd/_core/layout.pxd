@@ -2,7 +2,8 @@
 
 Two segments, mapped one behind the other so that one base address serves both::
 
-    control     header | key index | slots | free slots | record units | page trees      peers: read-only
+    control     header | key index | slots | free slots | registrations | record units | page trees | tenants of pages
+                                                                                          peers: read-only
     references  released bitmap | reference slots | word units                           peers: read and write
 
 Everything is sized by capacity at start and zero until used, so an untouched page costs nothing. Zero means free,
@@ -13,12 +14,15 @@ control segment, where only the owner writes, and so does the id reference, whic
 that peers drop stand in the references segment: words that carry the tenant's generation in the upper half and bits that
 are only ever cleared in the lower half. So a peer that runs wild can give up keys, which is its right, but cannot free
 what the owner holds.
+
+A tensor consists of *rows*: of batch slots in a continuous cache, of blocks in a blocks cache. Its memory is in a pool, or
+it is *registered*: the caller's own, somewhere in the owner's process.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 cdef enum:
-    LAYOUT_VERSION_NUMBER = 1
+    LAYOUT_VERSION_NUMBER = 2
     CACHE_LINE = 64
     HEADER_BYTES = 4096
     POOL_COUNT = 2                 # indexed by Placement: 0 HOST, 1 DEVICE
@@ -46,6 +50,8 @@ cdef struct Pool:
     uint64_t configured
     uint64_t page_shift
     uint64_t bytes                 # whole pages only
+    uint64_t address               # of the pool in its owner's process
+    uint64_t tenants               # arena offset of a number for each page: whose slot it last went to, plus 1
     PageTree tree
 
 cdef struct IndexEntry:
@@ -66,21 +72,25 @@ cdef struct Slot:
     int64_t cache_id
     uint64_t words                 # arena offset of the reference words
     uint64_t keys                  # arena offset of key_count KeyRecords
-    uint64_t place                 # pool offset of tensor 0, or arena offset of an array of them
-    uint64_t slot_bytes            # bytes of one batch slot of one tensor
-    uint64_t tensor_stride         # bytes from one tensor to the next: whole pages
+    uint64_t place                 # contiguous: pool offset of tensor 0; else arena offset of an array, which holds
+                                   # pool offsets or, registered, addresses in the owner's process
+    uint64_t row_bytes             # bytes of one row of one tensor
+    uint64_t row_count             # batch slots, or blocks
+    uint64_t tensor_stride         # bytes that a tensor takes: whole pages in a pool
     uint64_t local_pins            # the owner's own transfers and views
-    uint64_t batch_size
     uint32_t num_tensors
-    uint32_t key_count             # batch slots that may be keyed
+    uint32_t key_count             # batch slots that may be keyed; a blocks cache has one at most
     uint32_t record_units          # 0: the records are inline
     uint32_t word_units            # 0: the words are inline
     uint32_t indexed               # keys that are in the index, where one word is enough
+    uint32_t registration          # position among the registrations, of a registered cache
     uint8_t contiguous             # one run of pages holds every tensor
     uint8_t placement
     uint8_t tenant
     uint8_t held                   # the id reference
-    uint64_t record                # arena offset of the record units
+    uint8_t blocks                 # the rows are blocks
+    uint8_t registered             # the memory is the caller's
+    uint8_t accessible             # to peers in remote mode (api §3.9)
     KeyRecord first_key
 
 cdef struct ReferenceSlot:
@@ -102,6 +112,7 @@ cdef struct ArenaHeader:
     uint64_t index_offset
     uint64_t slots_offset
     uint64_t free_slots_offset
+    uint64_t registrations_offset  # a number for each registered cache: its slot, plus 1; 0: nobody's
     uint64_t records_offset
     uint64_t record_capacity       # units of a cache line
     uint64_t released_offsets[RELEASED_LEVELS]
@@ -122,6 +133,7 @@ cdef struct ArenaHeader:
     uint64_t free_slot_count
     uint64_t live_caches
     uint64_t live_keys
+    uint64_t registrations         # positions that were ever used
 
 cdef inline ArenaHeader *header_of(char *arena) noexcept nogil:
     return <ArenaHeader *>arena
@@ -134,6 +146,17 @@ cdef inline ReferenceSlot *reference_slot_at(char *arena, uint64_t slot) noexcep
 
 cdef inline uint64_t *words_of(char *arena, Slot *slot) noexcept nogil:
     return <uint64_t *>(arena + slot.words)
+
+cdef inline uint64_t batch_size_of(const Slot *slot) noexcept nogil:
+    """A blocks cache has one batch slot, the whole of it (api §3.1)."""
+    return 1 if slot.blocks else slot.row_count
+
+cdef inline uint64_t record_of(const Slot *slot) noexcept nogil:
+    """Arena offset of the record units: the keys come first in them, the places of tensors last."""
+    return slot.keys if slot.key_count > 1 else slot.place
+
+cdef inline uint32_t *registrations_of(char *arena) noexcept nogil:
+    return <uint32_t *>(arena + header_of(arena).registrations_offset)
 
 cdef inline KeyRecord *keys_of(char *arena, Slot *slot) noexcept nogil:
     return <KeyRecord *>(arena + slot.keys)

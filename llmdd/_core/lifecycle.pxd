@@ -18,7 +18,11 @@ cdef struct Allocation:
     uint64_t placement
     uint64_t num_tensors
     uint64_t tensor_bytes
-    uint64_t batch_size
+    uint64_t row_count
+    bint blocks                    # the rows are blocks
+    const uint64_t *addresses      # of the caller's own memory, one for each tensor; NULL: take it from the pool
+    bint accessible                # to peers in remote mode
+    bint only_check                # answer a key that is bound already, and make nothing
     const KeyRecord *keys
     uint64_t key_count
     uint64_t slot
@@ -28,6 +32,7 @@ cdef struct Allocation:
 
 cdef Refusal allocate(char *arena, Allocation *request) noexcept nogil
 cdef void drop_id(char *arena, uint64_t slot_number, uint32_t generation) noexcept nogil
+cdef void withdraw(char *arena, uint64_t slot_number, uint32_t generation) noexcept nogil
 cdef bint remove_key(char *arena, uint64_t kind, uint64_t id, uint64_t model_id) noexcept nogil
 cdef IndexEntry *find_bound_key(char *arena, uint64_t kind, uint64_t id, uint64_t model_id) noexcept nogil
 cdef void settle(char *arena, uint64_t slot_number) noexcept nogil
@@ -35,7 +40,7 @@ cdef uint64_t reap(char *arena, uint64_t limit) noexcept nogil
 cdef void dismiss_peer(char *arena, unsigned int peer_bit) noexcept nogil
 cdef unsigned int pin_local(char *arena, uint64_t slot_number, uint32_t generation) noexcept nogil
 cdef void unpin_local(char *arena, uint64_t slot_number) noexcept nogil
-cdef uint64_t tensor_offset(char *arena, Slot *slot, uint64_t tensor) noexcept nogil
+cdef uint64_t tensor_place(char *arena, const Slot *slot, uint64_t tensor) noexcept nogil
 cdef inline uint32_t generation_of(Slot *slot) noexcept nogil:
     return <uint32_t>(slot.gate >> 1)
 cdef int check_arena(char *arena) except -1

@@ -2,7 +2,7 @@
 """What the owner does to its arena (see ``lifecycle.pxd``)."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from llmdd._core.atomic cimport (
     atomic_fetch_add_word,
@@ -23,6 +23,7 @@ from llmdd._core.key_index cimport (
 from llmdd._core.layout cimport (
     CACHE_LINE,
     INLINE_WORDS,
+    KEY_BLOCKS,
     KEY_CACHE_ID,
     KEY_NONE,
     KEY_PREFIX,
@@ -37,7 +38,9 @@ from llmdd._core.layout cimport (
     indexed_of,
     key_words,
     keys_of,
+    record_of,
     reference_slot_at,
+    registrations_of,
     slot_at,
     tensor_words,
     words_of,
@@ -48,6 +51,7 @@ from llmdd._core.references cimport (
     drop_key_bit,
     drop_tensors,
     key_is_bound,
+    keyed_state,
     mark_released,
     take_released,
 )
@@ -55,12 +59,13 @@ from llmdd._core.tables cimport (
     BATCH_SLOT_EFFECT_DROP_KEY,
     BATCH_SLOT_EFFECT_INDEX_KEY,
     BATCH_SLOT_EFFECT_UNINDEX_KEY,
+    BATCH_SLOT_EVENT_BIND_BLOCKS,
     BATCH_SLOT_EVENT_BIND_PLACEHOLDER,
     BATCH_SLOT_EVENT_BIND_PREFIX,
     BATCH_SLOT_EVENT_BIND_REQUEST,
     BATCH_SLOT_EVENT_REMOVE,
     BATCH_SLOT_EVENT_SUPERSEDE,
-    BATCH_SLOT_STATE_PREFIX_KEYED,
+    BATCH_SLOT_EVENT_WITHDRAW,
     BATCH_SLOT_STATE_REQUEST_KEYED,
     BATCH_SLOT_STATE_UNKEYED,
     CACHE_EFFECT_ADVANCE_GENERATION,
@@ -128,9 +133,7 @@ cdef unsigned int guards_of(char *arena, uint64_t slot_number, Slot *slot) noexc
 cdef unsigned int batch_slot_state(char *arena, Slot *slot, uint64_t batch_index) noexcept nogil:
     if batch_index >= slot.key_count or not key_is_bound(words_of(arena, slot), generation_of(slot), batch_index):
         return BATCH_SLOT_STATE_UNKEYED
-    if keys_of(arena, slot)[batch_index].kind == KEY_PREFIX:
-        return BATCH_SLOT_STATE_PREFIX_KEYED
-    return BATCH_SLOT_STATE_REQUEST_KEYED
+    return keyed_state(keys_of(arena, slot)[batch_index].kind)
 
 
 # ---------------------------------------------------------------- effects
@@ -148,20 +151,24 @@ cdef void apply(char *arena, uint64_t slot_number, Slot *slot, spec_outcome outc
 
 
 cdef void return_pages(char *arena, Slot *slot) noexcept nogil:
+    """Give the pages back to the pool; of a registered cache, strike it off the registrations."""
     cdef Pool *pool = &header_of(arena).pools[slot.placement]
     cdef uint64_t pages = slot.tensor_stride >> pool.page_shift
     cdef uint64_t tensor
+    if slot.registered:
+        registrations_of(arena)[slot.registration] = 0
+        return
     if slot.contiguous:
         return_run(arena, &pool.tree, slot.place >> pool.page_shift, pages * slot.num_tensors)
         return
     for tensor in range(slot.num_tensors):
-        return_run(arena, &pool.tree, tensor_offset(arena, slot, tensor) >> pool.page_shift, pages)
+        return_run(arena, &pool.tree, tensor_place(arena, slot, tensor) >> pool.page_shift, pages)
 
 
 cdef void return_records(char *arena, Slot *slot) noexcept nogil:
     cdef ArenaHeader *header = header_of(arena)
     if slot.record_units:
-        return_run(arena, &header.record_tree, (slot.record - header.records_offset) // CACHE_LINE, slot.record_units)
+        return_run(arena, &header.record_tree, (record_of(slot) - header.records_offset) // CACHE_LINE, slot.record_units)
         slot.record_units = 0
     if slot.word_units:
         return_run(arena, &header.word_tree, (slot.words - header.words_offset) // CACHE_LINE, slot.word_units)
@@ -313,9 +320,46 @@ cdef bint take_pages(char *arena, Slot *slot) noexcept nogil:
         if first == NO_RUN:
             while tensor > 0:
                 tensor -= 1
-                return_run(arena, &pool.tree, tensor_offset(arena, slot, tensor) >> pool.page_shift, pages)
+                return_run(arena, &pool.tree, tensor_place(arena, slot, tensor) >> pool.page_shift, pages)
             return False
         (<uint64_t *>(arena + slot.place))[tensor] = first << pool.page_shift
+    return True
+
+
+cdef void note_tenant(char *arena, uint64_t slot_number, Slot *slot) noexcept nogil:
+    """Enter the slot for each of its pages, so that a peer finds it by an address. Never erased: a hint, to be confirmed."""
+    cdef Pool *pool = &header_of(arena).pools[slot.placement]
+    cdef uint32_t *tenants = <uint32_t *>(arena + pool.tenants)
+    cdef uint64_t pages = slot.tensor_stride >> pool.page_shift
+    cdef uint64_t runs = 1 if slot.contiguous else slot.num_tensors
+    cdef uint64_t run, first, page
+    if slot.contiguous:
+        pages *= slot.num_tensors
+    for run in range(runs):
+        first = tensor_place(arena, slot, run) >> pool.page_shift
+        for page in range(first, first + pages):
+            tenants[page] = <uint32_t>slot_number + 1
+
+
+cdef bint take_own_memory(char *arena, uint64_t slot_number, Slot *slot, const uint64_t *addresses) noexcept nogil:
+    """The caller's memory as it is, entered among the registrations at the lowest position that is nobody's.
+
+    Positions never move: a peer that looks through them meanwhile misses nobody who stays.
+    """
+    cdef ArenaHeader *header = header_of(arena)
+    cdef uint32_t *registrations = registrations_of(arena)
+    cdef uint64_t position = 0
+    slot.contiguous = False
+    slot.registered = True
+    if not take_records(arena, slot):
+        return False
+    memcpy(arena + slot.place, addresses, <uint64_t>slot.num_tensors * 8)
+    while position < header.registrations and registrations[position]:
+        position += 1
+    slot.registration = <uint32_t>position
+    registrations[position] = <uint32_t>slot_number + 1
+    if position == header.registrations:
+        header.registrations += 1
     return True
 
 
@@ -341,11 +385,11 @@ cdef bint take_records(char *arena, Slot *slot) noexcept nogil:
     if first == NO_RUN:
         return False
     slot.record_units = <uint32_t>((size + CACHE_LINE - 1) // CACHE_LINE)
-    slot.record = header.records_offset + first * CACHE_LINE
+    first = header.records_offset + first * CACHE_LINE
     if slot.key_count > 1:
-        slot.keys = slot.record
+        slot.keys = first
     if not slot.contiguous:
-        slot.place = slot.record + size - <uint64_t>slot.num_tensors * 8
+        slot.place = first + size - <uint64_t>slot.num_tensors * 8
     return True
 
 
@@ -396,6 +440,8 @@ cdef bint bind_key(char *arena, uint64_t slot_number, Slot *slot, uint64_t batch
         event = BATCH_SLOT_EVENT_BIND_PLACEHOLDER
     elif key.kind == KEY_PREFIX:
         event = BATCH_SLOT_EVENT_BIND_PREFIX
+    elif key.kind == KEY_BLOCKS:
+        event = BATCH_SLOT_EVENT_BIND_BLOCKS
     outcome = batch_slot_outcome(BATCH_SLOT_STATE_UNKEYED, event, 0)
     if not outcome.effects & BATCH_SLOT_EFFECT_INDEX_KEY:
         return True
@@ -455,16 +501,25 @@ cdef Refusal occupy(char *arena, uint64_t slot_number, Allocation *request) noex
     cdef uint64_t page = <uint64_t>1 << pool.page_shift
     slot.num_tensors = <uint32_t>request.num_tensors
     slot.key_count = <uint32_t>request.key_count
-    slot.batch_size = request.batch_size
-    slot.slot_bytes = request.tensor_bytes // request.batch_size
-    slot.tensor_stride = (request.tensor_bytes + page - 1) // page * page
+    slot.row_count = request.row_count
+    slot.row_bytes = request.tensor_bytes // request.row_count
+    slot.tensor_stride = request.tensor_bytes
     slot.placement = <unsigned char>request.placement
+    slot.blocks = request.blocks
+    slot.accessible = request.accessible
     slot.cache_id = header.next_cache_id
     slot.record_units = slot.word_units = 0
     slot.contiguous = True
-    if not take_pages(arena, slot):
-        return_records(arena, slot)
-        return NO_POOL_MEMORY
+    slot.registered = False
+    if request.addresses != NULL:
+        if not take_own_memory(arena, slot_number, slot, request.addresses):
+            return NO_ARENA_ROOM
+    else:
+        slot.tensor_stride = (request.tensor_bytes + page - 1) // page * page
+        if not take_pages(arena, slot):
+            return_records(arena, slot)
+            return NO_POOL_MEMORY
+        note_tenant(arena, slot_number, slot)
     if not take_records(arena, slot) or not take_words(arena, slot_number, slot):
         return_pages(arena, slot)
         return_records(arena, slot)
@@ -479,7 +534,7 @@ cdef Refusal occupy(char *arena, uint64_t slot_number, Allocation *request) noex
 
 
 cdef Refusal allocate(char *arena, Allocation *request) noexcept nogil:
-    """A new cache in a free slot (seed §1, §7, §9-§12)."""
+    """A new cache in a free slot (seed §1, §7, §9-§12; api §3.1-3.3)."""
     cdef ArenaHeader *header = header_of(arena)
     cdef const KeyRecord *key
     cdef Slot *slot
@@ -493,6 +548,8 @@ cdef Refusal allocate(char *arena, Allocation *request) noexcept nogil:
         if key.kind != KEY_NONE and find_bound_key(arena, key.kind, key.id, key.model_id) != NULL:
             request.refused_key = i
             return KEY_ALREADY_BOUND
+    if request.only_check:
+        return ACCEPTED
     if not take_slot(header, arena, &request.slot):
         return NO_ARENA_ROOM
     slot = slot_at(arena, request.slot)
@@ -531,6 +588,22 @@ cdef void drop_id(char *arena, uint64_t slot_number, uint32_t generation) noexce
         arena, slot_number, slot, cache_outcome(state, CACHE_EVENT_DROP_ID, guards_of(arena, slot_number, slot))
     )
     settle(arena, slot_number)
+
+
+cdef void withdraw(char *arena, uint64_t slot_number, uint32_t generation) noexcept nogil:
+    """deallocate_blocks_cache, unregister_cache (api §3.3, §3.11): the keys go, then the id."""
+    cdef Slot *slot = slot_at(arena, slot_number)
+    cdef uint64_t batch_index
+    cdef spec_outcome outcome
+    if slot.tenant == 0 or generation_of(slot) != generation:
+        return
+    for batch_index in range(slot.key_count):
+        outcome = batch_slot_outcome(
+            batch_slot_state(arena, slot, batch_index), BATCH_SLOT_EVENT_WITHDRAW, 0
+        )
+        if outcome.effects & BATCH_SLOT_EFFECT_DROP_KEY:
+            drop_key_bit(words_of(arena, slot), generation, batch_index)
+    drop_id(arena, slot_number, generation)
 
 
 cdef IndexEntry *find_bound_key(char *arena, uint64_t kind, uint64_t id, uint64_t model_id) noexcept nogil:
@@ -588,8 +661,8 @@ cdef void unpin_local(char *arena, uint64_t slot_number) noexcept nogil:
         mark_released(arena, header_of(arena), slot_number)
 
 
-cdef uint64_t tensor_offset(char *arena, Slot *slot, uint64_t tensor) noexcept nogil:
-    """Where tensor number `tensor` begins in its pool."""
+cdef uint64_t tensor_place(char *arena, const Slot *slot, uint64_t tensor) noexcept nogil:
+    """Where tensor number `tensor` begins: an offset in its pool or, of a registered cache, an address of the owner's."""
     if slot.contiguous:
         return slot.place + tensor * slot.tensor_stride
     return (<uint64_t *>(arena + slot.place))[tensor]
@@ -608,8 +681,12 @@ cdef int check_slot(char *arena, uint64_t slot_number) except -1:
     cdef uint64_t keys = 0
     assert entry != NULL and entry.slot == slot_number, f"slot {slot_number}: cache {slot.cache_id} is not indexed"
     assert entry.generation == generation_of(slot), f"slot {slot_number}: its index entry is of another generation"
-    for tensor in range(slot.num_tensors):
-        assert run_is_taken(arena, &pool.tree, tensor_offset(arena, slot, tensor) >> pool.page_shift, pages), (
+    if slot.registered:
+        assert registrations_of(arena)[slot.registration] == slot_number + 1, (
+            f"slot {slot_number}: cache {slot.cache_id} is not among the registrations"
+        )
+    for tensor in range(0 if slot.registered else slot.num_tensors):
+        assert run_is_taken(arena, &pool.tree, tensor_place(arena, slot, tensor) >> pool.page_shift, pages), (
             f"slot {slot_number}: the pages of tensor {tensor} are free"
         )
     for batch_index in range(slot.key_count):
@@ -633,6 +710,7 @@ cdef int check_arena(char *arena) except -1:
     cdef Slot *slot
     cdef uint64_t caches = 0
     cdef uint64_t keys = 0
+    cdef uint64_t registered = 0
     cdef int i
     for i in range(POOL_COUNT):
         pages[i] = 0
@@ -645,7 +723,13 @@ cdef int check_arena(char *arena) except -1:
             continue
         caches += 1
         keys += check_slot(arena, slot_number)
+        if slot.registered:
+            registered += 1
+            continue
         pages[slot.placement] += (slot.tensor_stride >> header.pools[slot.placement].page_shift) * slot.num_tensors
+    for slot_number in range(header.registrations):
+        registered -= registrations_of(arena)[slot_number] != 0
+    assert registered == 0, "the registrations are not those of the registered caches"
     assert caches == header.live_caches, f"{caches} caches live, {header.live_caches} counted"
     assert keys == header.live_keys, f"{keys} keys are indexed, {header.live_keys} counted"
     assert caches + keys == header.index_count, f"{header.index_count} index entries for {caches} caches and {keys} keys"

@@ -23,5 +23,5 @@ cdef class NodeMemory:
     cdef int require_open(self, str tag) except -1
     cdef Mapping pool_mapping(self, uint64_t placement)
     cdef int map_all(self, const ArenaHeader *plan, bint shared) except -1
-    cdef Mapping obtain_pool(self, uint64_t size, bint shared, bint writable)
+    cdef Mapping obtain_pool(self, uint64_t size, bint shared)
     cdef int close_segments(self) except -1

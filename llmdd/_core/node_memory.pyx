@@ -25,7 +25,8 @@ cdef class NodeMemory:
     pools : sequence of (memory_size, page_shift) or None
         The HOST and the DEVICE pool.
     remote_accessible : bool
-        Whether peers may write into the pools.
+        Whether remote mode is on (api §3.9). Linked peers may write into the pools all the same: what either mode lets
+        them do (push, transfer_cache_async) they do without the owner.
     timeout_ms : int
         How long a call waits for the lock.
     slot_capacity, key_capacity : int
@@ -64,10 +65,11 @@ cdef class NodeMemory:
             self.close_segments()
             raise
         self.base = self.arena.base
+        for i in range(POOL_COUNT):
+            plan.pools[i].address = <uint64_t>self.pools[i]
         init_arena(self.base, &plan)
 
     cdef int map_all(self, const ArenaHeader *plan, bint shared) except -1:
-        cdef uint64_t writable = plan.remote_accessible
         if not shared:
             self.arena = map_private(plan.control_bytes + plan.references_bytes)
         else:
@@ -76,13 +78,13 @@ cdef class NodeMemory:
             self.arena = map_arena(self.fds[0], plan.control_bytes, self.fds[1], plan.references_bytes, True)
             seal_segment(self.fds[0], False)
             seal_segment(self.fds[1], True)
-        self.host_pool = self.obtain_pool(plan.pools[HOST].bytes, shared, writable)
-        self.device_pool = self.obtain_pool(plan.pools[DEVICE].bytes, shared, writable)
+        self.host_pool = self.obtain_pool(plan.pools[HOST].bytes, shared)
+        self.device_pool = self.obtain_pool(plan.pools[DEVICE].bytes, shared)
         self.pools[HOST] = self.host_pool.base if self.host_pool is not None else NULL
         self.pools[DEVICE] = self.device_pool.base if self.device_pool is not None else NULL
         return 0
 
-    cdef Mapping obtain_pool(self, uint64_t size, bint shared, bint writable):
+    cdef Mapping obtain_pool(self, uint64_t size, bint shared):
         """The memory of one pool, obtained now rather than when it is first touched: then it would be too late to say no."""
         cdef Mapping mapping
         if size == 0:
@@ -105,7 +107,7 @@ cdef class NodeMemory:
                 "LLMDataDist.init", LLMStatusCode.LLM_OUT_OF_MEMORY, f"a memory pool of {size} bytes: {error}"
             ) from error
         mapping = map_segment(fd, size, True)
-        seal_segment(fd, writable)
+        seal_segment(fd, True)
         return mapping
 
     cdef int enter(self, str tag) except -1:

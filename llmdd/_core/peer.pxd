@@ -15,6 +15,11 @@ cdef class PeerArena:
     cdef ArenaHeader known
     cdef TimedLock lock
     cdef unsigned int peer_bit
+    cdef int pid                   # of the owner
+    cdef int pidfd
+    cdef public object courier     # who asks the owner to copy; None: nobody
+    cdef object asking_failed      # what the courier raised that no status code stands for
+    cdef int forget_process(self) noexcept
     cdef uint64_t closing          # no further transfer begins
     cdef uint64_t broken           # the transfer in progress ends too
     cdef int carry_out(self, Transfer *transfer, str tag, int64_t timeout_ns, bint keep_gil) except -1

@@ -1,24 +1,50 @@
 # cython: language_level=3
 """A linked peer's arena (see ``peer.pxd``)."""
 
-from libc.stdint cimport int64_t, uint64_t
+import os
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from posix.unistd cimport close
 
 from llmdd._core.arena cimport what_is_wrong
 from llmdd._core.atomic cimport atomic_load_word, atomic_store_word, monotonic_nanoseconds
+from llmdd._core.copying cimport (
+    COPIED,
+    COPY_BAD_ADDRESS,
+    COPY_BROKEN_OFF,
+    COPY_FORBIDDEN,
+    COPY_OUT_OF_TIME,
+    MAPPED,
+    Bounds,
+    CopyResult,
+    Piece,
+    Place,
+    copy_pieces,
+)
 from llmdd._core.layout cimport PEER_LIMIT, header_of
 from llmdd._core.segments cimport map_arena, map_segment, require_size
-from llmdd._core.status import LLMStatusCode, failure
+from llmdd._core.status import LLMException, LLMStatusCode, failure
 from llmdd._core.transfer cimport (
+    ADDRESS_UNKNOWN,
+    BLOCK_BYTES_DIFFER,
+    BLOCK_COUNTS_DIFFER,
     INDEX_IN_MOTION,
+    KINDS_DIFFER,
     LINK_LOST,
     LOCALLY_REFUSED,
+    NOT_ACCESSIBLE,
+    NOT_MAPPED,
     OUT_OF_TIME,
+    PEER_CLOSED_ITS_MEMORY,
     PEER_UNSOUND,
+    REMOTE_BLOCK_RANGE,
     REMOTE_MISSING,
     REMOTE_SLOT_RANGE,
     REMOTE_SLOT_TOO_SMALL,
     REMOTE_TENSOR_RANGE,
     TENSOR_COUNTS_DIFFER,
+    TOO_MANY_BLOCKS,
     TRANSFERRED,
     TransferResult,
     carry_out,
@@ -27,6 +53,7 @@ from llmdd._core.transfer cimport (
 cdef enum:
     HOST = 0
     DEVICE = 1
+    ASKED_AT_ONCE = 512 << 10      # bytes that the owner is asked for in one message
 
 cdef dict _REFUSALS = {
     REMOTE_MISSING: (LLMStatusCode.LLM_KV_CACHE_NOT_EXIST, "the peer has no such key, cache or batch slot"),
@@ -40,6 +67,30 @@ cdef dict _REFUSALS = {
         "a batch slot of the peer's cache has fewer bytes than are to be transferred; give a smaller size",
     ),
     REMOTE_SLOT_RANGE: (LLMStatusCode.LLM_PARAM_INVALID, "the batch index lies beyond the peer's batch"),
+    KINDS_DIFFER: (
+        LLMStatusCode.LLM_PARAM_INVALID,
+        "one side is a blocks cache and the other is not; blocks go to blocks, and a batch slot to a batch slot or to blocks",
+    ),
+    REMOTE_BLOCK_RANGE: (LLMStatusCode.LLM_PARAM_INVALID, "a block index lies beyond the peer's blocks"),
+    BLOCK_BYTES_DIFFER: (LLMStatusCode.LLM_PARAM_INVALID, "the blocks of the two sides differ in bytes"),
+    BLOCK_COUNTS_DIFFER: (
+        LLMStatusCode.LLM_PARAM_INVALID,
+        "the two caches differ in their number of blocks; list the blocks to be transferred",
+    ),
+    TOO_MANY_BLOCKS: (LLMStatusCode.LLM_PARAM_INVALID, "more blocks are listed than the batch slot fills"),
+    NOT_ACCESSIBLE: (
+        LLMStatusCode.LLM_PARAM_INVALID,
+        "one of the caches is not remote accessible; register it with remote_accessible=True",
+    ),
+    ADDRESS_UNKNOWN: (
+        LLMStatusCode.LLM_PARAM_INVALID,
+        "the addresses do not lie within one tensor of a live, remote accessible cache of the peer",
+    ),
+    NOT_MAPPED: (LLMStatusCode.LLM_PARAM_INVALID, "registered memory is not mapped any more"),
+    PEER_CLOSED_ITS_MEMORY: (
+        LLMStatusCode.LLM_FAILED,
+        "the kernel forbids this process to touch the peer's registered memory, and the peer cannot be asked",
+    ),
     OUT_OF_TIME: (LLMStatusCode.LLM_TIMEOUT, "the transfer did not end within sync_kv_timeout"),
     LINK_LOST: (LLMStatusCode.LLM_NOT_YET_LINK, "the link was lost"),
     PEER_UNSOUND: (LLMStatusCode.LLM_FAILED, "the peer's memory does not describe a cache"),
@@ -57,17 +108,28 @@ cdef class PeerArena:
         The segments' descriptors, in the same order; they may be closed afterwards.
     peer_bit : int
         The pin bit that the peer has given us.
+    pid : int
+        The peer's process, as the kernel names it here.
+
+    Attributes
+    ----------
+    courier : object, optional
+        Asks the peer to copy registered memory that the kernel keeps from us: has ``fetch(slot, generation, tensor,
+        offset, size, timeout_s) -> bytes`` and ``store(slot, generation, tensor, offset, data, timeout_s)``, for at most
+        512 KiB, which raise LLMException.
 
     Raises
     ------
     ValueError
         The segments are not an arena that this version can use; the message says why.
+    OSError
+        There is no such process.
     """
 
-    def __cinit__(self, description, fds, peer_bit):
+    def __cinit__(self, description, fds, peer_bit, pid):
         cdef uint64_t control_bytes = description["control_bytes"]
         cdef uint64_t references_bytes = description["references_bytes"]
-        cdef bint writable
+        self.pidfd = -1
         if not 0 <= peer_bit < PEER_LIMIT:
             raise ValueError(f"peer_bit is {peer_bit}, it must be in [0, {PEER_LIMIT})")
         if len(fds) < 2:
@@ -83,14 +145,25 @@ cdef class PeerArena:
             raise ValueError(f"the peer's arena cannot be used: {wrong}")
         self.lock = TimedLock()
         self.peer_bit = peer_bit
-        writable = self.known.remote_accessible != 0
         pools = list(fds[2:])
         if len(pools) != (self.known.pools[HOST].configured != 0) + (self.known.pools[DEVICE].configured != 0):
             raise ValueError(f"{len(pools)} pool segments were given, the peer's header names another number")
         if self.known.pools[HOST].configured:
-            self.host_pool = mapped_pool(pools.pop(0), self.known.pools[HOST].bytes, writable)
+            self.host_pool = mapped_pool(pools.pop(0), self.known.pools[HOST].bytes)
         if self.known.pools[DEVICE].configured:
-            self.device_pool = mapped_pool(pools.pop(0), self.known.pools[DEVICE].bytes, writable)
+            self.device_pool = mapped_pool(pools.pop(0), self.known.pools[DEVICE].bytes)
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+
+    def __dealloc__(self):
+        self.forget_process()
+
+    cdef int forget_process(self) noexcept:
+        cdef int pidfd = self.pidfd
+        self.pidfd = -1
+        if pidfd >= 0:
+            close(pidfd)
+        return 0
 
     cdef int carry_out(self, Transfer *transfer, str tag, int64_t timeout_ns, bint keep_gil) except -1:
         """Carry a transfer out when it is this call's turn; raises what it was refused with."""
@@ -107,6 +180,12 @@ cdef class PeerArena:
             transfer.pools[HOST] = self.host_pool.base if self.host_pool is not None else NULL
             transfer.pools[DEVICE] = self.device_pool.base if self.device_pool is not None else NULL
             transfer.peer_bit = self.peer_bit
+            transfer.pid = self.pid
+            transfer.pidfd = self.pidfd
+            transfer.peer = <void *>self
+            transfer.ask = NULL
+            if self.courier is not None:
+                transfer.ask = ask_peer
             transfer.broken = &self.broken
             # An owner that died while it changed its index leaves it so: nobody waits for that with the GIL held.
             transfer.impatient = keep_gil
@@ -115,8 +194,11 @@ cdef class PeerArena:
                 transfer.impatient = False
                 with nogil:
                     result = carry_out(transfer)
+            asking_failed, self.asking_failed = self.asking_failed, None
         finally:
             self.lock.release()
+        if asking_failed is not None:
+            raise asking_failed
         if result != TRANSFERRED and result != LOCALLY_REFUSED:
             code, detail = _REFUSALS[result]
             raise failure(tag, code, detail)
@@ -134,6 +216,8 @@ cdef class PeerArena:
         if not self.lock.acquire(timeout_ns):
             return False
         self.arena = self.host_pool = self.device_pool = None
+        self.courier = None
+        self.forget_process()
         self.lock.release()
         return True
 
@@ -143,6 +227,79 @@ cdef class PeerArena:
         return self.known.remote_accessible != 0
 
 
-cdef Mapping mapped_pool(int fd, uint64_t size, bint writable):
+cdef Mapping mapped_pool(int fd, uint64_t size):
     require_size(fd, size, "pool")
-    return map_segment(fd, size, writable)
+    return map_segment(fd, size, True)
+
+
+cdef CopyResult ask_peer(
+    void *peer, uint32_t slot, uint32_t generation, uint64_t tensor, bint push, const Place *ours, const Piece *pieces,
+    uint64_t count, int64_t deadline
+) noexcept with gil:
+    """Have the peer copy, part by part (the courier of an arena is set as long as transfers can begin)."""
+    cdef uint64_t i, done, part
+    cdef CopyResult result
+    courier = (<PeerArena>peer).courier
+    for i in range(count):
+        done = 0
+        while done < pieces[i].size:
+            part = min(pieces[i].size - done, ASKED_AT_ONCE)
+            try:
+                result = ask_for_part(
+                    courier, slot, generation, tensor, push, ours, pieces[i].source + done, pieces[i].target + done, part,
+                    deadline
+                )
+            except LLMException as refused:
+                return result_of_status(refused.status_code)
+            except BaseException as error:
+                (<PeerArena>peer).asking_failed = error
+                return COPY_BROKEN_OFF
+            if result != COPIED:
+                return result
+            done += part
+    return COPIED
+
+
+cdef CopyResult ask_for_part(
+    object courier, uint32_t slot, uint32_t generation, uint64_t tensor, bint push, const Place *ours, uint64_t source,
+    uint64_t target, uint64_t size, int64_t deadline
+) except *:
+    cdef Place here
+    cdef Piece piece
+    cdef Bounds bounds
+    cdef uint64_t never = 0
+    cdef double timeout_s = (deadline - monotonic_nanoseconds()) / 1e9
+    cdef bytes data
+    cdef CopyResult result
+    if timeout_s <= 0:
+        return COPY_OUT_OF_TIME
+    bounds.deadline = deadline
+    bounds.broken = &never
+    here.reach = MAPPED
+    here.pid = 0
+    here.pidfd = -1
+    piece.size = size
+    if push:
+        data = PyBytes_FromStringAndSize(NULL, size)
+        here.base = PyBytes_AS_STRING(data)
+        piece.source = source
+        piece.target = 0
+        result = copy_pieces(&here, ours, &piece, 1, &bounds)
+        if result == COPIED:
+            courier.store(slot, generation, tensor, target, data, timeout_s)
+        return result
+    data = courier.fetch(slot, generation, tensor, source, size, timeout_s)
+    if <uint64_t>len(data) != size:
+        return COPY_FORBIDDEN
+    here.base = PyBytes_AS_STRING(data)
+    piece.source = 0
+    piece.target = target
+    return copy_pieces(ours, &here, &piece, 1, &bounds)
+
+
+cdef CopyResult result_of_status(object status_code):
+    if status_code is LLMStatusCode.LLM_TIMEOUT:
+        return COPY_OUT_OF_TIME
+    if status_code is LLMStatusCode.LLM_PARAM_INVALID:
+        return COPY_BAD_ADDRESS
+    return COPY_BROKEN_OFF

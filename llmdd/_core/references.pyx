@@ -11,6 +11,7 @@ from llmdd._core.atomic cimport (
     lowest_bit,
 )
 from llmdd._core.layout cimport (
+    KEY_BLOCKS,
     KEY_NONE,
     KEY_PREFIX,
     RELEASED_LEVELS,
@@ -23,7 +24,9 @@ from llmdd._core.layout cimport (
 from llmdd._core.tables cimport (
     BATCH_SLOT_EFFECT_DROP_KEY,
     BATCH_SLOT_EVENT_TRANSFER,
+    BATCH_SLOT_GUARD_REGISTERED,
     BATCH_SLOT_GUARD_TENSORS_REMAIN,
+    BATCH_SLOT_STATE_BLOCKS_KEYED,
     BATCH_SLOT_STATE_PREFIX_KEYED,
     BATCH_SLOT_STATE_REQUEST_KEYED,
     BATCH_SLOT_STATE_UNKEYED,
@@ -51,6 +54,13 @@ cdef bint is_set(uint64_t *word, uint32_t generation, uint32_t bit) noexcept nog
 
 cdef bint key_is_bound(uint64_t *words, uint32_t generation, uint64_t batch_index) noexcept nogil:
     return is_set(words + batch_index // WORD_BITS, generation, <uint32_t>1 << (batch_index % WORD_BITS))
+
+
+cdef unsigned int keyed_state(uint64_t kind) noexcept nogil:
+    """The state of a batch slot whose key, of that kind, is bound."""
+    if kind == KEY_PREFIX:
+        return BATCH_SLOT_STATE_PREFIX_KEYED
+    return BATCH_SLOT_STATE_BLOCKS_KEYED if kind == KEY_BLOCKS else BATCH_SLOT_STATE_REQUEST_KEYED
 
 
 cdef bint drop_key_bit(uint64_t *words, uint32_t generation, uint64_t batch_index) noexcept nogil:
@@ -97,6 +107,7 @@ cdef bint transfer_key(
     uint64_t key_count,
     uint64_t num_tensors,
     uint64_t kind,
+    bint registered,
     uint64_t batch_index,
     uint64_t first,
     uint64_t end,
@@ -106,13 +117,13 @@ cdef bint transfer_key(
     True if the key reference was dropped by this call; the caller then marks the slot as released.
     """
     cdef unsigned int state = BATCH_SLOT_STATE_UNKEYED
-    cdef unsigned int guards = 0
+    cdef unsigned int guards = BATCH_SLOT_GUARD_REGISTERED if registered else 0
     cdef spec_outcome outcome
     if batch_index < key_count and kind != KEY_NONE and key_is_bound(words, generation, batch_index):
-        state = BATCH_SLOT_STATE_PREFIX_KEYED if kind == KEY_PREFIX else BATCH_SLOT_STATE_REQUEST_KEYED
-    if state == BATCH_SLOT_STATE_REQUEST_KEYED and (first > 0 or end < num_tensors):
+        state = keyed_state(kind)
+    if state == BATCH_SLOT_STATE_REQUEST_KEYED and not registered and (first > 0 or end < num_tensors):
         if drop_tensors(words, generation, key_count, num_tensors, batch_index, first, end):
-            guards = BATCH_SLOT_GUARD_TENSORS_REMAIN
+            guards |= BATCH_SLOT_GUARD_TENSORS_REMAIN
     outcome = batch_slot_outcome(state, BATCH_SLOT_EVENT_TRANSFER, guards)
     if outcome.effects & BATCH_SLOT_EFFECT_DROP_KEY:
         return drop_key_bit(words, generation, batch_index)

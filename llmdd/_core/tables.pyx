@@ -1,12 +1,13 @@
 # cython: language_level=3
 """The machines of ``spec/`` as objects that step by name, for the code that is not hot: links and engines."""
 
+from llmdd._core.layout cimport LAYOUT_VERSION_NUMBER
 from llmdd._core.status import LLMException, LLMStatusCode
 
 include "spec_machines.pxi"
 
 SPEC_CHECKSUM = SPEC_CHECKSUM_TEXT
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = LAYOUT_VERSION_NUMBER
 
 
 class ImpossibleEvent(RuntimeError):

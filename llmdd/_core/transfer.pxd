@@ -2,11 +2,14 @@
 
 No message is sent and the owner does not run: the steps are those of "References only go down" in the design. Look the
 key up, pin, look again, copy, drop the key, unpin, and leave the owner a mark to reap by.
+
+Only where the peer's memory is its program's own and the kernel lets nobody else touch it, the peer is asked to copy.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from llmdd._core.layout cimport ArenaHeader, IndexEntry, Slot
+from llmdd._core.copying cimport CopyResult, Piece, Place
+from llmdd._core.layout cimport ArenaHeader, Slot
 
 cdef enum TransferResult:
     TRANSFERRED = 0
@@ -20,6 +23,29 @@ cdef enum TransferResult:
     REMOTE_SLOT_RANGE = 8          # a push beyond the peer's batch
     LOCALLY_REFUSED = 9
     INDEX_IN_MOTION = 10           # nothing was begun, and the caller asked not to wait
+    KINDS_DIFFER = 11              # a blocks cache where a continuous one is meant, or the reverse
+    REMOTE_BLOCK_RANGE = 12
+    BLOCK_BYTES_DIFFER = 13
+    BLOCK_COUNTS_DIFFER = 14       # of two whole blocks caches
+    TOO_MANY_BLOCKS = 15           # more than the batch slot fills
+    NOT_ACCESSIBLE = 16
+    ADDRESS_UNKNOWN = 17           # no accessible tensor of the peer's reaches over these addresses
+    NOT_MAPPED = 18                # registered memory that is gone
+    PEER_CLOSED_ITS_MEMORY = 19    # the kernel forbids the way, and there is nobody to ask
+
+cdef enum Form:
+    SLOT_TO_SLOT = 0
+    SLOT_TO_BLOCKS = 1
+    BLOCKS_TO_BLOCKS = 2
+    ALL_BLOCKS = 3                 # of one blocks cache to all of the other
+
+cdef enum Addressing:
+    BY_KEY = 0
+    BY_ADDRESS = 1                 # where one tensor of ours goes in the peer's process
+
+# How a peer that closed its memory is asked to copy: pieces of its tensor from or to memory of ours.
+ctypedef CopyResult (*AskPeer)(void *peer, uint32_t slot, uint32_t generation, uint64_t tensor, bint push,
+                               const Place *ours, const Piece *pieces, uint64_t count, int64_t deadline) noexcept nogil
 
 cdef struct Transfer:
     # the peer
@@ -27,12 +53,18 @@ cdef struct Transfer:
     const ArenaHeader *known       # our copy of its header, checked when we attached
     char *pools[2]
     unsigned int peer_bit
+    int pid
+    int pidfd
     const uint64_t *broken         # becomes non-zero when the link is lost
-    # which batch slot of the peer's
+    void *peer
+    AskPeer ask
+    # which cache of the peer's
+    Addressing addressing
     uint64_t kind                  # KeyKind
     uint64_t id
     uint64_t model_id
     uint64_t batch_index           # of KEY_CACHE_ID; else it comes with the key
+    uint64_t address
     # ours, pinned by the caller
     char *local_arena
     Slot *local_slot
@@ -40,6 +72,8 @@ cdef struct Transfer:
     uint64_t local_batch_index
     # what
     bint push
+    bint keeps_keys                # an asynchronous transfer drops none (api §3.4)
+    bint remote_mode               # both sides must be accessible (api §3.9)
     bint locally_refused           # only look whether the remote side exists: that is answered first (api §3.7)
     bint all_local                 # every tensor of ours; else [local_first, local_end)
     bint all_remote
@@ -47,9 +81,15 @@ cdef struct Transfer:
     uint64_t local_end
     uint64_t remote_first
     uint64_t remote_end
-    uint64_t bytes                 # of each tensor
+    Form form
+    uint64_t bytes                 # SLOT_TO_SLOT: of each tensor
+    const uint64_t *local_blocks
+    const uint64_t *remote_blocks
+    uint64_t block_count
+    uint64_t block_bytes           # of the target, as the caller knows them; 0: as the target cache has them
+    Piece *pieces                  # room for one a block, one at least
     int64_t deadline               # on the monotonic clock, nanoseconds
     bint impatient                 # do not wait while the owner changes its index: INDEX_IN_MOTION
 
+cdef Place place_here(char *arena, const Slot *slot, char *pool, uint64_t tensor) noexcept nogil
 cdef TransferResult carry_out(Transfer *transfer) noexcept nogil
-cdef bint copy_until(char *target, const char *source, uint64_t size, int64_t deadline, const uint64_t *broken) noexcept nogil

@@ -2,7 +2,7 @@
 """One transfer through a peer's mapped arena (see ``transfer.pxd``)."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from posix.unistd cimport getpid
 
 from llmdd._core.atomic cimport (
     atomic_fetch_clear,
@@ -10,9 +10,25 @@ from llmdd._core.atomic cimport (
     atomic_load_word,
     monotonic_nanoseconds,
 )
+from llmdd._core.copying cimport (
+    COPIED,
+    COPY_BAD_ADDRESS,
+    COPY_BROKEN_OFF,
+    COPY_FORBIDDEN,
+    COPY_OUT_OF_TIME,
+    FOREIGN,
+    MAPPED,
+    OWN,
+    Bounds,
+    CopyResult,
+    Place,
+    copy_pieces,
+    plan_blocks,
+    plan_slot,
+    plan_slot_to_blocks,
+)
 from llmdd._core.key_index cimport index_is_unchanged, index_probe, index_version, key_tag
 from llmdd._core.layout cimport (
-    CACHE_LINE,
     KEY_CACHE_ID,
     KEY_NONE,
     POOL_COUNT,
@@ -21,10 +37,12 @@ from llmdd._core.layout cimport (
     KeyRecord,
     ReferenceSlot,
     Slot,
+    batch_size_of,
+    header_of,
     key_words,
     tensor_words,
 )
-from llmdd._core.lifecycle cimport tensor_offset
+from llmdd._core.lifecycle cimport tensor_place
 from llmdd._core.references cimport any_key_bound, key_is_bound, mark_released, transfer_key
 from llmdd._core.tables cimport (
     CACHE_EVENT_PIN,
@@ -39,22 +57,7 @@ from llmdd._core.tables cimport (
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
 
-cdef enum:
-    CHUNK = 4 << 20                # bytes copied between two looks at the clock
-
-
-cdef bint copy_until(char *target, const char *source, uint64_t size, int64_t deadline, const uint64_t *broken) noexcept nogil:
-    """Copy, looking at the clock between chunks; False if it ran out or the link broke, and not a byte later."""
-    cdef uint64_t part
-    while size > CHUNK:
-        memcpy(target, source, CHUNK)
-        target += CHUNK
-        source += CHUNK
-        size -= CHUNK
-        if atomic_load_word(broken) or monotonic_nanoseconds() > deadline:
-            return False
-    memcpy(target, source, size)
-    return True
+cdef uint64_t LARGEST_TENSOR = 0x7FFFFFFFFFFFFFFF
 
 
 cdef inline Slot *remote_slot(Transfer *transfer, uint64_t slot) noexcept nogil:
@@ -75,20 +78,23 @@ cdef bint is_sound(Transfer *transfer, const Slot *slot) noexcept nogil:
     cdef uint64_t words = key_words(slot.key_count) + <uint64_t>slot.key_count * tensor_words(slot.num_tensors)
     cdef uint64_t references_end = known.control_bytes + known.references_bytes
     cdef uint64_t pool_bytes
-    if slot.placement >= POOL_COUNT or transfer.pools[slot.placement] == NULL:
+    if slot.num_tensors == 0 or slot.row_count == 0 or slot.row_bytes == 0 or slot.placement >= POOL_COUNT:
         return False
-    if slot.num_tensors == 0 or slot.batch_size == 0 or slot.slot_bytes == 0 or slot.tensor_stride == 0:
+    if slot.row_bytes > LARGEST_TENSOR // slot.row_count or slot.row_bytes * slot.row_count > slot.tensor_stride:
         return False
-    pool_bytes = known.pools[slot.placement].bytes
-    if slot.slot_bytes > pool_bytes // slot.batch_size or slot.num_tensors > pool_bytes // slot.tensor_stride:
-        return False
-    if slot.slot_bytes * slot.batch_size > slot.tensor_stride:
-        return False
-    if slot.contiguous:
-        if not lies_within(slot.place, slot.num_tensors * slot.tensor_stride, 0, pool_bytes):
+    if not slot.registered:
+        if transfer.pools[slot.placement] == NULL:
             return False
-    elif not lies_within(slot.place, <uint64_t>slot.num_tensors * 8, known.slots_offset, known.control_bytes):
-        return False
+        pool_bytes = known.pools[slot.placement].bytes
+        if slot.num_tensors > pool_bytes // slot.tensor_stride:
+            return False
+        if slot.contiguous and not lies_within(slot.place, slot.num_tensors * slot.tensor_stride, 0, pool_bytes):
+            return False
+    if not slot.contiguous or slot.registered:
+        if not lies_within(slot.place, <uint64_t>slot.num_tensors * 8, known.slots_offset, known.control_bytes):
+            return False
+        if slot.place % 8:
+            return False
     if not lies_within(slot.words, words * 8, known.reference_slots_offset, references_end) or slot.words % 8:
         return False
     return lies_within(
@@ -104,8 +110,8 @@ cdef TransferResult confirm(Transfer *transfer, const IndexEntry *entry, const S
     if not is_sound(transfer, slot):
         return PEER_UNSOUND
     words = <uint64_t *>(transfer.arena + slot.words)
-    if transfer.kind == KEY_CACHE_ID:
-        if <uint64_t>slot.cache_id != transfer.id:
+    if transfer.addressing == BY_ADDRESS or transfer.kind == KEY_CACHE_ID:
+        if transfer.addressing == BY_KEY and <uint64_t>slot.cache_id != transfer.id:
             return REMOTE_MISSING
         if any_key_bound(words, entry.generation, slot.key_count):
             facts |= CACHE_FACT_KEYS
@@ -173,12 +179,93 @@ cdef TransferResult find_and_pin(Transfer *transfer, IndexEntry *entry, Slot *co
     return LINK_LOST
 
 
+# ---------------------------------------------------------------- by an address of the peer's
+
+
+cdef int64_t tensor_over(Transfer *transfer, const Slot *slot, uint64_t size) noexcept nogil:
+    """The tensor of a pinned slot within which `size` bytes from the transfer's address lie; -1 if there is none."""
+    cdef uint64_t pool_bytes = transfer.known.pools[slot.placement].bytes
+    cdef uint64_t tensor, begin
+    for tensor in range(slot.num_tensors):
+        begin = tensor_place(transfer.arena, slot, tensor)
+        if not slot.registered:
+            if not lies_within(begin, slot.tensor_stride, 0, pool_bytes):
+                return -1
+            begin += transfer.known.pools[slot.placement].address
+        if transfer.address >= begin and lies_within(transfer.address - begin, size, 0, slot.row_bytes * slot.row_count):
+            return <int64_t>tensor
+    return -1
+
+
+cdef TransferResult pin_over(Transfer *transfer, uint32_t noted, uint64_t size, IndexEntry *entry, Slot *copy) noexcept nogil:
+    """Pin the slot that is noted (plus 1) for the transfer's address, if one of its tensors reaches over it."""
+    cdef uint64_t gate
+    cdef int64_t tensor
+    cdef TransferResult result
+    if noted == 0 or noted > transfer.known.slot_capacity:
+        return ADDRESS_UNKNOWN
+    gate = atomic_load_word(&remote_slot(transfer, noted - 1).gate)
+    entry.slot = noted - 1
+    entry.generation = <uint32_t>(gate >> 1)
+    entry.batch_index = 0
+    result = pin(transfer, entry, copy)
+    if result != TRANSFERRED:
+        return ADDRESS_UNKNOWN if result == REMOTE_MISSING else result
+    tensor = tensor_over(transfer, copy, size)
+    if tensor >= 0:
+        transfer.remote_first = <uint64_t>tensor
+        transfer.remote_end = <uint64_t>tensor + 1
+        return TRANSFERRED
+    unpin(transfer, entry.slot, False)
+    return ADDRESS_UNKNOWN
+
+
+cdef TransferResult find_address_and_pin(Transfer *transfer, uint64_t size, IndexEntry *entry, Slot *copy) noexcept nogil:
+    """Pin the cache whose tensor reaches over `size` bytes from an address of the peer's: by the page, or by looking
+    through the registered caches."""
+    cdef const ArenaHeader *known = transfer.known
+    cdef uint64_t position, count, offset
+    cdef uint32_t noted
+    cdef TransferResult result
+    cdef int pool
+    for pool in range(POOL_COUNT):
+        offset = transfer.address - known.pools[pool].address
+        if transfer.pools[pool] != NULL and offset < known.pools[pool].bytes:
+            noted = (<uint32_t *>(transfer.arena + known.pools[pool].tenants))[offset >> known.pools[pool].page_shift]
+            return pin_over(transfer, noted, size, entry, copy)
+    count = min(atomic_load_word(&header_of(transfer.arena).registrations), known.slot_capacity)
+    for position in range(count):
+        noted = (<uint32_t *>(transfer.arena + known.registrations_offset))[position]
+        result = pin_over(transfer, noted, size, entry, copy)
+        if result != ADDRESS_UNKNOWN:
+            return result
+    return ADDRESS_UNKNOWN
+
+
+cdef uint64_t bytes_at_address(Transfer *transfer) noexcept nogil:
+    """How far a tensor of ours reaches from the address it goes to; 0: further than any tensor."""
+    cdef uint64_t i
+    cdef uint64_t highest = 0
+    if transfer.form == SLOT_TO_SLOT:
+        return transfer.bytes
+    if transfer.form == ALL_BLOCKS:
+        return transfer.local_slot.row_bytes * transfer.local_slot.row_count
+    for i in range(transfer.block_count):
+        highest = max(highest, transfer.remote_blocks[i])
+    return (highest + 1) * transfer.block_bytes if highest < LARGEST_TENSOR // transfer.block_bytes else 0
+
+
+# ---------------------------------------------------------------- whether both sides fit
+
+
 cdef TransferResult fits(Transfer *transfer, const Slot *remote) noexcept nogil:
-    """The checks of api §3.6 (7, 8) that need the peer's cache; sets the ranges that were left open."""
-    cdef uint64_t local_count
+    """The checks of api §3.6 (7-9) and §3.7 that need the peer's cache; sets the ranges that were left open."""
+    cdef TransferResult result
     if transfer.locally_refused:
         return LOCALLY_REFUSED
-    if transfer.batch_index >= remote.batch_size:
+    if transfer.addressing == BY_ADDRESS:
+        return fits_at_address(transfer, remote)
+    if transfer.batch_index >= batch_size_of(remote):
         return REMOTE_SLOT_RANGE if transfer.push else REMOTE_MISSING
     if transfer.all_local:
         transfer.local_first = 0
@@ -190,37 +277,158 @@ cdef TransferResult fits(Transfer *transfer, const Slot *remote) noexcept nogil:
         return TENSOR_COUNTS_DIFFER
     if transfer.remote_end > remote.num_tensors:
         return REMOTE_TENSOR_RANGE
-    if transfer.bytes > remote.slot_bytes:
-        return REMOTE_SLOT_TOO_SMALL
+    result = rows_fit(transfer, remote)
+    if result != TRANSFERRED:
+        return result
+    if transfer.remote_mode and not (remote.accessible and transfer.local_slot.accessible):
+        return NOT_ACCESSIBLE
     return TRANSFERRED
 
 
-cdef TransferResult copy_tensors(Transfer *transfer, const Slot *remote) noexcept nogil:
-    cdef char *remote_pool = transfer.pools[remote.placement]
-    cdef uint64_t pool_bytes = transfer.known.pools[remote.placement].bytes
-    cdef uint64_t count = transfer.local_end - transfer.local_first
-    cdef uint64_t i, offset
-    cdef char *ours
-    cdef char *theirs
-    cdef bint done
-    for i in range(count):
-        if remote.contiguous:
-            offset = remote.place + (transfer.remote_first + i) * remote.tensor_stride
-        else:
-            offset = (<uint64_t *>(transfer.arena + remote.place))[transfer.remote_first + i]
-            if not lies_within(offset, remote.tensor_stride, 0, pool_bytes):
-                return PEER_UNSOUND
-        theirs = remote_pool + offset + transfer.batch_index * remote.slot_bytes
-        ours = transfer.local_pool + tensor_offset(
-            transfer.local_arena, transfer.local_slot, transfer.local_first + i
-        ) + transfer.local_batch_index * transfer.local_slot.slot_bytes
-        if transfer.push:
-            done = copy_until(theirs, ours, transfer.bytes, transfer.deadline, transfer.broken)
-        else:
-            done = copy_until(ours, theirs, transfer.bytes, transfer.deadline, transfer.broken)
-        if not done or (i % 64 == 63 and monotonic_nanoseconds() > transfer.deadline):
-            return LINK_LOST if atomic_load_word(transfer.broken) else OUT_OF_TIME
+cdef TransferResult fits_at_address(Transfer *transfer, const Slot *remote) noexcept nogil:
+    if not remote.accessible:
+        return ADDRESS_UNKNOWN
+    if transfer.form == SLOT_TO_SLOT:
+        return KINDS_DIFFER if remote.blocks else TRANSFERRED
+    return rows_fit(transfer, remote) if transfer.form == ALL_BLOCKS else TRANSFERRED
+
+
+cdef TransferResult rows_fit(Transfer *transfer, const Slot *remote) noexcept nogil:
+    """Whether the kinds of the caches, and the sizes and numbers of their rows, allow the form (api §3.5)."""
+    cdef Slot *local = transfer.local_slot
+    cdef bint source_has_blocks = transfer.form == BLOCKS_TO_BLOCKS or transfer.form == ALL_BLOCKS
+    cdef bint target_has_blocks = transfer.form != SLOT_TO_SLOT
+    cdef uint64_t i, slot_bytes, block_bytes
+    if remote.blocks != (target_has_blocks if transfer.push else source_has_blocks):
+        return KINDS_DIFFER
+    if transfer.form == SLOT_TO_SLOT:
+        return REMOTE_SLOT_TOO_SMALL if transfer.bytes > remote.row_bytes else TRANSFERRED
+    if target_has_blocks and transfer.push and transfer.block_bytes and transfer.block_bytes != remote.row_bytes:
+        return BLOCK_BYTES_DIFFER
+    if source_has_blocks and remote.row_bytes != local.row_bytes:
+        return BLOCK_BYTES_DIFFER
+    if transfer.form == ALL_BLOCKS:
+        return TRANSFERRED if remote.row_count == local.row_count else BLOCK_COUNTS_DIFFER
+    if transfer.form == SLOT_TO_BLOCKS:
+        slot_bytes = local.row_bytes if transfer.push else remote.row_bytes
+        block_bytes = remote.row_bytes if transfer.push else local.row_bytes
+        if transfer.block_count - 1 > (slot_bytes - 1) // block_bytes:
+            return TOO_MANY_BLOCKS
+    if transfer.remote_blocks != NULL:
+        for i in range(transfer.block_count):
+            if transfer.remote_blocks[i] >= remote.row_count:
+                return REMOTE_BLOCK_RANGE
     return TRANSFERRED
+
+
+# ---------------------------------------------------------------- the copy
+
+
+cdef uint64_t plan(Transfer *transfer, const Slot *remote) noexcept nogil:
+    """The pieces of every tensor; at an address the target begins there, not with its tensor."""
+    cdef Slot *local = transfer.local_slot
+    cdef const Slot *source = local if transfer.push else remote
+    cdef const Slot *target = <const Slot *>remote if transfer.push else local
+    cdef const uint64_t *source_blocks = transfer.local_blocks if transfer.push else transfer.remote_blocks
+    cdef const uint64_t *target_blocks = transfer.remote_blocks if transfer.push else transfer.local_blocks
+    cdef uint64_t source_row = transfer.local_batch_index if transfer.push else transfer.batch_index
+    cdef uint64_t target_row = transfer.batch_index if transfer.push else transfer.local_batch_index
+    cdef uint64_t block_bytes = transfer.block_bytes if transfer.addressing == BY_ADDRESS else target.row_bytes
+    if transfer.form == SLOT_TO_SLOT:
+        return plan_slot(
+            transfer.pieces,
+            source_row * source.row_bytes,
+            0 if transfer.addressing == BY_ADDRESS else target_row * target.row_bytes,
+            transfer.bytes,
+        )
+    if transfer.form == SLOT_TO_BLOCKS:
+        return plan_slot_to_blocks(
+            transfer.pieces, source_row * source.row_bytes, source.row_bytes, target_blocks, transfer.block_count, block_bytes
+        )
+    if transfer.form == ALL_BLOCKS:
+        return plan_slot(transfer.pieces, 0, 0, source.row_bytes * source.row_count)
+    return plan_blocks(transfer.pieces, source_blocks, target_blocks, transfer.block_count, block_bytes)
+
+
+cdef Place place_here(char *arena, const Slot *slot, char *pool, uint64_t tensor) noexcept nogil:
+    """Where a tensor of our own node begins."""
+    cdef Place place
+    cdef uint64_t begin = tensor_place(arena, slot, tensor)
+    place.pid = 0
+    place.pidfd = -1
+    if slot.registered:
+        place.reach = OWN
+        place.base = <char *>begin
+    else:
+        place.reach = MAPPED
+        place.base = pool + begin
+    return place
+
+
+cdef bint remote_place(Transfer *transfer, const Slot *remote, uint64_t tensor, Place *place) noexcept nogil:
+    """Where a tensor of the peer's begins, or the address that was given; False if it is nowhere in the peer's pool."""
+    cdef uint64_t begin = tensor_place(transfer.arena, remote, tensor)
+    place.pid = transfer.pid
+    place.pidfd = transfer.pidfd
+    if remote.registered:
+        place.reach = OWN if transfer.pid == getpid() else FOREIGN
+        place.base = <char *>(transfer.address if transfer.addressing == BY_ADDRESS else begin)
+        return True
+    if not lies_within(begin, remote.tensor_stride, 0, transfer.known.pools[remote.placement].bytes):
+        return False
+    if transfer.addressing == BY_ADDRESS:
+        begin = transfer.address - transfer.known.pools[remote.placement].address
+    place.reach = MAPPED
+    place.base = transfer.pools[remote.placement] + begin
+    return True
+
+
+cdef CopyResult copy_tensor(
+    Transfer *transfer, const IndexEntry *entry, uint64_t tensor, const Place *ours, const Place *theirs, uint64_t pieces,
+    const Bounds *bounds
+) noexcept nogil:
+    """Move the pieces of one tensor; where the kernel forbids it, ask the peer to."""
+    cdef CopyResult result
+    if transfer.push:
+        result = copy_pieces(theirs, ours, transfer.pieces, pieces, bounds)
+    else:
+        result = copy_pieces(ours, theirs, transfer.pieces, pieces, bounds)
+    if result == COPY_FORBIDDEN and theirs.reach == FOREIGN and transfer.ask != NULL:
+        return transfer.ask(
+            transfer.peer, entry.slot, entry.generation, tensor, transfer.push, ours, transfer.pieces, pieces,
+            transfer.deadline,
+        )
+    return result
+
+
+cdef TransferResult copy_tensors(Transfer *transfer, const IndexEntry *entry, const Slot *remote) noexcept nogil:
+    cdef uint64_t pieces = plan(transfer, remote)
+    cdef uint64_t i
+    cdef Bounds bounds
+    cdef Place ours, theirs
+    cdef CopyResult result
+    bounds.deadline = transfer.deadline
+    bounds.broken = transfer.broken
+    for i in range(transfer.local_end - transfer.local_first):
+        ours = place_here(
+            transfer.local_arena, transfer.local_slot, transfer.local_pool, transfer.local_first + i
+        )
+        if not remote_place(transfer, remote, transfer.remote_first + i, &theirs):
+            return PEER_UNSOUND
+        result = copy_tensor(transfer, entry, transfer.remote_first + i, &ours, &theirs, pieces, &bounds)
+        if result == COPIED and i % 64 == 63 and monotonic_nanoseconds() > transfer.deadline:
+            result = COPY_OUT_OF_TIME
+        if result != COPIED:
+            return result_of_copy(result)
+    return TRANSFERRED
+
+
+cdef TransferResult result_of_copy(CopyResult result) noexcept nogil:
+    if result == COPY_OUT_OF_TIME:
+        return OUT_OF_TIME
+    if result == COPY_BROKEN_OFF:
+        return LINK_LOST
+    return NOT_MAPPED if result == COPY_BAD_ADDRESS else PEER_CLOSED_ITS_MEMORY
 
 
 cdef TransferResult carry_out(Transfer *transfer) noexcept nogil:
@@ -230,20 +438,25 @@ cdef TransferResult carry_out(Transfer *transfer) noexcept nogil:
     cdef TransferResult result
     cdef bint dropped_key = False
     cdef uint64_t kind = KEY_NONE
-    result = find_and_pin(transfer, &entry, &remote)
+    cdef uint64_t size
+    if transfer.addressing == BY_ADDRESS:
+        size = bytes_at_address(transfer)
+        result = find_address_and_pin(transfer, size, &entry, &remote) if size else ADDRESS_UNKNOWN
+    else:
+        result = find_and_pin(transfer, &entry, &remote)
     if result != TRANSFERRED:
         return result
     if transfer.kind != KEY_CACHE_ID:
         transfer.batch_index = entry.batch_index
     result = fits(transfer, &remote)
     if result == TRANSFERRED:
-        result = copy_tensors(transfer, &remote)
+        result = copy_tensors(transfer, &entry, &remote)
     if result == TRANSFERRED and monotonic_nanoseconds() > transfer.deadline:
         result = OUT_OF_TIME
     if result == TRANSFERRED and atomic_load_word(&remote_slot(transfer, entry.slot).gate) >> 1 != entry.generation:
         # The owner took our pin away while we stood still: what we copied may be somebody else's.
         result = REMOTE_MISSING
-    if result == TRANSFERRED:
+    if result == TRANSFERRED and not transfer.keeps_keys:
         if transfer.batch_index < remote.key_count:
             kind = (<KeyRecord *>(transfer.arena + remote.keys) + transfer.batch_index).kind
         dropped_key = transfer_key(
@@ -252,6 +465,7 @@ cdef TransferResult carry_out(Transfer *transfer) noexcept nogil:
             remote.key_count,
             remote.num_tensors,
             kind,
+            remote.registered,
             transfer.batch_index,
             transfer.remote_first,
             transfer.remote_end,

@@ -126,7 +126,7 @@ async def initiate(
                 # The acceptor gives its reason on TCP; if it gives none, it has closed that connection too.
                 raise Refused.by_peer(await channel.receive(Refusal)) from None
             with closing(handover):
-                return Session(channel, theirs, _attach(handover), grant)
+                return Session(channel, theirs, _attach(handover, connection.peer_pid), grant)
 
 
 async def answer(channel: Channel, request: LinkRequest, mine: Identity, store: CacheStore, reaper: Reaper) -> Session:
@@ -140,7 +140,7 @@ async def answer(channel: Channel, request: LinkRequest, mine: Identity, store: 
         channel.send(Welcome(mine, rendezvous.name, token))
         connection, handover = await _meet(rendezvous, theirs, token)
     with connection, closing(handover), _granted(store, reaper, connection.peer_pid) as grant:
-        arena = _attach(handover)
+        arena = _attach(handover, connection.peer_pid)
         _hand_over(store, grant, connection, token)
         return Session(channel, theirs, arena, grant)
 
@@ -179,8 +179,8 @@ def _hand_over(store: CacheStore, grant: PinGrant, connection: SegmentSocket, to
     connection.send(Segments(token, offer.description, grant.peer_bit), offer.fds)
 
 
-def _attach(handover: Handover) -> PeerArena:
-    return local.attach(handover.segments.description, handover.fds, handover.segments.peer_bit)
+def _attach(handover: Handover, pid: int) -> PeerArena:
+    return local.attach(handover.segments.description, handover.fds, handover.segments.peer_bit, pid)
 
 
 def _require_no_objection(mine: Identity, theirs: Identity) -> None:

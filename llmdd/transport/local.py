@@ -32,7 +32,7 @@ def offer(store: CacheStore) -> Offer:
     return Offer(dict(description), tuple(fds))
 
 
-def attach(description: Mapping[str, int], fds: Sequence[int], peer_bit: int) -> PeerArena:
+def attach(description: Mapping[str, int], fds: Sequence[int], peer_bit: int, pid: int) -> PeerArena:
     """Map the segments that another node has offered.
 
     Parameters
@@ -41,6 +41,8 @@ def attach(description: Mapping[str, int], fds: Sequence[int], peer_bit: int) ->
         As received from the other node. The descriptors may be closed afterwards.
     peer_bit
         The pin bit that the other node has granted to this one.
+    pid
+        The other node's process.
 
     Raises
     ------
@@ -48,7 +50,7 @@ def attach(description: Mapping[str, int], fds: Sequence[int], peer_bit: int) ->
         If the segments are not what a node of this version would offer.
     """
     try:
-        return PeerArena(dict(description), tuple(fds), peer_bit)
+        return PeerArena(dict(description), tuple(fds), peer_bit, pid)
     except (KeyError, TypeError, OverflowError, MemoryError, OSError) as error:
         raise ValueError(f"the peer's segments cannot be attached: {error!r}") from error
 

@@ -29,6 +29,8 @@ class Pool(ctypes.Structure):
         ("configured", ctypes.c_uint64),
         ("page_shift", ctypes.c_uint64),
         ("bytes", ctypes.c_uint64),
+        ("address", ctypes.c_uint64),
+        ("tenants", ctypes.c_uint64),
         ("tree", PageTree),
     ]
 
@@ -45,7 +47,7 @@ class IndexEntry(ctypes.Structure):
 
 
 class ArenaHeader(ctypes.Structure):
-    """As in ``layout.pxd``, version 1."""
+    """As in ``layout.pxd``, version 2."""
 
     _fields_ = [
         ("magic", ctypes.c_char * 8),
@@ -64,6 +66,7 @@ class ArenaHeader(ctypes.Structure):
                 "index_offset",
                 "slots_offset",
                 "free_slots_offset",
+                "registrations_offset",
                 "records_offset",
                 "record_capacity",
             )
@@ -106,7 +109,7 @@ class Segments:
         return self._fds
 
     def attach(self, peer_bit: int = 0) -> PeerArena:
-        return PeerArena(self.description, self.fds(), peer_bit)
+        return PeerArena(self.description, self.fds(), peer_bit, os.getpid())
 
     def close(self) -> None:
         while self._fds:
@@ -132,7 +135,7 @@ def attach() -> Callable[[CacheStore, CacheStore], PeerArena]:
     """Lets one store transfer from and to another, as a link would."""
 
     def attach(store: CacheStore, owner: CacheStore) -> PeerArena:
-        arena = PeerArena(*owner.export(), owner.admit_peer())
+        arena = PeerArena(*owner.export(), owner.admit_peer(), os.getpid())
         store.peers = {**store.peers, owner.cluster_id: arena}
         return arena
 

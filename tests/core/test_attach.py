@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -93,8 +94,8 @@ def test_a_description_and_a_segment_that_lie_alike_are_refused(segments: Any, n
 def test_missing_segments_are_refused(segments: Any) -> None:
     fds = segments.fds()
     for count, complaint in ((0, "0 segments"), (1, "1 segments"), (2, "0 pool segments")):
-        assert_refused(lambda count=count: PeerArena(segments.description, fds[:count], 0), complaint)
-    assert_refused(lambda: PeerArena(segments.description, [*fds, fds[2]], 0), "2 pool segments")
+        assert_refused(lambda count=count: PeerArena(segments.description, fds[:count], 0, os.getpid()), complaint)
+    assert_refused(lambda: PeerArena(segments.description, [*fds, fds[2]], 0, os.getpid()), "2 pool segments")
 
 
 @pytest.mark.parametrize("peer_bit", [-1, 64, 2**40])
@@ -109,6 +110,7 @@ def test_a_pin_bit_that_cannot_be_is_refused(segments: Any, peer_bit: int) -> No
         "index_capacity",
         "index_offset",
         "slots_offset",
+        "registrations_offset",
         "records_offset",
         "record_capacity",
         "reference_slots_offset",

@@ -91,7 +91,7 @@ class Stage:
         self.records, self.references = header.records_offset, header.reference_slots_offset - header.control_bytes
         del header
         fds = segments.fds()
-        self.arena = PeerArena(segments.description, fds, 3)
+        self.arena = PeerArena(segments.description, fds, 3, os.getpid())
         self.originals = [bytes(content) for content in segments.contents]
         self.memories = [mmap(fd, 0) for fd in fds]
         self.store = CacheStore(cluster_id=2, device_pool=(1 << 20, 12), timeout_ms=20)
@@ -270,7 +270,7 @@ def test_a_header_of_random_bytes(copy_segments: Any, make_store: Any) -> None:
             segments.contents[0][:HEADER_BYTES] = original
             for _ in range(source.choice([1, 1, 2, 5])):
                 # Behind the magic, version and checksum, which are compared first of all.
-                offset = source.randrange(24, 480, 8)
+                offset = source.randrange(24, 520, 8)
                 value = source.choice(EDGES) if source.random() < 0.7 else source.getrandbits(64)
                 segments.contents[0][offset : offset + 8] = value.to_bytes(8, "little")
             try:

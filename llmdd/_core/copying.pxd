@@ -1,0 +1,47 @@
+"""Moving bytes: a plan of pieces, carried out between two tensors wherever each of them is.
+
+Three kinds of memory are told apart. What is *mapped* here (a pool, ours or a peer's) is copied as it is. What a program
+has registered may have gone since, so the kernel touches it for us (process_memory.h): *own* if the program is this one,
+*foreign* if it is a peer.
+"""
+
+from libc.stdint cimport int64_t, uint64_t
+
+cdef enum Reach:
+    MAPPED = 0
+    OWN = 1
+    FOREIGN = 2
+
+cdef enum CopyResult:
+    COPIED = 0
+    COPY_OUT_OF_TIME = 1
+    COPY_BROKEN_OFF = 2            # the link is lost, or the other process has gone
+    COPY_BAD_ADDRESS = 3           # registered memory that is not mapped any more
+    COPY_FORBIDDEN = 4             # the kernel does not let us into the other process
+
+cdef struct Piece:
+    # Bytes of each tensor that are moved in one go: offsets in the two tensors.
+    uint64_t source
+    uint64_t target
+    uint64_t size
+
+cdef struct Place:
+    # Where a tensor begins.
+    char *base
+    Reach reach
+    int pid                        # FOREIGN: whose
+    int pidfd
+
+cdef struct Bounds:
+    # When to stop.
+    int64_t deadline               # on the monotonic clock, nanoseconds
+    const uint64_t *broken         # becomes non-zero when the link is lost
+
+cdef uint64_t plan_slot(Piece *pieces, uint64_t source, uint64_t target, uint64_t size) noexcept nogil
+cdef uint64_t plan_slot_to_blocks(Piece *pieces, uint64_t source, uint64_t slot_bytes, const uint64_t *blocks,
+                                  uint64_t count, uint64_t block_bytes) noexcept nogil
+cdef uint64_t plan_blocks(Piece *pieces, const uint64_t *sources, const uint64_t *targets, uint64_t count,
+                          uint64_t block_bytes) noexcept nogil
+cdef CopyResult copy_pieces(const Place *target, const Place *source, const Piece *pieces, uint64_t count,
+                            const Bounds *bounds) noexcept nogil
+cdef bint is_mapped(uint64_t address, uint64_t size) noexcept nogil

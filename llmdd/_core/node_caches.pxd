@@ -1,0 +1,25 @@
+"""The caches of one node: made, found and dropped."""
+
+from libc.stdint cimport int64_t, uint64_t
+
+from llmdd._core.cache cimport Cache
+from llmdd._core.cache_desc cimport CacheDesc
+from llmdd._core.layout cimport KeyRecord
+from llmdd._core.lifecycle cimport Allocation
+from llmdd._core.node_memory cimport NodeMemory
+
+
+cdef class NodeCaches:
+    cdef NodeMemory memory
+    cdef readonly uint64_t cluster_id
+    cdef readonly bint remote_accessible
+    cdef public dict peers         # cluster id -> PeerArena, kept by the links
+    cdef public int communicators  # how many live, kept by the links
+    cdef uint64_t admitted         # one bit for each pin bit given to a peer
+    cdef Cache make(self, str tag, CacheDesc desc, Allocation *request, tuple keys, list addresses)
+    cdef int describe(self, CacheDesc desc, Allocation *request) except -1
+    cdef int enter_arena(self, str tag, CacheDesc desc, Allocation *request, tuple keys) except -1
+    cdef bint may_be_accessible(self, CacheDesc desc, object remote_accessible) except -1
+    cdef int move_registered(self, uint64_t peer_bit, uint64_t slot_number, uint64_t generation, uint64_t tensor,
+                             uint64_t offset, uint64_t size, char *data, bint to_tensor) except -1
+    cdef int await_release(self, uint64_t slot_number, uint64_t generation) except -1
