@@ -11,9 +11,32 @@ import numpy as np
 from llmdd.spec import values
 
 import llmdd
-from conformance.world import DATADIST_METHODS, Node, Refusal, World
+from conformance.world import DATADIST_METHODS, Node, Refusal, Task, World
 
 CONTRACTED = (llmdd.LLMException, AttributeError, TypeError, ValueError, RuntimeError)
+
+
+class Synchronizer(llmdd.LayerSynchronizer):
+    """Asks a function."""
+
+    def __init__(self, is_ready: Callable[[int, int | None], Any]) -> None:
+        self.is_ready = is_ready
+
+    def synchronize_layer(self, layer_index: int, timeout_in_millis: int | None) -> bool:
+        return self.is_ready(layer_index, timeout_in_millis)
+
+
+class LibraryTask(Task):
+    """A task of the library."""
+
+    def __init__(self, task: llmdd.CacheTask) -> None:
+        self.task = task
+
+    def synchronize(self, *arguments: Any) -> str:
+        return _answer(lambda: _plain(self.task.synchronize(*arguments)))
+
+    def get_results(self, *arguments: Any) -> list[str]:
+        return _answer(lambda: _plain(self.task.get_results(*arguments)))
 
 
 class LibraryNode(Node):
@@ -41,6 +64,12 @@ class LibraryNode(Node):
         elif method == "finalize":
             self.manager, self.former_manager = None, self.manager or self.former_manager
         return answer
+
+    def transfer_cache_async(self, src_cache: Any, layer_synchronizer: Any, *arguments: Any, **keywords: Any) -> Task:
+        if callable(layer_synchronizer):
+            layer_synchronizer = Synchronizer(layer_synchronizer)
+        task = self.call("transfer_cache_async", src_cache, layer_synchronizer, *arguments, **keywords)
+        return LibraryTask(task)
 
     def call_former_manager(self, method: str, *arguments: Any, **keywords: Any) -> Any:
         return _answer(lambda: _call_with_plain_values(self.former_manager, method, arguments, keywords))

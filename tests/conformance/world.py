@@ -128,6 +128,18 @@ def options_of(
     return options | {f"llm.{name}": value for name, value in others.items()}
 
 
+class Task(ABC):
+    """What ``transfer_cache_async`` gives."""
+
+    @abstractmethod
+    def synchronize(self, *arguments: Any) -> str:
+        """The name of the code."""
+
+    @abstractmethod
+    def get_results(self, *arguments: Any) -> list[str]:
+        """The names of the codes."""
+
+
 class Node(ABC):
     """A cluster. Every call of the contract is a method of its name, which raises :class:`Refusal`."""
 
@@ -141,6 +153,10 @@ class Node(ABC):
     @abstractmethod
     def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
         """Make a call of the contract."""
+
+    @abstractmethod
+    def transfer_cache_async(self, src_cache: Any, layer_synchronizer: Any, *arguments: Any, **keywords: Any) -> Task:
+        """The call of the contract. A synchronizer is a function of a layer and a timeout."""
 
     @abstractmethod
     def call_former_manager(self, method: str, *arguments: Any, **keywords: Any) -> Any:
