@@ -11,8 +11,11 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 try:
-    from llmdd._core.tables import LAYOUT_VERSION, SPEC_CHECKSUM
+    from llmdd._core.tables import LAYOUT_VERSION as LAYOUT_VERSION
+    from llmdd._core.tables import SPEC_CHECKSUM as SPEC_CHECKSUM
 except ModuleNotFoundError as error:
     if not str(error.name).startswith("llmdd."):
         raise
@@ -26,35 +29,50 @@ from llmdd._core.cache import Cache
 from llmdd._core.cache_desc import CacheDesc
 from llmdd._core.cache_keys import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 from llmdd._core.enumerations import DataType, LLMRole, Memtype, Placement, RegisterMemStatus
+from llmdd._core.enumerations import PushType as PushType
 from llmdd._core.status import LLMException, LLMStatusCode, Status
-from llmdd._core.store import PoolUsage
-from llmdd.cache_manager import CacheManager
+from llmdd._core.store import PoolUsage as PoolUsage
+from llmdd.cache_manager import CacheManager as CacheManager
 from llmdd.cluster_info import LLMClusterInfo
 from llmdd.configuration import LLMConfig, LlmConfig
 from llmdd.datadist import LLMDataDist
+from llmdd.layerwise import CacheTask
+from llmdd.transfer_description import KvCache, LayerSynchronizer, MemInfo, TransferConfig, TransferWithCacheKeyConfig
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "LAYOUT_VERSION",
-    "SPEC_CHECKSUM",
-    "BlocksCacheKey",
-    "Cache",
+# What LLM-DataDist exports, in its order (api §1.1); what llmdd has beyond that is an attribute only.
+__all__ = [  # noqa: RUF022
+    "LLMClusterInfo",
+    "LLMStatusCode",
+    "LLMException",
+    "LLMRole",
+    "LlmConfig",
+    "LLMConfig",
+    "DataType",
+    "Status",
     "CacheDesc",
     "CacheKey",
     "CacheKeyByIdAndIndex",
-    "CacheManager",
-    "DataType",
-    "LLMClusterInfo",
-    "LLMConfig",
+    "KvCache",
+    "Cache",
+    "BlocksCacheKey",
     "LLMDataDist",
-    "LLMException",
-    "LLMRole",
-    "LLMStatusCode",
-    "LlmConfig",
-    "Memtype",
     "Placement",
-    "PoolUsage",
     "RegisterMemStatus",
-    "Status",
+    "LayerSynchronizer",
+    "TransferConfig",
+    "CacheTask",
+    "TransferWithCacheKeyConfig",
+    "Memtype",
+    "MemInfo",
 ]
+v2_list = __all__
+
+_OF_THE_OLDER_API = frozenset({"TensorDesc", "Tensor", "KvCacheManager"})
+
+
+def __getattr__(name: str) -> NoReturn:
+    if name in _OF_THE_OLDER_API:
+        raise ImportError(f"{name} belongs to the older API of LLM-DataDist (v1), which {__name__} does not have")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

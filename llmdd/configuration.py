@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from llmdd._core.status import invalid
-from llmdd._core.validation import check_int32, check_type, check_uint32
+from llmdd._core.validation import check_elements, check_int32, check_type, check_uint32
 from llmdd.cluster_info import ipv4_as_int
 
 DEFAULT_MEM_UTILIZATION = 0.95
@@ -68,7 +68,7 @@ class LlmConfig:
 
         def if_set(key: str, value: object) -> None:
             if value is not None:
-                options[key] = str(value)
+                options[key] = str(int(value) if isinstance(value, int) else value)  # True is the int 1
 
         if self._device_id is not None:
             options["ge.exec.deviceId"] = ";".join(map(str, self._device_id))
@@ -126,10 +126,8 @@ class LlmConfig:
     @device_id.setter
     def device_id(self, device_id: int | list[int] | tuple[int, ...]) -> None:
         check_type("device_id", device_id, int, list, tuple)
-        numbers = [device_id] if isinstance(device_id, int) else list(device_id)
+        numbers = [int(number) for number in check_elements("device_id", _listed(device_id), int)]
         for number in numbers:
-            if not isinstance(number, int):
-                raise TypeError(f"device_id inner type only support [int], but got {type(number)}")
             if number < 0:
                 raise invalid(f"device_id is {number}, it should be >= 0")
             check_int32("device_id", number)
@@ -334,6 +332,10 @@ class LlmConfig:
 
 
 LLMConfig = LlmConfig
+
+
+def _listed(device_id: int | list[int] | tuple[int, ...]) -> list[int] | tuple[int, ...]:
+    return [device_id] if isinstance(device_id, int) else device_id
 
 
 def _optional(name: str, value: Any, wanted: type) -> Any:

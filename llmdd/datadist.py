@@ -9,16 +9,17 @@ import threading
 import weakref
 from collections.abc import Sequence
 from types import TracebackType
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
-from llmdd._core.enumerations import LLMRole
+from llmdd._core.enumerations import LLMRole, RegisterMemStatus
 from llmdd._core.status import LLMException, LLMStatusCode, failure, invalid
 from llmdd._core.tables import ENGINE
 from llmdd._core.validation import check_elements, check_int32, check_type, check_uint64
 from llmdd.cache_manager import CacheManager
 from llmdd.cluster_info import LLMClusterInfo, address_text
-from llmdd.link import LinkService, LinkTarget
-from llmdd.options import EngineOptions, PoolOptions
+from llmdd.communicator_arguments import check_link_arguments
+from llmdd.link import DEFAULT_LINK_TOTAL_TIME_S, Address, LinkService, LinkTarget
+from llmdd.options import EngineOptions, PoolOptions, parse_listen_address
 
 DEFAULT_LINK_TIMEOUT_MS = 3000
 MAX_CLUSTERS_PER_CALL = 16
@@ -65,6 +66,7 @@ class LLMDataDist:
         self._manager: CacheManager | None = None
         self._links: LinkService | None = None
         self._options: EngineOptions | None = None
+        self._listen_wanted: Address | None = None
 
     @property
     def cluster_id(self) -> int:
@@ -106,7 +108,14 @@ class LLMDataDist:
             remote_accessible=wanted.remote_accessible,
             timeout_ms=wanted.sync_kv_timeout_ms,
         )
-        links = LinkService(cluster_id=self._cluster_id, store=manager, remote_accessible=wanted.remote_accessible)
+        links = LinkService(
+            cluster_id=self._cluster_id,
+            store=manager,
+            remote_accessible=wanted.remote_accessible,
+            link_total_time_s=wanted.link_total_time_s or DEFAULT_LINK_TOTAL_TIME_S,
+            link_attempts=wanted.link_retry_count,
+            parting_time_s=wanted.sync_kv_timeout_ms / 1000,
+        )
         if wanted.listen_address is not None:
             host, port = wanted.listen_address
             try:
@@ -119,6 +128,7 @@ class LLMDataDist:
                 ) from error
         self._manager = manager
         self._links = links
+        self._listen_wanted = wanted.listen_address
 
     def finalize(self) -> None:
         """Drop links, caches, pools and the listener, after the calls in progress (api §4.4).
@@ -253,6 +263,166 @@ class LLMDataDist:
         targets = [_target(cluster) for cluster, code in zip(clusters, codes, strict=True) if code is None]
         return _overall(codes, links.unlink(targets, timeout, local_only))
 
+    def link(self, comm_name: str, cluster_rank_info: dict[int, int], rank_table: str) -> int:
+        """Become a member of a communicator of two to four clusters (api §4.2).
+
+        Every member makes this call, with the same arguments and in any order. It returns before the members are
+        connected; :meth:`query_register_mem_status` tells how far they have come. When all are, each can transfer from
+        and to each.
+
+        Parameters
+        ----------
+        comm_name : str
+            1 to 127 characters.
+        cluster_rank_info : dict of int to int
+            Cluster id (uint64) → rank (uint32), of every member, this one too; ranks ascending.
+        rank_table : str
+            JSON. Each rank needs an address in it: ``device_ip``, else ``host_ip`` or ``server_id`` of its server; and
+            ``device_port``, else 16666 plus its ``device_id``.
+
+        Returns
+        -------
+        int
+            The communicator's id: 1, 2, and so on, until ``finalize``.
+
+        Raises
+        ------
+        AttributeError, TypeError, ValueError
+            None, something of a wrong type, or a number out of range.
+        LLMException
+            ``LLM_PARAM_INVALID``: another argument that is wrong, or 512 communicators; ``LLM_LINK_FAILED``: the rank
+            table gives no address for every rank; ``LLM_FEATURE_NOT_ENABLED``: the transfer backend is ``hixl``.
+        """
+        links = self._require_ready()
+        check_link_arguments(comm_name, cluster_rank_info, rank_table)
+        self._require_no_backend("link")
+        return links.make_communicator(comm_name, cluster_rank_info, rank_table)
+
+    def query_register_mem_status(self, comm_id: int) -> RegisterMemStatus:
+        """How far a communicator has come (api §4.2).
+
+        Parameters
+        ----------
+        comm_id : int
+            As :meth:`link` returned it.
+
+        Returns
+        -------
+        RegisterMemStatus
+            ``PREPARING`` until every member is connected to this one, ``OK`` then. ``FAILED`` if that has not come
+            about within ``link_total_time``, or never can: the address of this cluster in the rank table cannot be
+            listened at, or another member was given another map or table.
+
+        Raises
+        ------
+        TypeError, ValueError
+            ``comm_id`` is no uint64.
+        LLMException
+            ``LLM_NOT_YET_LINK``: there is no such communicator; ``LLM_FEATURE_NOT_ENABLED``: the transfer backend is
+            ``hixl``.
+        """
+        links = self._require_ready()
+        check_uint64("comm_id", comm_id)
+        self._require_no_backend("query_register_mem_status")
+        return links.communicator_status(comm_id)
+
+    def unlink(self, comm_id: int) -> None:
+        """Drop a communicator at this end, whatever has become of it (api §4.2). Every member does so for itself.
+
+        Waits for preparation to stop and for transfers to end. A cluster that another communicator or link leads to
+        stays linked.
+
+        Parameters
+        ----------
+        comm_id : int
+            As :meth:`link` returned it.
+
+        Raises
+        ------
+        TypeError, ValueError, LLMException
+            As :meth:`query_register_mem_status`.
+        """
+        links = self._require_ready()
+        check_uint64("comm_id", comm_id)
+        self._require_no_backend("unlink")
+        links.drop_communicator(comm_id)
+
+    def switch_role(self, role: LLMRole, switch_options: dict[str, str] | None = None) -> None:
+        """Take another role, and listen elsewhere or nowhere (api §4.3).
+
+        Parameters
+        ----------
+        role : LLMRole
+            May be the one the instance has.
+        switch_options : dict of str to str, optional
+            With ``llm.listenIpInfo``: where to listen from now on; an address that is listened at already is kept.
+            Without it: nowhere. Other keys have no effect.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Something of a wrong type, or a port that is none.
+        LLMException
+            ``LLM_PARAM_INVALID``: an address that is none; ``LLM_EXIST_LINK``: a link or communicator stands or is
+            held; ``LLM_FAILED``: the address cannot be listened at; ``LLM_FEATURE_NOT_ENABLED``: the transfer backend
+            is ``hixl`` and the address another. The role and the listener are then as before.
+        """
+        self._require_ready()
+        check_type("role", role, LLMRole)
+        if switch_options is not None:
+            check_type("switch_options", switch_options, dict)
+        wanted: Address | None = None
+        if switch_options is not None and "llm.listenIpInfo" in switch_options:
+            wanted = parse_listen_address(switch_options["llm.listenIpInfo"])
+        with self._changing:
+            links = self._require_ready()
+            self._switch_listener(links, wanted)
+            self._listen_wanted = wanted
+            self._role = role
+
+    def _switch_listener(self, links: LinkService, wanted: Address | None) -> None:
+        assert self._options is not None
+        uses_backend = self._options.transfer_backend is not None
+        # Who asks for any free port again means the one that was found.
+        address = links.address if wanted == self._listen_wanted else wanted
+        if uses_backend and wanted is not None and address != links.address:
+            raise failure(
+                "switch_role",
+                LLMStatusCode.LLM_FEATURE_NOT_ENABLED,
+                f"the transfer backend {self._options.transfer_backend} keeps its address, {links.address}",
+            )
+
+        def permit(linked: bool) -> None:
+            try:
+                ENGINE.step(self._state, "switch_role", linked=linked and not uses_backend)
+            except LLMException as error:
+                raise failure("switch_role", error.status_code, "unlink from every cluster first") from None
+
+        try:
+            links.switch_listener(address, permit)
+        except OSError as error:
+            raise failure("switch_role", LLMStatusCode.LLM_FAILED, f"cannot listen at {wanted}: {error}") from error
+
+    def _require_no_backend(self, tag: str) -> None:
+        options = self._options
+        if options is not None and options.transfer_backend is not None:
+            raise failure(
+                tag,
+                LLMStatusCode.LLM_FEATURE_NOT_ENABLED,
+                f"it is not supported by the transfer backend {options.transfer_backend}",
+            )
+
+    @property
+    def kv_cache_manager(self) -> NoReturn:
+        """Of the older API, which is not there in cache manager mode: always an LLMException (api §1.10)."""
+        self._require_ready()
+        raise _not_in_this_mode("kv_cache_manager")
+
+    def check_link_status(self, remote_cluster_id: int) -> NoReturn:
+        """Of the older API, which is not there in cache manager mode: always an LLMException (api §1.10)."""
+        self._require_ready()
+        raise _not_in_this_mode("check_link_status")
+
     def _needs_local_address(self) -> bool:
         assert self._options is not None
         return not self._options.local_comm_res
@@ -278,6 +448,10 @@ class LLMDataDist:
 
 def _pool_size(pool: PoolOptions | None) -> tuple[int, int] | None:
     return None if pool is None else (pool.memory_size, pool.page_shift)
+
+
+def _not_in_this_mode(name: str) -> LLMException:
+    return invalid(f"{name} is not supported when llm.EnableCacheManager is configured.")
 
 
 def _check_timeout(timeout: int) -> None:

@@ -34,6 +34,8 @@ class EngineOptions:
     transfer_backend: str | None
     listen_address: tuple[str, int] | None
     sync_kv_timeout_ms: int
+    link_total_time_s: int
+    link_retry_count: int
     device_pool: PoolOptions | None
     host_pool: PoolOptions | None
 
@@ -81,6 +83,8 @@ class EngineOptions:
             transfer_backend=backend,
             listen_address=listen_address,
             sync_kv_timeout_ms=int(options.get("llm.SyncKvCacheWaitTime", DEFAULT_SYNC_KV_TIMEOUT_MS)),
+            link_total_time_s=int(options.get("llm.LinkTotalTime", 0)),
+            link_retry_count=int(options.get("llm.LinkRetryCount", 1)),
             device_pool=_parse_pool("llm.MemPoolConfig", options),
             host_pool=_parse_pool("llm.HostMemPoolConfig", options),
         )

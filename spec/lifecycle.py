@@ -284,7 +284,7 @@ LINK = Machine(
 
 COMMUNICATOR = Machine(
     name="communicator",
-    meaning="One member's part in what ``link`` makes of two to four clusters.",
+    meaning="One member's part in what link makes of two to four clusters.",
     initial="UNKNOWN",
     states=(
         State("UNKNOWN", "There is no such communicator: never made, or unlinked.", "api §4.2"),

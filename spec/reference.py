@@ -18,13 +18,14 @@ A transfer is three steps: *begin* (all checks, both sides pinned), *copy*, *fin
 unpinned); ``pull_cache`` and its like are the three in a row. Other calls may come between them.
 
 The parts: :mod:`.caches` is what a node does alone, with :mod:`.tenants` in :mod:`.memory`; :mod:`.transfers` says what
-may be moved where.
+may be moved where, :mod:`.layerwise` what moves layer by layer.
 """
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from .arguments import (
@@ -40,6 +41,7 @@ from .arguments import (
     require,
 )
 from .caches import CacheOwner
+from .layerwise import LayerTask, read_orders
 from .links import Link
 from .machine import ImpossibleEvent
 from .memory import FIRST_OWN_ADDRESS, Pool, PoolUsage, carry_out
@@ -50,6 +52,7 @@ from .transfers import (
     EngineId,
     Run,
     Transfer,
+    WouldWait,
     addresses_of,
     block_to_block,
     check_blocks_exist,
@@ -78,10 +81,6 @@ MOST_LINKS = 512
 FIRST_FREE_PORT = 49152
 
 
-class WouldWait(Exception):
-    """The call would wait, without a deadline, for a transfer that is in progress."""
-
-
 class Node(CacheOwner):
     """A process with one ``LLMDataDist`` and its cache manager: lives by the ENGINE machine."""
 
@@ -89,6 +88,8 @@ class Node(CacheOwner):
         super()._become_empty()
         self.listen_address: Address | None = None
         self.links: dict[int, Link] = {}
+        self.tasks: set[int] = set()  # the numbers of those that run
+        self.next_task = 1
 
     # -- init and finalize (api §2.3, §4.4) -----------------------------------------------------------------------
 
@@ -106,7 +107,7 @@ class Node(CacheOwner):
         self.pools = {placement: Pool(settings) for placement, settings in self.settings.pools.items()}
 
     def finalize(self) -> None:
-        if self.cluster.transfers_of(self.engine):
+        if self.cluster.transfers_of(self.engine) or self.tasks:
             raise WouldWait("finalize waits for the calls in progress")
         self.charts.engine.fire(self, "finalize")
 
@@ -533,6 +534,33 @@ class Node(CacheOwner):
             assert other is not None
             other.tenants[transfer.remote_cache].unpin(transfer.pin)
 
+    # -- layer by layer (api §3.7) --------------------------------------------------------------------------------
+
+    def transfer_cache_async(self, *arguments: Any, **keywords: Any) -> LayerTask:
+        task = self.begin_transfer_async(*arguments, **keywords)
+        task.run()
+        return task
+
+    def begin_transfer_async(
+        self,
+        src_cache: Any,
+        layer_synchronizer: Any,
+        transfer_configs: Any,
+        src_block_indices: Any = None,
+        dst_block_indices: Any = None,
+        dst_block_memory_size: Any = None,
+    ) -> LayerTask:
+        """Check the arguments and pin the source; no layer has been looked at yet."""
+        settings = self._serving()
+        blocks = (src_block_indices, dst_block_indices, dst_block_memory_size)
+        orders, lists = read_orders(settings.remote_mode, src_cache, layer_synchronizer, transfer_configs, *blocks)
+        source: Tenant | None = None
+        with suppress(Refused):  # whoever wants a layer will be told
+            source = self._open(self._tenant_of(src_cache))
+        number = self.next_task
+        self.next_task += 1
+        return LayerTask(self, number, source, layer_synchronizer, orders, lists)
+
     # -- the rest (api §2.5) --------------------------------------------------------------------------------------
 
     def remap_registered_memory(self, mem_infos: Any) -> None:
@@ -565,6 +593,7 @@ class Node(CacheOwner):
             tuple(_observable_tenant(tenant) for _, tenant in sorted(self.tenants.items())),
             tuple(sorted((link.cluster_id, link.state) for link in self.links.values() if link.state != "UNLINKED")),
             self.next_cache_id,
+            tuple(sorted(self.tasks)),
             tuple(sorted((address, bytes(piece)) for address, piece in self.memory.pieces.items())),
         )
 
@@ -593,6 +622,8 @@ class Node(CacheOwner):
             }
             assert held == pool.holder, f"the {placement} pool has {pool.holder}, the caches hold {held}"
             assert all(0 <= page < pool.pages for page in held), f"{held} is beyond the pool"
+        walking = {number for tenant in self.tenants.values() for kind, number in tenant.pins if kind == "task"}
+        assert walking <= self.tasks, f"the tasks {walking} pin caches, but only {self.tasks} run"
         for link in self.links.values():
             other = self.cluster.running(link.peer)
             if link.state == "LINKED" and other is not None:

@@ -17,6 +17,10 @@ from .tenants import Pin, Tenant
 EngineId = tuple[str, int, int]
 
 
+class WouldWait(Exception):
+    """The call would wait, without a deadline, for a transfer that is in progress."""
+
+
 @dataclass
 class Transfer:
     """A pull or push between begin and finish. Its caller is the local side; the remote side's key is consumed."""

@@ -41,6 +41,14 @@ class Memtype(Enum):
     MEM_TYPE_HOST = 1
 
 
+class PushType(Enum):
+    """How a push names its destination. No call takes or gives one; existing programs import it."""
+
+    NO_CACHE_KEY = 0
+    BLOCKS_CACHE_KEY = 1
+    CACHE_KEY_BY_ID = 2
+
+
 class DataType(Enum):
     """The type of a tensor's elements. The values are those of LLM-DataDist."""
 

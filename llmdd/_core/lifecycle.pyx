@@ -48,6 +48,7 @@ from llmdd._core.layout cimport (
 from llmdd._core.page_pool cimport NO_RUN, page_tree_check, return_run, run_is_taken, take_run
 from llmdd._core.references cimport (
     NO_SLOT,
+    any_key_bound,
     drop_key_bit,
     drop_tensors,
     key_is_bound,
@@ -637,6 +638,17 @@ cdef bint remove_key(char *arena, uint64_t kind, uint64_t id, uint64_t model_id)
     return True
 
 
+cdef unsigned int pinned_state(char *arena, Slot *slot, uint32_t generation) noexcept nogil:
+    """The state of a tenant that our pin keeps from changing, as a peer would find it: by the key bits themselves, not by
+    what the owner has noticed of them."""
+    cdef unsigned int facts = CACHE_FACT_TENANT
+    if slot.held:
+        facts |= CACHE_FACT_ID
+    if any_key_bound(words_of(arena, slot), generation, slot.key_count):
+        facts |= CACHE_FACT_KEYS
+    return CACHE_STATE_OF[facts]
+
+
 cdef unsigned int pin_local(char *arena, uint64_t slot_number, uint32_t generation) noexcept nogil:
     """Pin a cache of our own. 0, or the spec's error; the pin is not held then."""
     cdef Slot *slot = slot_at(arena, slot_number)
@@ -646,7 +658,7 @@ cdef unsigned int pin_local(char *arena, uint64_t slot_number, uint32_t generati
     # Pairs with apply: the pin is set before the gate is read, the gate closed before the pins are.
     gate = atomic_load_word(&slot.gate)
     if gate == (<uint64_t>generation << 1 | 1):
-        state = cache_state(arena, slot, 0)
+        state = pinned_state(arena, slot, generation)
     if cache_outcome(state, CACHE_EVENT_PIN, 0).kind != OUTCOME_REFUSED:
         return ACCEPTED
     unpin_local(arena, slot_number)

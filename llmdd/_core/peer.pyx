@@ -127,9 +127,10 @@ cdef class PeerArena:
     """
 
     def __cinit__(self, description, fds, peer_bit, pid):
-        cdef uint64_t control_bytes = description["control_bytes"]
-        cdef uint64_t references_bytes = description["references_bytes"]
-        self.pidfd = -1
+        cdef uint64_t control_bytes, references_bytes
+        self.pidfd = -1  # first of all: whatever fails from here on, __dealloc__ closes what it finds
+        control_bytes = description["control_bytes"]
+        references_bytes = description["references_bytes"]
         if not 0 <= peer_bit < PEER_LIMIT:
             raise ValueError(f"peer_bit is {peer_bit}, it must be in [0, {PEER_LIMIT})")
         if len(fds) < 2:
@@ -169,8 +170,11 @@ cdef class PeerArena:
         """Carry a transfer out when it is this call's turn; raises what it was refused with."""
         cdef TransferResult result
         cdef int64_t begin = monotonic_nanoseconds()
-        transfer.deadline = begin + timeout_ns
-        if not self.lock.acquire(timeout_ns):
+        if transfer.deadline == 0:
+            transfer.deadline = begin + timeout_ns
+        if not self.lock.acquire(transfer.deadline - begin):
+            if transfer.continued:
+                raise failure(tag, LLMStatusCode.LLM_TIMEOUT, _REFUSALS[OUT_OF_TIME][1])
             raise failure(tag, LLMStatusCode.LLM_LINK_BUSY, "the link was busy for longer than sync_kv_timeout")
         try:
             if atomic_load_word(&self.closing):

@@ -9,12 +9,14 @@ from llmdd._core.transfer cimport Transfer
 
 
 cdef class SourcePin:
-    cdef PinnedCache cache
+    cdef Cache cache
+    cdef PinnedCache pinned        # None once it was released
 
 
 cdef class CacheStore(LocalCopies):
     cdef uint64_t name_remote(self, Transfer *transfer, object key) except *
     cdef int transfer_tensors(self, str tag, Transfer *transfer, uint64_t cluster_id, object key, Cache cache,
-                              uint64_t batch_index, int64_t size, uint64_t per_layer, BlockLists lists) except -1
-    cdef int send(self, Transfer *transfer, uint64_t cluster_id, object key, Cache cache, uint64_t src_first,
+                              uint64_t batch_index, int64_t size, uint64_t per_layer, BlockLists lists,
+                              PinnedCache local=*) except -1
+    cdef int send(self, Transfer *transfer, uint64_t cluster_id, object key, object source, uint64_t src_first,
                   uint64_t batch_index, BlockLists lists, uint64_t block_memory_size) except -1

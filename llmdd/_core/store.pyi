@@ -48,7 +48,7 @@ class CacheStore(LocalCopies):
     def pin_source(self, cache: Cache) -> SourcePin: ...
     def send_to_cache(
         self,
-        cache: Cache,
+        source: Cache | SourcePin,
         key: BlocksCacheKey | CacheKeyByIdAndIndex,
         src_first: int,
         dst_first: int,
@@ -59,7 +59,7 @@ class CacheStore(LocalCopies):
     ) -> None: ...
     def send_to_addresses(
         self,
-        cache: Cache,
+        source: Cache | SourcePin,
         cluster_id: int,
         src_first: int,
         addresses: Sequence[int],

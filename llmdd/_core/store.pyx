@@ -5,6 +5,7 @@ from cython cimport final
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
+from llmdd._core.atomic cimport monotonic_nanoseconds
 from llmdd._core.block_lists cimport BlockLists, checked_blocks, largest, new_block_lists
 from llmdd._core.cache cimport Cache
 from llmdd._core.cache_keys cimport BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
@@ -50,11 +51,11 @@ cdef object _RANGE = range
 
 @final
 cdef class SourcePin:
-    """Keeps a cache of ours from the begin of an asynchronous transfer to its end."""
+    """Keeps a cache of ours from the begin of an asynchronous transfer to its end, also when it is deallocated."""
 
     def release(self):
         """Let it go. Again is nothing."""
-        self.cache = None
+        self.pinned = None
 
 
 cdef class CacheStore(LocalCopies):
@@ -329,18 +330,19 @@ cdef class CacheStore(LocalCopies):
     def pin_source(self, cache):
         """Keep a cache of ours for an asynchronous transfer; LLMException (``LLM_KV_CACHE_NOT_EXIST``) if it has gone."""
         cdef SourcePin pin = SourcePin.__new__(SourcePin)
-        pin.cache = self.existing("transfer_cache_async", <Cache?>cache)
+        pin.cache = <Cache?>cache
+        pin.pinned = self.existing("transfer_cache_async", pin.cache)
         return pin
 
     def send_to_cache(
-        self, cache, key, src_first, dst_first, src_batch_index=0, src_blocks=(), dst_blocks=(), block_memory_size=0
+        self, source, key, src_first, dst_first, src_batch_index=0, src_blocks=(), dst_blocks=(), block_memory_size=0
     ):
         """Send one layer, two tensors, into the cache that a key names in its cluster (api §3.7). Drops no key.
 
         Parameters
         ----------
-        cache : Cache
-            Ours.
+        source : Cache or SourcePin
+            Ours. A pinned one may have been deallocated meanwhile.
         key : BlocksCacheKey or CacheKeyByIdAndIndex
         src_first, dst_first : int
             The first of the two tensors in our and in the remote cache.
@@ -361,21 +363,25 @@ cdef class CacheStore(LocalCopies):
         transfer.remote_first = dst_first
         transfer.remote_end = transfer.remote_first + TENSORS_OF_A_LAYER
         cdef uint64_t cluster_id = self.name_remote(&transfer, key)
-        self.send(&transfer, cluster_id, key, cache, src_first, src_batch_index, lists, block_memory_size)
+        self.send(&transfer, cluster_id, key, source, src_first, src_batch_index, lists, block_memory_size)
 
     def send_to_addresses(
-        self, cache, cluster_id, src_first, addresses, src_batch_index=0, src_blocks=(), dst_blocks=(), block_memory_size=0
+        self, source, cluster_id, src_first, addresses, src_batch_index=0, src_blocks=(), dst_blocks=(), block_memory_size=0
     ):
         """Send one layer to where two addresses of a linked cluster point (api §3.7, D46); else as :meth:`send_to_cache`."""
         cdef Transfer transfer
         cdef BlockLists lists = new_block_lists(tuple(src_blocks), tuple(dst_blocks))
         cdef uint64_t first = src_first
         cdef uint64_t peer_id = cluster_id
+        cdef uint64_t begin = first
+        cdef int64_t deadline = monotonic_nanoseconds() + self.memory.timeout_ns
         for address in addresses:
             memset(&transfer, 0, sizeof(transfer))
             transfer.addressing = BY_ADDRESS
             transfer.address = address
-            self.send(&transfer, peer_id, None, cache, first, src_batch_index, lists, block_memory_size)
+            transfer.deadline = deadline
+            transfer.continued = first != begin
+            self.send(&transfer, peer_id, None, source, first, src_batch_index, lists, block_memory_size)
             first += 1
 
     cdef int send(
@@ -383,12 +389,19 @@ cdef class CacheStore(LocalCopies):
         Transfer *transfer,
         uint64_t cluster_id,
         object key,
-        Cache cache,
+        object source,
         uint64_t src_first,
         uint64_t batch_index,
         BlockLists lists,
         uint64_t block_memory_size,
     ) except -1:
+        cdef Cache cache
+        cdef PinnedCache pinned_source = None
+        if type(source) is SourcePin:
+            cache = (<SourcePin>source).cache
+            pinned_source = (<SourcePin>source).pinned
+        else:
+            cache = <Cache?>source
         transfer.keeps_keys = True
         transfer.local_first = src_first
         transfer.local_end = src_first + (1 if transfer.addressing == BY_ADDRESS else TENSORS_OF_A_LAYER)
@@ -399,7 +412,16 @@ cdef class CacheStore(LocalCopies):
             transfer.form = SLOT_TO_BLOCKS if lists.count else SLOT_TO_SLOT
         transfer.push = True
         return self.transfer_tensors(
-            "transfer_cache_async", transfer, cluster_id, key, cache, batch_index, -1, DEFAULT_TENSORS_PER_LAYER, lists
+            "transfer_cache_async",
+            transfer,
+            cluster_id,
+            key,
+            cache,
+            batch_index,
+            -1,
+            DEFAULT_TENSORS_PER_LAYER,
+            lists,
+            pinned_source,
         )
 
     # ------------------------------------------------------------ any transfer
@@ -431,9 +453,12 @@ cdef class CacheStore(LocalCopies):
         int64_t size,
         uint64_t per_layer,
         BlockLists lists,
+        PinnedCache local=None,
     ) except -1:
-        """The checks of api §3.6 or §3.7 in order, and the transfer, between a cache of ours and one of a peer's."""
-        cdef PinnedCache local
+        """The checks of api §3.6 or §3.7 in order, and the transfer, between a cache of ours and one of a peer's.
+
+        `local` is ours where it was pinned before.
+        """
         cdef Piece piece
         cdef Slot *slot
         cdef PeerArena peer
@@ -443,7 +468,8 @@ cdef class CacheStore(LocalCopies):
         self.memory.require_open(tag)
         if cluster_id == self.cluster_id and not transfer.push:  # a push finds no link to it (api §3.7)
             raise invalid(f"{key} names our own cluster {cluster_id}; transfers go to linked clusters")
-        local = self.existing(tag, cache)
+        if local is None:
+            local = self.existing(tag, cache)
         slot = local.slot
         transfer.remote_mode = self.remote_accessible
         transfer.bytes = slot.row_bytes if size < 0 else <uint64_t>size

@@ -88,7 +88,8 @@ cdef struct Transfer:
     uint64_t block_count
     uint64_t block_bytes           # of the target, as the caller knows them; 0: as the target cache has them
     Piece *pieces                  # room for one a block, one at least
-    int64_t deadline               # on the monotonic clock, nanoseconds
+    int64_t deadline               # on the monotonic clock, nanoseconds; 0 at first: sync_kv_timeout from now
+    bint continued                 # a part of the same call has been transferred already
     bint impatient                 # do not wait while the owner changes its index: INDEX_IN_MOTION
 
 cdef Place place_here(char *arena, const Slot *slot, char *pool, uint64_t tensor) noexcept nogil

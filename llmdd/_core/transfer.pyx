@@ -198,7 +198,8 @@ cdef int64_t tensor_over(Transfer *transfer, const Slot *slot, uint64_t size) no
 
 
 cdef TransferResult pin_over(Transfer *transfer, uint32_t noted, uint64_t size, IndexEntry *entry, Slot *copy) noexcept nogil:
-    """Pin the slot that is noted (plus 1) for the transfer's address, if one of its tensors reaches over it."""
+    """Pin the slot that is noted (plus 1) for the transfer's address, if one of its tensors reaches over it and may be
+    written so."""
     cdef uint64_t gate
     cdef int64_t tensor
     cdef TransferResult result
@@ -212,21 +213,23 @@ cdef TransferResult pin_over(Transfer *transfer, uint32_t noted, uint64_t size, 
     if result != TRANSFERRED:
         return ADDRESS_UNKNOWN if result == REMOTE_MISSING else result
     tensor = tensor_over(transfer, copy, size)
-    if tensor >= 0:
+    result = fits_at_address(transfer, copy) if tensor >= 0 else ADDRESS_UNKNOWN
+    if result == TRANSFERRED:
         transfer.remote_first = <uint64_t>tensor
         transfer.remote_end = <uint64_t>tensor + 1
         return TRANSFERRED
     unpin(transfer, entry.slot, False)
-    return ADDRESS_UNKNOWN
+    return result
 
 
 cdef TransferResult find_address_and_pin(Transfer *transfer, uint64_t size, IndexEntry *entry, Slot *copy) noexcept nogil:
     """Pin the cache whose tensor reaches over `size` bytes from an address of the peer's: by the page, or by looking
-    through the registered caches."""
+    through the registered caches, of which several may share memory (api D49)."""
     cdef const ArenaHeader *known = transfer.known
     cdef uint64_t position, count, offset
     cdef uint32_t noted
     cdef TransferResult result
+    cdef TransferResult refusal = ADDRESS_UNKNOWN
     cdef int pool
     for pool in range(POOL_COUNT):
         offset = transfer.address - known.pools[pool].address
@@ -237,9 +240,11 @@ cdef TransferResult find_address_and_pin(Transfer *transfer, uint64_t size, Inde
     for position in range(count):
         noted = (<uint32_t *>(transfer.arena + known.registrations_offset))[position]
         result = pin_over(transfer, noted, size, entry, copy)
+        if result == TRANSFERRED:
+            return TRANSFERRED
         if result != ADDRESS_UNKNOWN:
-            return result
-    return ADDRESS_UNKNOWN
+            refusal = result
+    return refusal
 
 
 cdef uint64_t bytes_at_address(Transfer *transfer) noexcept nogil:
@@ -264,7 +269,7 @@ cdef TransferResult fits(Transfer *transfer, const Slot *remote) noexcept nogil:
     if transfer.locally_refused:
         return LOCALLY_REFUSED
     if transfer.addressing == BY_ADDRESS:
-        return fits_at_address(transfer, remote)
+        return TRANSFERRED         # as find_address_and_pin has seen
     if transfer.batch_index >= batch_size_of(remote):
         return REMOTE_SLOT_RANGE if transfer.push else REMOTE_MISSING
     if transfer.all_local:
@@ -290,6 +295,8 @@ cdef TransferResult fits_at_address(Transfer *transfer, const Slot *remote) noex
         return ADDRESS_UNKNOWN
     if transfer.form == SLOT_TO_SLOT:
         return KINDS_DIFFER if remote.blocks else TRANSFERRED
+    if transfer.form == BLOCKS_TO_BLOCKS and not remote.blocks:
+        return KINDS_DIFFER        # blocks never go to a batch slot (api §3.5)
     return rows_fit(transfer, remote) if transfer.form == ALL_BLOCKS else TRANSFERRED
 
 

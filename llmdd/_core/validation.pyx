@@ -74,6 +74,11 @@ def check_int32(name, value):
     return checked_int32(name, value)
 
 
+def check_int64(name, value):
+    """`value` as an int64; TypeError or ValueError otherwise."""
+    return checked_int64(name, value)
+
+
 def check_type(name, value, *wanted):
     """`value`, if it is an instance of one of `wanted`; TypeError otherwise."""
     if not isinstance(value, wanted):

@@ -9,7 +9,13 @@
 ``grant``          the pin bit lent to a peer, and how it comes back
 ``reaper``         settling what peers have released
 ``link_table``     which clusters are linked: the link machine of the spec, one per cluster
+``rank_table``     where the members of a communicator meet
+``communicator``   one member's part in a communicator: the communicator machine of the spec
+``communicators``  all of a node's communicators
+``sessions``       every session that runs, and how it is parted from
 ``listener``       who may knock, how many, and for how long
+``listeners``      at which addresses
+``reception``      who answers what is asked for there
 ``service``        :class:`LinkService`, what the rest of llmdd sees of all this
 =================  ====================================================================================
 
@@ -17,6 +23,7 @@ No byte of a tensor passes through here, and no message is sent for a transfer.
 """
 
 from .endpoint import LinkTarget
-from .service import LinkService
+from .listeners import Address
+from .service import DEFAULT_LINK_TOTAL_TIME_S, LinkService
 
-__all__ = ["LinkService", "LinkTarget"]
+__all__ = ["DEFAULT_LINK_TOTAL_TIME_S", "Address", "LinkService", "LinkTarget"]

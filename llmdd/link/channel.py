@@ -18,12 +18,19 @@ class ConnectionEnded(ProtocolError):
 
 
 class Channel:
-    """Sends and receives messages over a connected, non-blocking socket, which it owns."""
+    """Sends and receives messages over a connected, non-blocking socket, which it owns.
+
+    Attributes
+    ----------
+    owned
+        Whether it belongs to a session, which will close it.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._socket = sock
         self._pid = os.getpid()
+        self.owned = False
 
     def send(self, message: Message) -> None:
         """Say ``message`` without waiting.
@@ -108,6 +115,9 @@ async def connect(host: str, port: int) -> Channel:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await asyncio.get_running_loop().sock_connect(sock, address)
+        if sock.getsockname() == sock.getpeername():
+            # So it may come to be where nobody listens at a port that the kernel also gives to those who call.
+            raise ConnectionRefusedError("the connection leads back to this end")
     except BaseException:
         sock.close()
         raise

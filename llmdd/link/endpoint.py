@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakValueDictionary
 
 from llmdd._core.peer import PeerArena
@@ -23,7 +22,6 @@ from llmdd._core.store import CacheStore
 from .channel import Channel, connect
 from .handshake import Refused, answer, initiate
 from .link_table import LinkTable
-from .listener import Request
 from .messages import (
     Commit,
     Crossed,
@@ -39,11 +37,9 @@ from .messages import (
 )
 from .reaper import Reaper
 from .session import Session
+from .sessions import Sessions
 
 _logger = logging.getLogger("llmdd.link")
-
-#: How long an acceptor gives a handshake, from the request to the commit.
-HANDSHAKE_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +60,8 @@ class Endpoint:
         What this cluster says of itself.
     store, reaper
         Its memory, which linked peers attach, and who takes back the pin bits granted to them.
+    sessions
+        Where the sessions of its links run.
     publish
         As of :class:`~llmdd.link.link_table.LinkTable`.
     """
@@ -73,13 +71,14 @@ class Endpoint:
         identity: Identity,
         store: CacheStore,
         reaper: Reaper,
+        sessions: Sessions,
         publish: Callable[[dict[int, PeerArena]], None],
     ) -> None:
         self._identity = identity
         self._store = store
         self._reaper = reaper
+        self._sessions = sessions
         self.links = LinkTable(publish)
-        self._sessions: set[Session] = set()
         self._committing: set[int] = set()
         self._turns: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
 
@@ -146,7 +145,7 @@ class Endpoint:
         except BaseException:
             session.discard()
             raise
-        self._start(session, initiator=True)
+        self._sessions.start(session, self, initiator=True)
         self._committing.add(cluster_id)
         try:
             verdict = await asyncio.shield(session.verdict)
@@ -200,53 +199,32 @@ class Endpoint:
 
     # -- what other ends want -------------------------------------------------------------------------------------
 
-    async def serve(self, channel: Channel, request: Request) -> bool:
-        """Answer one request; whether the channel is a session's now."""
-        try:
-            if isinstance(request, UnlinkRequest):
-                await self._serve_unlink(channel, request)
-                return False
-            return await asyncio.wait_for(self._serve_link(channel, request), HANDSHAKE_TIMEOUT_S)
-        except asyncio.TimeoutError:
-            refused = Refused(LLMStatusCode.LLM_FAILED, f"the handshake took longer than {HANDSHAKE_TIMEOUT_S} s")
-        except LLMException as error:
-            refused = Refused(error.status_code, str(error))
-        except Refused as error:
-            refused = error
-        except (ProtocolError, OSError, ValueError) as error:
-            refused = Refused(LLMStatusCode.LLM_FAILED, str(error))
-        _logger.warning("refused cluster %d: %s", request.identity.cluster_id, refused)
-        try:
-            channel.send(refused.message)
-        except OSError as error:
-            _logger.debug("cluster %d did not wait for the refusal: %s", request.identity.cluster_id, error)
-        return False
-
-    async def _serve_link(self, channel: Channel, request: LinkRequest) -> bool:
+    async def serve_link(self, channel: Channel, request: LinkRequest) -> None:
+        """Make the link that another cluster asks for; raises what it is refused with."""
         cluster_id = request.identity.cluster_id
         before = self.links[cluster_id].session
         session = await answer(channel, request, self._identity, self._store, self._reaper)
         try:
             if isinstance(await channel.receive(Commit, Detached), Detached):
                 session.discard()  # it has been linked to us by another handshake meanwhile
-                return False
+                return
             if self._crossed(cluster_id, before):
                 channel.send(Crossed())
                 session.discard()
-                return False
+                return
             self.links.take(cluster_id, "accept", session)
         except BaseException:
             session.discard()
             raise
-        self._start(session, initiator=False)
+        self._sessions.start(session, self, initiator=False)
         session.say(Linked())
-        return True
 
     def _crossed(self, cluster_id: int, before: Session | None) -> bool:
         ours_counts = cluster_id in self._committing and self._identity.cluster_id < cluster_id
         return ours_counts or self.links[cluster_id].session is not before
 
-    async def _serve_unlink(self, channel: Channel, request: UnlinkRequest) -> None:
+    async def serve_unlink(self, channel: Channel, request: UnlinkRequest) -> None:
+        """Drop the link that another cluster has dropped, and say so."""
         mine, theirs = self._identity.cluster_id, request.identity
         if request.expected_cluster_id != mine:
             raise Refused(LLMStatusCode.LLM_PARAM_INVALID, f"this is cluster {mine}")
@@ -270,8 +248,8 @@ class Endpoint:
 
     # -- the end --------------------------------------------------------------------------------------------------
 
-    async def close(self, timeout_s: float) -> None:
-        """Drop every link in good order, then whatever is left without any."""
+    def close(self) -> None:
+        """Drop every link, in good order where it stands; the sessions are for the caller to close."""
         for cluster_id in self.links.held():
             link = self.links[cluster_id]
             if link.state == "LINKED" and link.session is not None:
@@ -279,26 +257,6 @@ class Endpoint:
                 self.links.take(cluster_id, "unlink")
             else:
                 self.links.take(cluster_id, "force_unlink")
-        sessions = list(self._sessions)
-        partings = [asyncio.create_task(_part(session)) for session in sessions]
-        if partings:
-            _, late = await asyncio.wait(partings, timeout=timeout_s)
-            await cancel(late)
-        await cancel([session.ended for session in sessions if session.ended is not None])
-
-    def abandon(self) -> None:
-        """Close the sockets in a forked child, and leave the links to the parent."""
-        for session in self._sessions:
-            session.channel.abandon()
-
-    def _start(self, session: Session, *, initiator: bool) -> None:
-        self._sessions.add(session)
-        session.start(self, initiator=initiator).add_done_callback(lambda task: self._session_ended(session, task))
-
-    def _session_ended(self, session: Session, task: asyncio.Task[None]) -> None:
-        self._sessions.discard(session)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _logger.error("session with cluster %d failed", session.peer.cluster_id, exc_info=error)
 
 
 async def _reach(target: LinkTarget) -> Channel | None:
@@ -313,16 +271,3 @@ async def _reach(target: LinkTarget) -> Channel | None:
             "cluster %d does not answer at %s port %d: %s", target.cluster_id, target.host, target.port, error
         )
         return None
-
-
-async def _part(session: Session) -> None:
-    """Until both ends have let go of each other."""
-    await asyncio.shield(session.let_go())
-    await session.parted.wait()
-
-
-async def cancel(tasks: Collection[asyncio.Task[Any]]) -> None:
-    """Cancel tasks and wait until they have ended; how they end is told where they were made."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -21,7 +21,16 @@ from llmdd.transport import local
 
 from .channel import Channel
 from .grant import PinGrant
-from .messages import PROTOCOL_VERSION, Identity, LinkRequest, ProtocolError, Refusal, Segments, Welcome
+from .messages import (
+    PROTOCOL_VERSION,
+    CommunicatorTag,
+    Identity,
+    LinkRequest,
+    ProtocolError,
+    Refusal,
+    Segments,
+    Welcome,
+)
 from .reaper import Reaper
 from .segments import Handover, Rendezvous, SegmentSocket, come_to
 from .session import Session
@@ -35,18 +44,20 @@ _REFUSAL_CODES = (LLMStatusCode.LLM_PARAM_INVALID, LLMStatusCode.LLM_LINK_FAILED
 class Refused(Exception):
     """One of the two ends does not want the link."""
 
-    def __init__(self, status_code: LLMStatusCode, reason: str) -> None:
+    def __init__(self, status_code: LLMStatusCode, reason: str, *, for_now: bool = False) -> None:
         super().__init__(reason)
         self.status_code = status_code
+        self.for_now = for_now
 
     @classmethod
     def by_peer(cls, refusal: Refusal) -> Refused:
         known = [code for code in _REFUSAL_CODES if code == refusal.status_code]
-        return cls(known[0] if known else LLMStatusCode.LLM_FAILED, f"the other end says: {refusal.reason!r}")
+        code = known[0] if known else LLMStatusCode.LLM_FAILED
+        return cls(code, f"the other end says: {refusal.reason!r}", for_now=refusal.for_now)
 
     @property
     def message(self) -> Refusal:
-        return Refusal(int(self.status_code), str(self)[:1000])
+        return Refusal(int(self.status_code), str(self)[:1000], self.for_now)
 
 
 def new_identity(cluster_id: int, remote_accessible: bool) -> Identity:
@@ -95,7 +106,12 @@ def _versions(identity: Identity) -> str:
 
 
 async def initiate(
-    channel: Channel, mine: Identity, store: CacheStore, reaper: Reaper, expected_cluster_id: int
+    channel: Channel,
+    mine: Identity,
+    store: CacheStore,
+    reaper: Reaper,
+    expected_cluster_id: int,
+    communicator: CommunicatorTag | None = None,
 ) -> Session:
     """The initiator's part, up to the commit.
 
@@ -108,7 +124,7 @@ async def initiate(
     LLMException
         If the store has no pin bit left.
     """
-    channel.send(LinkRequest(mine, expected_cluster_id))
+    channel.send(LinkRequest(mine, expected_cluster_id, communicator))
     welcome = await channel.receive(Welcome, Refusal)
     if isinstance(welcome, Refusal):
         raise Refused.by_peer(welcome)
@@ -126,23 +142,28 @@ async def initiate(
                 # The acceptor gives its reason on TCP; if it gives none, it has closed that connection too.
                 raise Refused.by_peer(await channel.receive(Refusal)) from None
             with closing(handover):
-                return Session(channel, theirs, _attach(handover, connection.peer_pid), grant)
+                return Session(channel, theirs, _attach(handover, connection), grant)
 
 
 async def answer(channel: Channel, request: LinkRequest, mine: Identity, store: CacheStore, reaper: Reaper) -> Session:
     """The acceptor's part, up to the commit; raises as :func:`initiate` does."""
     theirs = request.identity
-    if request.expected_cluster_id != mine.cluster_id:
-        raise _wrong_cluster(mine.cluster_id, request.expected_cluster_id)
+    require_cluster(request, mine)
     _require_no_objection(mine, theirs)
     token = secrets.token_bytes(16)
     with Rendezvous() as rendezvous:
         channel.send(Welcome(mine, rendezvous.name, token))
         connection, handover = await _meet(rendezvous, theirs, token)
     with connection, closing(handover), _granted(store, reaper, connection.peer_pid) as grant:
-        arena = _attach(handover, connection.peer_pid)
+        arena = _attach(handover, connection)
         _hand_over(store, grant, connection, token)
         return Session(channel, theirs, arena, grant)
+
+
+def require_cluster(request: LinkRequest, mine: Identity) -> None:
+    """:class:`Refused` if the request is meant for another cluster."""
+    if request.expected_cluster_id != mine.cluster_id:
+        raise _wrong_cluster(mine.cluster_id, request.expected_cluster_id)
 
 
 async def _meet(rendezvous: Rendezvous, theirs: Identity, token: bytes) -> tuple[SegmentSocket, Handover]:
@@ -179,8 +200,9 @@ def _hand_over(store: CacheStore, grant: PinGrant, connection: SegmentSocket, to
     connection.send(Segments(token, offer.description, grant.peer_bit), offer.fds)
 
 
-def _attach(handover: Handover, pid: int) -> PeerArena:
-    return local.attach(handover.segments.description, handover.fds, handover.segments.peer_bit, pid)
+def _attach(handover: Handover, connection: SegmentSocket) -> PeerArena:
+    segments = handover.segments
+    return local.attach(segments.description, handover.fds, segments.peer_bit, connection.peer_pid)
 
 
 def _require_no_objection(mine: Identity, theirs: Identity) -> None:

@@ -27,15 +27,16 @@ _BACKLOG = 128
 _ACCEPT_PAUSE_S = 0.1
 
 Request = LinkRequest | UnlinkRequest
-Serve = Callable[[Channel, Request], Awaitable[bool]]
+Serve = Callable[[Channel, Request], Awaitable[None]]
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens at ``host`` (IPv4, IPv6 or a name) and ``port`` (0: any free one), or ``OSError``."""
+    """A socket that listens at the numeric address ``host`` and ``port`` (0: any free one), or ``OSError``."""
+    flags = socket.AI_PASSIVE | socket.AI_NUMERICHOST
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
     except UnicodeError as error:
-        raise OSError(f"{host!r} is no host name: {error}") from None
+        raise OSError(f"{host!r} is no address: {error}") from None
     family, kind, protocol, _, address = found[0]
     sock = socket.socket(family, kind, protocol)
     try:
@@ -58,25 +59,38 @@ class Listener:
     sock
         As :func:`bind` makes it.
     serve
-        Serves one request, and says whether the channel has become a session's; it is closed otherwise. Cancelled when
-        the listener closes.
+        Serves one request. The channel is closed afterwards unless a session owns it. Cancelled when the listener
+        closes.
     """
 
     def __init__(self, sock: socket.socket, serve: Serve) -> None:
         self._socket = sock
         self._serve = serve
-        self._silent: dict[asyncio.Task[bool], None] = {}
-        self._requests: set[asyncio.Task[bool]] = set()
+        self._silent: dict[asyncio.Task[None], None] = {}
+        self._requests: set[asyncio.Task[None]] = set()
         self._accepting = asyncio.create_task(self._accept(), name="listener")
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is being answered."""
+        return bool(self._requests)
+
+    def retire(self) -> None:
+        """Stop listening. Requests that are being answered are answered."""
+        for task in (self._accepting, *self._silent):
+            task.cancel()
+        if self._socket.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._socket)  # the task that accepts ends later than the socket
+            self._socket.shutdown(socket.SHUT_RDWR)  # also for a forked child that holds the socket too
+            self._socket.close()
 
     async def close(self) -> None:
         """Stop listening, and drop every connection that has not become a session."""
         tasks = [self._accepting, *self._silent, *self._requests]
-        for task in tasks:
+        self.retire()
+        for task in self._requests:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._socket.shutdown(socket.SHUT_RDWR)  # also for a forked child that holds the socket too
-        self._socket.close()
 
     def abandon(self) -> None:
         """Close the socket, and nothing else: it belongs to the process that this one was forked from."""
@@ -102,32 +116,29 @@ class Listener:
         self._silent[task] = None
         task.add_done_callback(lambda task: self._ended(task, channel))
 
-    async def _hear(self, channel: Channel) -> bool:
+    async def _hear(self, channel: Channel) -> None:
         try:
             request = await asyncio.wait_for(channel.receive(LinkRequest, UnlinkRequest), REQUEST_TIMEOUT_S)
         except asyncio.TimeoutError:
             _logger.debug("a connection was dropped: it said nothing for %s s", REQUEST_TIMEOUT_S)
-            return False
+            return
         except ProtocolError as error:
             _logger.debug("a connection was dropped: %s", error)
-            return False
+            return
         task = asyncio.current_task()
         assert task is not None
         self._silent.pop(task, None)
         if len(self._requests) >= MAX_REQUESTS:
             _logger.warning("a request was dropped: %d others are being answered", MAX_REQUESTS)
-            return False
+            return
         self._requests.add(task)
-        return await self._serve(channel, request)
+        await self._serve(channel, request)
 
-    def _ended(self, task: asyncio.Task[bool], channel: Channel) -> None:
+    def _ended(self, task: asyncio.Task[None], channel: Channel) -> None:
         # Here, and not in the task, because a task cancelled before its first step never runs.
         self._silent.pop(task, None)
         self._requests.discard(task)
-        if task.cancelled():
+        if not channel.owned:
             channel.close()
-        elif (error := task.exception()) is not None:
-            channel.close()
+        if not task.cancelled() and (error := task.exception()) is not None:
             _logger.error("a request failed", exc_info=error)
-        elif not task.result():
-            channel.close()

@@ -4,7 +4,8 @@ A frame on TCP is a length (four bytes, network order, at most :data:`MAX_PAYLOA
 one message of the union :data:`Message`. On the Unix socket one packet is one message, :class:`Segments`, without a
 length; the memory descriptors travel beside it.
 
-A link is made like this (the initiator is the end where ``link_clusters`` was called)::
+A link is made like this (the initiator is the end where ``link_clusters`` was called; of two
+members of a communicator, the one with the higher rank)::
 
     initiator                                acceptor
         | -------- LinkRequest ----------------> |   who I am, whom I expect
@@ -33,7 +34,7 @@ from typing import Annotated, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 MAX_PAYLOAD = 16 * 1024
 HEADER = struct.Struct("!I")
@@ -42,6 +43,7 @@ UInt64 = Annotated[int, Meta(ge=0)]  # MessagePack has none larger
 PeerBit = Annotated[int, Meta(ge=0, le=63)]
 ShortText = Annotated[str, Meta(max_length=200)]
 Token = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Description = Annotated[dict[Annotated[str, Meta(max_length=64)], int], Meta(max_length=64)]
 
 
@@ -62,11 +64,24 @@ class Identity(Struct, frozen=True):
     remote_accessible: bool
 
 
+class CommunicatorTag(Struct, frozen=True):
+    """The communicator that a link is to be part of.
+
+    ``name`` and ``agreement`` are digests: of its name, and of everything that its members must have been told alike.
+    ``number`` is the sender's own for it.
+    """
+
+    name: Digest
+    agreement: Digest
+    number: UInt64
+
+
 class LinkRequest(Struct, frozen=True, tag="link"):
-    """Asks ``expected_cluster_id`` for a link."""
+    """Asks ``expected_cluster_id`` for a link, one-sided or as a member of a communicator."""
 
     identity: Identity
     expected_cluster_id: UInt64
+    communicator: CommunicatorTag | None = None
 
 
 class UnlinkRequest(Struct, frozen=True, tag="unlink"):
@@ -105,10 +120,11 @@ class Crossed(Struct, frozen=True, tag="crossed"):
 
 
 class Refusal(Struct, frozen=True, tag="refusal"):
-    """No; ``status_code`` is for the caller, ``reason`` for the log."""
+    """No; ``status_code`` is for the caller, ``reason`` for the log. ``for_now``: asked again, it may be yes."""
 
     status_code: int
     reason: Annotated[str, Meta(max_length=1000)]
+    for_now: bool = False
 
 
 class Unlinked(Struct, frozen=True, tag="unlinked"):

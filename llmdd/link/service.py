@@ -5,20 +5,29 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import os
-import socket
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar
 from weakref import WeakSet
 
+from llmdd._core.enumerations import RegisterMemStatus
 from llmdd._core.peer import PeerArena
 from llmdd._core.status import LLMException, LLMStatusCode
 from llmdd._core.store import CacheStore
 
-from .endpoint import Endpoint, LinkTarget, cancel
+from .channel import Channel
+from .communicator import LocalEnd
+from .communicators import Communicators
+from .endpoint import Endpoint, LinkTarget
 from .handshake import new_identity
-from .listener import Listener, bind
+from .listener import Request
+from .listeners import Address, Listeners
 from .reaper import Reaper
+from .reception import Reception
+from .sessions import Sessions, cancel
+
+#: How long a communicator may prepare, unless it is said otherwise (api §4.2).
+DEFAULT_LINK_TOTAL_TIME_S = 120.0
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -38,25 +47,50 @@ class LinkService:
         Its memory, which linked peers on this host attach.
     remote_accessible
         Whether ``enable_remote_cache_accessible`` is on; both ends of a link must agree.
+    link_total_time_s, link_attempts
+        How long a communicator may prepare, and the number of attempts that share this time (api §4.2).
+    parting_time_s
+        How long the other members' transfers may go on when a communicator is dropped.
 
     Attributes
     ----------
     peers
-        Cluster id → the memory of that cluster, for every link that stands. Replaced, never modified, so it is read
-        without a lock. ``store.peers`` is kept the same.
+        Cluster id → the memory of that cluster, for every cluster that is linked, one-sidedly or as a member of a
+        communicator that is OK. Replaced, never modified, so it is read without a lock. ``store.peers`` is kept the
+        same.
     address
         Where the node listens, or None.
     """
 
-    def __init__(self, *, cluster_id: int, store: CacheStore, remote_accessible: bool) -> None:
+    def __init__(
+        self,
+        *,
+        cluster_id: int,
+        store: CacheStore,
+        remote_accessible: bool,
+        link_total_time_s: float = DEFAULT_LINK_TOTAL_TIME_S,
+        link_attempts: int = 1,
+        parting_time_s: float = 1.0,
+    ) -> None:
         self.peers: dict[int, PeerArena] = {}
-        self.address: tuple[str, int] | None = None
+        self.address: Address | None = None
+        self._linked: dict[int, PeerArena] = {}
+        self._members: dict[int, PeerArena] = {}
         identity = new_identity(cluster_id, remote_accessible)
         self.incarnation = identity.incarnation
         self._store = store
         self._reaper = Reaper(store)
-        self._endpoint = Endpoint(identity, store, self._reaper, self._publish)
-        self._listener: Listener | None = None
+        self._sessions = Sessions()
+        self._listeners = Listeners(self._serve)
+        self._endpoint = Endpoint(identity, store, self._reaper, self._sessions, self._publish_linked)
+        self._communicators = Communicators(
+            LocalEnd(identity, store, self._reaper, self._sessions, self._listeners),
+            self._publish_members,
+            total_time_s=link_total_time_s,
+            attempts=link_attempts,
+            parting_time_s=parting_time_s,
+        )
+        self._reception = Reception(self._endpoint, self._communicators)
         self._calls: set[asyncio.Task[Any]] = set()
         self._pid = os.getpid()
         self._closed = False
@@ -82,22 +116,31 @@ class LinkService:
             If the address cannot be listened at. The listener there was before stays (api §4.3).
         """
         with self._listening:
-            sock = bind(host, port)
-            name = sock.getsockname()
-            try:
-                replaced = self._submit(self._replace_listener, sock)
-            except LLMException:
-                sock.close()
-                raise
-            _result_of(replaced)
-            self.address = (name[0], name[1])
-            return self.address
+            return _result_of(self._submit(self._listen, host, port))
 
     def stop_listening(self) -> None:
         """Accept no links any more. Links that stand are not affected."""
         with self._listening:
-            _result_of(self._submit(self._replace_listener, None))
-            self.address = None
+            _result_of(self._submit(self._stop_listening))
+
+    def switch_listener(self, address: Address | None, permit: Callable[[bool], None]) -> None:
+        """Listen at an address from now on, or nowhere, if ``permit`` does not raise.
+
+        Parameters
+        ----------
+        address
+            Where. If that is where the node listens, the listener stays as it is.
+        permit
+            Told whether a link, or a communicator, stands or is held. Nothing happens to the links between this and
+            the switch.
+
+        Raises
+        ------
+        OSError
+            If the address cannot be listened at. The listener there was before stays (api §4.3).
+        """
+        with self._listening:
+            _result_of(self._submit(self._switch_listener, address, permit))
 
     def link(self, targets: Sequence[LinkTarget], timeout_ms: int) -> list[LLMStatusCode]:
         """Link to each target, all at once, each within ``timeout_ms``; a status code for each (api §4.1)."""
@@ -110,8 +153,20 @@ class LinkService:
         unlink = self._endpoint.unlink
         return _result_of(self._submit(self._each, lambda target: unlink(target, timeout_ms / 1000, force), targets))
 
+    def make_communicator(self, name: str, ranks: dict[int, int], rank_table: str) -> int:
+        """Begin to bring a communicator about (api §4.2); its id. ``ranks`` is cluster id → rank."""
+        return _result_of(self._submit(self._make_communicator, name, ranks, rank_table))
+
+    def communicator_status(self, number: int) -> RegisterMemStatus:
+        """How far a communicator has come; ``LLM_NOT_YET_LINK`` if there is none."""
+        return self._communicators.status(number)
+
+    def drop_communicator(self, number: int) -> None:
+        """Drop a communicator, waiting for transfers to end; ``LLM_NOT_YET_LINK`` if there is none."""
+        _result_of(self._submit(self._drop_communicator, number))
+
     def linked_clusters(self) -> list[int]:
-        """The clusters to which a link stands."""
+        """The clusters to which transfers may run."""
         return list(self.peers)
 
     def close(self, timeout_ms: int) -> None:
@@ -130,15 +185,13 @@ class LinkService:
             self._reaper.close()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
-            self.address = None
 
     def disown(self) -> None:
         """In a forked child: forget the links, and close the sockets without a word to anybody."""
-        self._publish({})
+        self._store.peers = self.peers = {}
         self.address = None
-        if self._listener is not None:
-            self._listener.abandon()
-        self._endpoint.abandon()
+        self._listeners.abandon()
+        self._sessions.abandon()
 
     # -- between the threads --------------------------------------------------------------------------------------
 
@@ -152,9 +205,6 @@ class LinkService:
                 raise _finalized("the link service has ended")
             return asyncio.run_coroutine_threadsafe(work(*args, **kwargs), self._loop)
 
-    def _publish(self, peers: dict[int, PeerArena]) -> None:
-        self._store.peers = self.peers = peers
-
     # -- on the loop ----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -167,22 +217,76 @@ class LinkService:
     async def _each(
         self, work: Callable[[LinkTarget], Coroutine[Any, Any, LLMStatusCode]], targets: Sequence[LinkTarget]
     ) -> list[LLMStatusCode]:
+        self._note_call()
+        return await asyncio.gather(*map(work, targets))
+
+    def _note_call(self) -> None:
+        """Closing the service ends the call that waits for this task."""
         task = asyncio.current_task()
         assert task is not None
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
-        return await asyncio.gather(*map(work, targets))
 
-    async def _replace_listener(self, sock: socket.socket | None) -> None:
-        before = self._listener
-        self._listener = None if sock is None else Listener(sock, self._endpoint.serve)
+    def _publish_linked(self, arenas: dict[int, PeerArena]) -> None:
+        self._linked = arenas
+        self._publish()
+
+    def _publish_members(self, arenas: dict[int, PeerArena]) -> None:
+        self._members = arenas
+        self._publish()
+
+    def _publish(self) -> None:
+        self._store.peers = self.peers = {**self._members, **self._linked}
+
+    async def _serve(self, channel: Channel, request: Request) -> None:
+        await self._reception.serve(channel, request)
+
+    async def _make_communicator(self, name: str, ranks: dict[int, int], rank_table: str) -> int:
+        return self._communicators.make(name, ranks, rank_table)
+
+    async def _drop_communicator(self, number: int) -> None:
+        self._note_call()
+        await self._communicators.unlink(number)
+
+    async def _listen(self, host: str, port: int) -> Address:
+        before = self.address
+        try:
+            address = self._listeners.open(host, port)
+        except OSError:
+            if before is None or before[1] != port:
+                raise
+            # Our own listener may be in the way, as one at every address of a host is to any other at its port.
+            await self._stop_listening()
+            try:
+                self.address = self._listeners.open(host, port)
+            except OSError:
+                self.address = self._listeners.open(*before)
+                raise
+            return self.address
+        self.address = address
         if before is not None:
-            await before.close()
+            await self._listeners.close(before)
+        return address
+
+    async def _stop_listening(self) -> None:
+        before, self.address = self.address, None
+        if before is not None:
+            await self._listeners.close(before)
+
+    async def _switch_listener(self, address: Address | None, permit: Callable[[bool], None]) -> None:
+        permit(bool(self._endpoint.links.held() or len(self._communicators)))
+        if address is None:
+            await self._stop_listening()
+        elif address != self.address:
+            await self._listen(*address)
 
     async def _shut_down(self, timeout_s: float) -> None:
         await cancel(list(self._calls))
-        await self._replace_listener(None)
-        await self._endpoint.close(timeout_s)
+        self.address = None
+        await self._listeners.close_all()
+        self._endpoint.close()
+        self._communicators.close()
+        await self._sessions.close(timeout_s)
         await cancel([task for task in asyncio.all_tasks() if task is not asyncio.current_task()])
         await self._loop.shutdown_default_executor()
 

@@ -53,6 +53,11 @@ class Session:
         self.ended: asyncio.Task[None] | None = None
         self._letting_go: asyncio.Task[None] | None = None
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing of the session is left."""
+        return self.ended is not None and self.ended.done()
+
     def discard(self) -> None:
         """Undo the preparation of a session that was not committed: neither end has transferred anything."""
         self.arena.detach(0)
@@ -71,6 +76,7 @@ class Session:
         """Listen to the peer, and watch its process, from now on. Only the initiator hears a :attr:`verdict`."""
         if not initiator:
             self.verdict.cancel()
+        self.channel.owned = True
         self.grant.watch(self.channel.hang_up)
         self.ended = asyncio.create_task(self._run(owner), name=f"session with cluster {self.peer.cluster_id}")
         return self.ended

@@ -42,7 +42,7 @@ def attach(description: Mapping[str, int], fds: Sequence[int], peer_bit: int, pi
     peer_bit
         The pin bit that the other node has granted to this one.
     pid
-        The other node's process.
+        The other node's process, as this one sees it.
 
     Raises
     ------

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import instance_process
 import msgspec
 import pytest
+from instance_process import Instance
 
 from llmdd._core.cache_desc import CacheDesc
 from llmdd._core.cache_keys import CacheKey
@@ -31,7 +33,7 @@ DESC = CacheDesc(1, (1, 4096), DataType.DT_UINT8)
 class Node:
     """A node in this process."""
 
-    def __init__(self, cluster_id: int, *, remote_accessible: bool = False) -> None:
+    def __init__(self, cluster_id: int, *, remote_accessible: bool = False, **settings: Any) -> None:
         self.cluster_id = cluster_id
         self.store = CacheStore(
             cluster_id=cluster_id,
@@ -40,7 +42,9 @@ class Node:
             remote_accessible=remote_accessible,
             timeout_ms=1000,
         )
-        self.service = LinkService(cluster_id=cluster_id, store=self.store, remote_accessible=remote_accessible)
+        self.service = LinkService(
+            cluster_id=cluster_id, store=self.store, remote_accessible=remote_accessible, **settings
+        )
 
     def listen(self) -> LinkTarget:
         """Start listening; what others need in order to link to this node."""
@@ -100,18 +104,12 @@ def make_node() -> Iterator[Callable[..., Node]]:
         node.close()
 
 
-class Peer:
-    """A node in a process of its own (``peer_process.py``)."""
+class CommandedProcess:
+    """A process that does what it is told, line by line."""
 
-    def __init__(self, cluster_id: int, remote_accessible: bool = False, **handshake_constants: Any) -> None:
-        self.cluster_id = cluster_id
-        settings = {
-            "cluster_id": cluster_id,
-            "remote_accessible": remote_accessible,
-            "handshake_constants": handshake_constants,
-        }
+    def __init__(self, script: str | Path, settings: dict[str, Any]) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("peer_process.py")), json.dumps(settings)],
+            [sys.executable, str(script), json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -133,17 +131,6 @@ class Peer:
     def call(self, call: str, *arguments: object) -> Any:
         self.ask(call, *arguments)
         return self.answer()
-
-    def listen(self, port: int = 0) -> LinkTarget:
-        return LinkTarget(self.cluster_id, *self.call("listen", LOCALHOST, port))
-
-    def link(self, target: LinkTarget, timeout_ms: int = 5000) -> str:
-        code: str = self.call("link", target.cluster_id, target.host, target.port, timeout_ms)
-        return code
-
-    def unlink(self, target: LinkTarget, timeout_ms: int = 5000, force: bool = False) -> str:
-        code: str = self.call("unlink", target.cluster_id, target.host, target.port, timeout_ms, force)
-        return code
 
     def fork(self) -> int:
         child: int = self.call("fork")
@@ -173,6 +160,32 @@ class Peer:
                 pipe.close()
 
 
+class Peer(CommandedProcess):
+    """A node in a process of its own (``peer_process.py``)."""
+
+    def __init__(self, cluster_id: int, remote_accessible: bool = False, **handshake_constants: Any) -> None:
+        self.cluster_id = cluster_id
+        super().__init__(
+            Path(__file__).with_name("peer_process.py"),
+            {
+                "cluster_id": cluster_id,
+                "remote_accessible": remote_accessible,
+                "handshake_constants": handshake_constants,
+            },
+        )
+
+    def listen(self, port: int = 0) -> LinkTarget:
+        return LinkTarget(self.cluster_id, *self.call("listen", LOCALHOST, port))
+
+    def link(self, target: LinkTarget, timeout_ms: int = 5000) -> str:
+        code: str = self.call("link", target.cluster_id, target.host, target.port, timeout_ms)
+        return code
+
+    def unlink(self, target: LinkTarget, timeout_ms: int = 5000, force: bool = False) -> str:
+        code: str = self.call("unlink", target.cluster_id, target.host, target.port, timeout_ms, force)
+        return code
+
+
 @pytest.fixture
 def make_peer() -> Iterator[Callable[..., Peer]]:
     peers: list[Peer] = []
@@ -184,6 +197,51 @@ def make_peer() -> Iterator[Callable[..., Peer]]:
     yield make
     for peer in peers:
         peer.end()
+
+
+def options(**given: str) -> dict[str, str]:
+    """What ``LLMDataDist.init`` takes, with a small pool."""
+    pool = json.dumps({"memory_size": 1 << 20, "page_shift": 12})
+    chosen = {"llm.EnableCacheManager": "1", "llm.MemPoolConfig": pool, "llm.SyncKvCacheWaitTime": "5000"}
+    return {**chosen, **{f"llm.{name}": value for name, value in given.items()}}
+
+
+@pytest.fixture
+def make_instance() -> Iterator[Callable[..., Instance]]:
+    """Makes initialised instances in this process, and finalizes them at the end."""
+    made: list[Instance] = []
+
+    def make(cluster_id: int, **given: str) -> Instance:
+        made.append(Instance(cluster_id, options(**given)))
+        return made[-1]
+
+    yield make
+    for instance in made:
+        instance.finalize()
+
+
+class InstanceProcess(CommandedProcess):
+    """An :class:`Instance` in a process of its own: its methods are called by name."""
+
+    def __init__(self, cluster_id: int, chosen: dict[str, str]) -> None:
+        self.cluster_id = cluster_id
+        super().__init__(instance_process.__file__, {"cluster_id": cluster_id, "options": chosen})
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        return lambda *arguments: self.call(method, *arguments)
+
+
+@pytest.fixture
+def make_instance_process() -> Iterator[Callable[..., InstanceProcess]]:
+    made: list[InstanceProcess] = []
+
+    def make(cluster_id: int, **given: str) -> InstanceProcess:
+        made.append(InstanceProcess(cluster_id, options(**given)))
+        return made[-1]
+
+    yield make
+    for process in made:
+        process.end()
 
 
 class RawChannel:
@@ -240,9 +298,11 @@ class RawEnd:
         self._channels.append(RawChannel(sock))
         return self._channels[-1]
 
-    def request_link(self, target: LinkTarget) -> tuple[RawChannel, messages.Welcome]:
+    def request_link(
+        self, target: LinkTarget, communicator: messages.CommunicatorTag | None = None
+    ) -> tuple[RawChannel, messages.Welcome]:
         channel = self.connect(target)
-        channel.send(messages.LinkRequest(self.identity, target.cluster_id))
+        channel.send(messages.LinkRequest(self.identity, target.cluster_id, communicator))
         welcome = channel.receive()
         assert isinstance(welcome, messages.Welcome), welcome
         return channel, welcome
@@ -266,14 +326,14 @@ class RawEnd:
                 os.close(fd)
             return bool(received)
 
-    def prepare_link(self, target: LinkTarget) -> RawChannel:
+    def prepare_link(self, target: LinkTarget, communicator: messages.CommunicatorTag | None = None) -> RawChannel:
         """A handshake with a node, as its initiator, up to the commit."""
-        channel, welcome = self.request_link(target)
+        channel, welcome = self.request_link(target, communicator)
         assert self.hand_over(welcome)
         return channel
 
-    def link(self, target: LinkTarget) -> RawChannel:
-        channel = self.prepare_link(target)
+    def link(self, target: LinkTarget, communicator: messages.CommunicatorTag | None = None) -> RawChannel:
+        channel = self.prepare_link(target, communicator)
         channel.send(messages.Commit())
         assert channel.receive() == messages.Linked()
         return channel

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from rank_tables import rank_table
 
 from llmdd._core.peer import PeerArena
 from llmdd._core.status import LLMException, LLMStatusCode
@@ -149,6 +150,40 @@ def test_the_transfer_from_a_dead_peer_is_broken_off(
     eventually(lambda: arena.detached, "the dead peer's memory is unmapped, without an unlink")
 
 
+def test_unlinking_a_communicator_waits_for_a_transfer_in_progress(
+    make_node: Callable, busy: list[BusyArena], eventually: Callable
+) -> None:
+    nodes, table = [make_node(1), make_node(2)], rank_table(2)
+    for node in nodes:
+        assert node.service.make_communicator("pool", {1: 0, 2: 1}, table) == 1
+    eventually(lambda: [node.linked() for node in nodes] == [[2], [1]], "both are connected")
+    first, second = busy  # the acceptor, which is rank 0, attaches first
+    thread, result = in_background(lambda: nodes[0].service.drop_communicator(1))
+    eventually(lambda: [node.linked() for node in nodes] == [[], []], "transfers are refused from now on, at both ends")
+    assert thread.is_alive() and not first.broken and not second.broken
+    first.done.set()
+    second.done.set()
+    thread.join()
+    assert result == [None] and first.detached
+    eventually(lambda: [node.bits_out() for node in nodes] == [0, 0], "both have let go")
+    assert nodes[1].service.communicator_status(1).name == "OK", "the other end has not unlinked"
+
+
+def test_a_communicator_that_failed_has_let_go_of_its_members(
+    make_node: Callable, busy: list[BusyArena], eventually: Callable
+) -> None:
+    hasty, patient = make_node(1, link_total_time_s=0.5), make_node(2)
+    table = rank_table(3)
+    for node in (hasty, patient):
+        node.service.make_communicator("pool", {1: 0, 2: 1, 3: 2}, table)
+    eventually(lambda: hasty.bits_out() == 1, "the two are connected, the third is missing")
+    for arena in busy:
+        arena.done.set()
+    eventually(lambda: hasty.service.communicator_status(1).name == "FAILED", "the deadline has passed")
+    eventually(lambda: (hasty.bits_out(), patient.bits_out()) == (0, 0), "both have let go")
+    assert patient.service.communicator_status(1).name == "PREPARING"
+
+
 def test_closing_parts_from_every_peer_in_good_order(make_node: Callable, eventually: Callable) -> None:
     hub, spokes = make_node(1), [make_node(2), make_node(3)]
     for spoke in spokes:
@@ -221,8 +256,11 @@ def test_closing_in_the_middle_of_a_handshake(make_node: Callable, make_raw_end:
         lambda service: service.unlink([LinkTarget(2, None, None)], 1000, True),
         lambda service: service.listen("127.0.0.1", 0),
         lambda service: service.stop_listening(),
+        lambda service: service.make_communicator("pool", {1: 0, 2: 1}, "{}"),
+        lambda service: service.drop_communicator(1),
+        lambda service: service.switch_listener(None, lambda linked: None),
     ],
-    ids=["link", "unlink", "listen", "stop_listening"],
+    ids=["link", "unlink", "listen", "stop_listening", "make_communicator", "drop_communicator", "switch_listener"],
 )
 def test_calls_after_closing(make_node: Callable, call: Callable[[LinkService], object]) -> None:
     node = make_node(1)
@@ -268,6 +306,7 @@ class HeldStore:
     def __init__(self, store: object) -> None:
         self._store = store
         self.peers: dict[int, object] = {}
+        self.communicators = 0
         self.held = threading.Event()
         self.refused = threading.Event()
         self.reaped = threading.Event()

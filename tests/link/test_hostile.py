@@ -11,7 +11,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from llmdd.link import endpoint, listener, messages
+from llmdd.link import listener, messages, reception
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
@@ -101,7 +101,7 @@ def test_silence_keeps_nobody_out(linked, make_raw_end: Callable, make_node: Cal
 def test_a_handshake_that_stops_half_way(
     linked, make_raw_end: Callable, eventually: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint, "HANDSHAKE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(reception, "HANDSHAKE_TIMEOUT_S", 0.5)
     _, server, target = linked
     before_handover, _ = make_raw_end(3).request_link(target)
     assert isinstance(before_handover.receive(), messages.Refusal)

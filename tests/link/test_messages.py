@@ -11,14 +11,14 @@ from llmdd.link import messages
 
 IDENTITY = messages.Identity(1, 1, "abc", 2**64 - 1, 2**64 - 1, "host", 1, True)
 EVERY_MESSAGE = [
-    messages.LinkRequest(IDENTITY, 2),
+    messages.LinkRequest(IDENTITY, 2, messages.CommunicatorTag(bytes(32), bytes(32), 1)),
     messages.UnlinkRequest(IDENTITY, 2),
     messages.Welcome(IDENTITY, "name", bytes(16)),
     messages.Segments(bytes(16), {"control_bytes": 2**63}, 63),
     messages.Commit(),
     messages.Linked(),
     messages.Crossed(),
-    messages.Refusal(2**32 - 1, "no"),
+    messages.Refusal(2**32 - 1, "no", True),
     messages.Unlinked(),
     messages.Farewell(),
     messages.Detached(),
@@ -65,6 +65,7 @@ def test_a_damaged_message_is_a_message_or_a_protocol_error(message: messages.Me
         messages.Segments(bytes(16), {str(n): n for n in range(65)}, 0),
         messages.Segments(bytes(16), {}, 64),
         messages.Refusal(0, "x" * 1001),
+        messages.LinkRequest(IDENTITY, 2, messages.CommunicatorTag(bytes(31), bytes(32), 1)),
         messages.LinkRequest(msgspec.structs.replace(IDENTITY, cluster_id=-1), 2),
     ],
 )

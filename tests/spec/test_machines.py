@@ -76,6 +76,7 @@ class Slot:
     state: str = BATCH_SLOT.initial
     registered: bool = False
     tensors_remain: bool = True
+    registered: bool = False
     done: list[str] = field(default_factory=list)
 
     def index_key(self) -> None:
@@ -121,6 +122,7 @@ def test_refused_and_impossible_events_change_nothing() -> None:
 def test_a_stated_guard_goes_before_the_subject() -> None:
     chart, slot = Statechart(BATCH_SLOT), Slot("REQUEST_KEYED", tensors_remain=True)
     assert chart.peek(slot, "transfer", tensors_remain=False).target == "UNKEYED"
+    assert chart.peek(slot, "transfer", tensors_remain=False, registered=True).target == "REQUEST_KEYED"
 
 
 @pytest.mark.parametrize(

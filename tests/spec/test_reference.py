@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,71 +10,24 @@ from llmdd.spec.machine import ImpossibleEvent
 from llmdd.spec.options import PoolSettings
 from llmdd.spec.reference import Cluster, Node, Pool, WouldWait
 from llmdd.spec.statecharts import Refused
-from llmdd.spec.values import INV, Cache, CacheDesc, CacheKey, CacheKeyByIdAndIndex, ClusterInfo
+from llmdd.spec.values import INV, CacheDesc, CacheKey, CacheKeyByIdAndIndex, ClusterInfo
 
-PAGE = 1024
-DESC = CacheDesc(2, (2, 8), "DT_FLOAT16")
-SLOT_BYTES = 16
-PLACEHOLDER = CacheKey(1, INV)
-OWNER_ADDRESS = ("127.0.0.1", 5001)
-TO_OWNER = ClusterInfo(1, (("127.0.0.1", 0),), (OWNER_ADDRESS,))
-
-
-def key(number: int, model: int = 0) -> CacheKey:
-    return CacheKey(1, number, model)
-
-
-def prefix(number: int, model: int = 0) -> CacheKey:
-    return CacheKey(1, INV, model, number)
-
-
-def by_id(cache: Cache, index: int = 0, cluster: int = 1) -> CacheKeyByIdAndIndex:
-    return CacheKeyByIdAndIndex(cluster, cache.cache_id, index)
-
-
-def options(pages: int = 16, **others: str) -> dict[str, str]:
-    pool = json.dumps({"memory_size": pages * PAGE, "page_shift": 10})
-    return {"llm.EnableCacheManager": "1", "llm.MemPoolConfig": pool, **{f"llm.{k}": v for k, v in others.items()}}
-
-
-def two_nodes(**others: str) -> tuple[Node, Node]:
-    """An owner that listens and a puller that has linked to it."""
-    cluster = Cluster()
-    owner, puller = cluster.start("owner", 1), cluster.start("puller", 2)
-    owner.init(options(listenIpInfo="127.0.0.1:5001", **others))
-    puller.init(options(**others))
-    assert puller.link_clusters([TO_OWNER]) == ("LLM_SUCCESS", ["LLM_SUCCESS"])
-    return owner, puller
-
-
-def fill(node: Node, cache: Cache, seed: int) -> None:
-    size = cache.cache_desc.size
-    for tensor in range(cache.cache_desc.num_tensors):
-        node.write(cache, tensor, bytes((seed + 31 * tensor + place) % 256 for place in range(size)))
-
-
-def slot(node: Node, cache: Cache, index: int, tensor: int = 0) -> bytes:
-    size = cache.cache_desc.size // cache.cache_desc.batch_size
-    return node.contents(cache)[tensor][index * size : (index + 1) * size]
-
-
-def refused(error: str, call: Callable[[], Any], cluster: Cluster, text: str = "") -> None:
-    """The call is refused with the error, and changes nothing."""
-    before = cluster.observable()
-    with pytest.raises(Refused) as refusal:
-        call()
-    assert refusal.value.error == error
-    assert text in refusal.value.message
-    assert cluster.observable() == before
-    cluster.check()
-
-
-@pytest.fixture
-def node() -> Node:
-    node = Cluster().start("only", 1)
-    node.init(options())
-    return node
-
+from .nodes import (
+    DESC,
+    OWNER_ADDRESS,
+    PAGE,
+    PLACEHOLDER,
+    SLOT_BYTES,
+    TO_OWNER,
+    by_id,
+    fill,
+    key,
+    options,
+    prefix,
+    refused,
+    slot,
+    two_nodes,
+)
 
 # -- allocation and references ---------------------------------------------------------------------------------------
 

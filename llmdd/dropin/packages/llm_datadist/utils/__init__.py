@@ -1,0 +1,4 @@
+"""Checks of arguments, and the log."""
+
+from . import log as log
+from . import utils as utils

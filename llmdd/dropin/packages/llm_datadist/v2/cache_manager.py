@@ -1,0 +1,3 @@
+"""What a program does with its caches."""
+
+from llmdd import CacheManager as CacheManager
