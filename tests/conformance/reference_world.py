@@ -6,13 +6,27 @@ from collections.abc import Callable
 from typing import Any
 
 from llmdd.spec import reference
+from llmdd.spec.layerwise import LayerTask
 from llmdd.spec.statecharts import Refused, Statecharts
 from llmdd.spec.values import Address, CacheKeyByIdAndIndex
 
-from conformance.world import Node, Refusal, World
+from conformance.world import Node, Refusal, Task, World
 
 #: The machines are the same in every test, and remember what they were asked.
 CHARTS = Statecharts.of()
+
+
+class ReferenceTask(Task):
+    """A task of the model, which has run to its end."""
+
+    def __init__(self, task: LayerTask) -> None:
+        self.task = task
+
+    def synchronize(self, *arguments: Any) -> str:
+        return _answer(lambda: self.task.synchronize(*arguments))
+
+    def get_results(self, *arguments: Any) -> list[str]:
+        return _answer(lambda: self.task.get_results(*arguments))
 
 
 class ReferenceNode(Node):
@@ -25,6 +39,11 @@ class ReferenceNode(Node):
     def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
         assert hasattr(self.model, method), f"the model has no {method}"
         return _answer(lambda: getattr(self.model, method)(*arguments, **keywords))
+
+    def transfer_cache_async(self, src_cache: Any, layer_synchronizer: Any, *arguments: Any, **keywords: Any) -> Task:
+        if callable(layer_synchronizer):
+            is_ready, layer_synchronizer = layer_synchronizer, lambda layer: is_ready(layer, None)
+        return ReferenceTask(self.call("transfer_cache_async", src_cache, layer_synchronizer, *arguments, **keywords))
 
     def call_former_manager(self, method: str, *arguments: Any, **keywords: Any) -> Any:
         return _answer(lambda: CHARTS.engine.step("FINALIZED", "call"))
