@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from llmdd.spec import values
 import llmdd
 from conformance.world import DATADIST_METHODS, Node, Refusal, Task, World
 
+PATIENCE_S = 60.0
 CONTRACTED = (llmdd.LLMException, AttributeError, TypeError, ValueError, RuntimeError)
 
 
@@ -132,6 +134,12 @@ class LibraryWorld(World):
 
     def _start(self, cluster_id: int, role: str) -> Node:
         return LibraryNode(cluster_id, role)
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert time.monotonic() < deadline, f"{what}: still not so after {PATIENCE_S} s"
+            time.sleep(0.002)
 
     def close(self) -> None:
         for node in self.nodes:

@@ -113,6 +113,9 @@ class ReferenceWorld(World):
     def _start(self, cluster_id: int, role: str) -> Node:
         return ReferenceNode(self.cluster.start(f"node {len(self.nodes)}", cluster_id))
 
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        assert condition(), what
+
     def close(self) -> None:
         self.cluster.check()
 

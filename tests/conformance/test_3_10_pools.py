@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from conformance.world import Node, World, outcome, refused, request
 from llmdd.spec.values import CacheDesc
+
+from conformance.world import Node, World, outcome, refused, request
 
 LX, FULL = "LLM_PARAM_INVALID", "LLM_OUT_OF_MEMORY"
 PAGE = 4096
@@ -93,7 +94,9 @@ def test_each_placement_has_its_pool(world: World) -> None:
     assert (node.usage("DEVICE")[1], node.usage("HOST")[1]) == (0, 0)
 
 
-@pytest.mark.parametrize(("settings", "placement"), [({"device_bytes": None}, "DEVICE"), ({"host_bytes": None}, "HOST")])
+@pytest.mark.parametrize(
+    ("settings", "placement"), [({"device_bytes": None}, "DEVICE"), ({"host_bytes": None}, "HOST")]
+)
 def test_without_a_pool(world: World, settings: dict[str, Any], placement: str) -> None:
     """api §3.10, seed §12: no pool for that placement: LX, for C and for B caches."""
     node = world.node(1, **settings)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conformance.world import Node, World, by_id, link, prefix, refused, request
 from llmdd.spec.values import BlocksCacheKey, CacheDesc
+
+from conformance.world import Node, World, by_id, link, prefix, refused, request
 
 NOT_EXIST = "LLM_KV_CACHE_NOT_EXIST"
 C = CacheDesc(2, (2, 64), "DT_UINT8")

@@ -6,8 +6,9 @@ import itertools
 from typing import Any
 
 import pytest
-from conformance.world import Node, World, by_id, pattern, refused, request
 from llmdd.spec.values import BlocksCacheKey, CacheDesc, CacheKeyByIdAndIndex
+
+from conformance.world import Node, World, by_id, pattern, refused, request
 
 LX = "LLM_PARAM_INVALID"
 
@@ -65,9 +66,7 @@ def test_pull_blocks_from_blocks(world: World, remote: bool) -> None:
     ours = decoder.fill(decoder.allocate_blocks_cache(desc), 2)
     before = decoder.contents(ours)
     decoder.pull_blocks(BlocksCacheKey(1, 5), ours, [0, 3, 2], [2, 0, 1])
-    for ours_now, ours_then, there in zip(
-        decoder.contents(ours), before, prompt.contents(theirs), strict=True
-    ):
+    for ours_now, ours_then, there in zip(decoder.contents(ours), before, prompt.contents(theirs), strict=True):
         assert ours_now == there[96:] + there[64:96] + there[:32] + ours_then[96:]
 
 
@@ -195,8 +194,7 @@ def test_pull_size(world: World, size: int) -> None:
     before = decoder.contents(ours)
     decoder.pull_cache(by_id(theirs, 1), ours, 1, size)
     expected = [
-        overlaid(then, there[64 : 64 + size], 64)
-        for then, there in zip(before, prompt.contents(theirs), strict=True)
+        overlaid(then, there[64 : 64 + size], 64) for then, there in zip(before, prompt.contents(theirs), strict=True)
     ]
     assert decoder.contents(ours) == expected
 
@@ -208,9 +206,7 @@ def test_pull_size_minus_one_is_the_local_slot(world: World, here: int, there: i
     theirs = prompt.fill(prompt.allocate_cache(c_desc(2, there)), 1)
     ours = decoder.fill(decoder.allocate_cache(c_desc(2, here)), 2)
     decoder.pull_cache(by_id(theirs, 1), ours)
-    assert slot_of(decoder, ours, 0, here) == [
-        content[:here] for content in slot_of(prompt, theirs, 1, there)
-    ]
+    assert slot_of(decoder, ours, 0, here) == [content[:here] for content in slot_of(prompt, theirs, 1, there)]
 
 
 @pytest.mark.parametrize(("here", "there", "size"), [(64, 32, -1), (32, 64, 33), (64, 32, 33), (64, 64, 65)])
@@ -238,9 +234,7 @@ def test_push_size(world: World, here: int, there: int) -> None:
         assert prompt.contents(theirs) == before
         return
     decoder.push_cache(by_id(theirs, 1), ours, 1)
-    expected = [
-        overlaid(then, mine, there) for then, mine in zip(before, slot_of(decoder, ours, 1, here), strict=True)
-    ]
+    expected = [overlaid(then, mine, there) for then, mine in zip(before, slot_of(decoder, ours, 1, here), strict=True)]
     assert prompt.contents(theirs) == expected
 
 
@@ -426,7 +420,9 @@ def test_the_same_rules_for_the_other_calls(world: World, call: str) -> None:
         theirs, ours = prompt.allocate_cache(desc), decoder.allocate_cache(desc)
     prompt.fill(theirs, 1)
     decoder.fill(ours, 2)
-    target, origin = ((decoder, ours), (prompt, theirs)) if call == "pull_blocks" else ((prompt, theirs), (decoder, ours))
+    target, origin = (
+        ((decoder, ours), (prompt, theirs)) if call == "pull_blocks" else ((prompt, theirs), (decoder, ours))
+    )
     before, source = target[0].contents(target[1]), origin[0].contents(origin[1])
     arguments: tuple[Any, ...] = (BlocksCacheKey(1), ours, [0], [0]) if blocks else (by_id(theirs), ours)
     decoder.call(call, *arguments, src_layer_range=range(1, 2), dst_layer_range=range(1), tensor_num_per_layer=3)

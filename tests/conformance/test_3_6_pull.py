@@ -6,9 +6,10 @@ import threading
 from typing import Any
 
 import pytest
-from conformance.scene import B, C, Scene
-from conformance.world import World, by_id, info_of, prefix, refused, request
 from llmdd.spec.values import BlocksCacheKey, CacheDesc, CacheKey, CacheKeyByIdAndIndex
+
+from conformance.scene import B, C, Scene
+from conformance.world import by_id, info_of, prefix, refused, request
 
 LX, NOT_EXIST, NOT_LINKED = "LLM_PARAM_INVALID", "LLM_KV_CACHE_NOT_EXIST", "LLM_NOT_YET_LINK"
 NOWHERE = CacheKeyByIdAndIndex(9, 1)
@@ -156,9 +157,7 @@ def test_8_remote_sizes(two_sided: Scene) -> None:
         lambda: here.pull_blocks(BlocksCacheKey(1, 10), scene.ours.b, [4], [0]),
         lambda: here.pull_blocks(BlocksCacheKey(1, 10), large_blocks, [0], [0]),
         lambda: here.pull_cache(request(10), large),
-        lambda: here.pull_cache(
-            request(10), scene.ours.c, src_layer_range=range(2, 3), dst_layer_range=range(1)
-        ),
+        lambda: here.pull_cache(request(10), scene.ours.c, src_layer_range=range(2, 3), dst_layer_range=range(1)),
         lambda: here.pull_blocks(
             request(10), scene.ours.b, (), [0], src_layer_range=range(2, 3), dst_layer_range=range(1)
         ),

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conformance.scene import BLOCK_BYTES, B, C, Scene
-from conformance.world import Node, World, by_id, info_of, refused, request
 from llmdd.spec.values import (
     BlocksCacheKey,
     CacheDesc,
@@ -18,6 +16,8 @@ from llmdd.spec.values import (
 )
 
 import llmdd
+from conformance.scene import BLOCK_BYTES, B, C, Scene
+from conformance.world import Node, World, by_id, info_of, refused, request
 
 SUCCESS, LX, NOT_EXIST, NOT_LINKED = "LLM_SUCCESS", "LLM_PARAM_INVALID", "LLM_KV_CACHE_NOT_EXIST", "LLM_NOT_YET_LINK"
 FAILED, TIMEOUT = "LLM_FAILED", "LLM_TIMEOUT"
@@ -218,7 +218,11 @@ def test_each_layer_is_asked_for_once_in_ascending_order(remote_mode: Scene) -> 
     ours = scene.here.fill(scene.here.allocate_cache(desc), 7)
     theirs = [scene.there.allocate_cache(desc) for _ in range(3)]
     layers = Layers()
-    configs = [to(theirs[0], range(4, 6)), to(theirs[1], range(1, 3)), to(theirs[2], range(2, 5))]  # nobody wants layer 0
+    configs = [
+        to(theirs[0], range(4, 6)),
+        to(theirs[1], range(1, 3)),
+        to(theirs[2], range(2, 5)),
+    ]  # nobody wants layer 0
     task = scene.here.transfer_cache_async(ours, layers, configs)
     assert task.get_results() == [SUCCESS] * 3
     assert layers.layers == [1, 2, 3, 4, 5]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from llmdd.spec.values import BlocksCacheKey, CacheDesc
+
 from conformance.scene import Scene
 from conformance.world import Node, World, refused, request
-from llmdd.spec.values import BlocksCacheKey, CacheDesc
 
 LX, NOT_EXIST = "LLM_PARAM_INVALID", "LLM_KV_CACHE_NOT_EXIST"
 DEVICE_B = CacheDesc(2, (4, 32), "DT_UINT8")

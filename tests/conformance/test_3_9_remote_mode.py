@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from llmdd.spec.values import BlocksCacheKey, CacheDesc, ClusterInfo
+
 from conformance.scene import Scene
 from conformance.world import World, by_id, info_of, prefix, refused, request
-from llmdd.spec.values import BlocksCacheKey, CacheDesc, ClusterInfo
 
 LX = "LLM_PARAM_INVALID"
 C = CacheDesc(2, (2, 64), "DT_UINT8")
@@ -49,9 +50,10 @@ def test_pull_blocks_takes_all_key_types(remote_mode: Scene) -> None:
 def test_turned_on_by_default(world: World, options: dict[str, str]) -> None:
     """api §3.9: turned on by default when ``llm.LocalCommRes`` or ``llm.TransferBackend`` is given."""
     node = world.start(1)
-    node.init({"llm.listenIpInfo": "127.0.0.1:0", "llm.EnableCacheManager": "1"} | {
-        f"llm.{name}": value for name, value in options.items()
-    })
+    node.init(
+        {"llm.listenIpInfo": "127.0.0.1:0", "llm.EnableCacheManager": "1"}
+        | {f"llm.{name}": value for name, value in options.items()}
+    )
     other = world.node(2, remote=True)
     info = ClusterInfo(1, (("127.0.0.1", 0),), (node.listen_address,))
     assert other.link_clusters([info]) == ("LLM_SUCCESS", ["LLM_SUCCESS"])

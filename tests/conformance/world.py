@@ -269,6 +269,10 @@ class World(ABC):
     def _start(self, cluster_id: int, role: str) -> Node: ...
 
     @abstractmethod
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        """Wait for what a call has set going. In the model it has happened already."""
+
+    @abstractmethod
     def close(self) -> None:
         """Finalize every node and drop everything."""
 
