@@ -15,6 +15,10 @@ import llmdd
 from conformance.world import DATADIST_METHODS, Node, Refusal, Task, World
 
 PATIENCE_S = 60.0
+
+#: From <linux/mman.h>: memory counts when it is touched.
+MAP_NORESERVE = 0x4000
+
 CONTRACTED = (llmdd.LLMException, AttributeError, TypeError, ValueError, RuntimeError)
 
 
@@ -109,7 +113,7 @@ class LibraryNode(Node):
         octets[: len(content)] = np.frombuffer(content, np.uint8)
 
     def own_memory(self, size: int) -> int:
-        memory = mmap.mmap(-1, size)
+        memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         self.memory[address] = memory
         return address
