@@ -12,7 +12,7 @@ import numpy as np
 from llmdd.spec import values
 
 import llmdd
-from conformance.world import DATADIST_METHODS, Node, Refusal, Task, World
+from conformance.world import DATADIST_METHODS, Node, Refusal, Task, World, pattern
 
 PATIENCE_S = 60.0
 
@@ -111,6 +111,12 @@ class LibraryNode(Node):
     def write_tensor(self, cache: llmdd.Cache, tensor: int, content: bytes) -> None:
         octets = cache.tensors[tensor].reshape(-1).view(np.uint8)
         octets[: len(content)] = np.frombuffer(content, np.uint8)
+
+    def fill(self, cache: llmdd.Cache, seed: int) -> llmdd.Cache:
+        for number, tensor in enumerate(cache.tensors):
+            octets = tensor.reshape(-1).view(np.uint8)
+            octets[:] = np.frombuffer(pattern(seed, number, octets.size), np.uint8)
+        return cache
 
     def own_memory(self, size: int) -> int:
         memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)

@@ -103,7 +103,7 @@ class Scene:
     def outcome(self, method: str, *arguments: Any, **keywords: Any) -> Refusal | None:
         """How a call of the caller's was refused."""
         try:
-            self.here.call(method, *arguments, **keywords)
+            getattr(self.here, method)(*arguments, **keywords)
         except Refusal as refusal:
             return refusal
         return None

@@ -55,7 +55,7 @@ def test_batch_dim_and_batch_size() -> None:
 
 
 def test_size() -> None:
-    """api §1.6: ``size`` is product(shape) × element bytes."""
+    """api §1.6: ``size`` is product(shape) times element bytes."""
     assert make((4, 6)).size == 48
 
 

@@ -32,7 +32,7 @@ class Row(NamedTuple):
     arguments: Callable[[Scene], tuple[Any, ...]]
     error: str
     fragment: str = ""
-    keywords: dict[str, Any] = {}
+    keywords: dict[str, Any] | None = None
     remote: bool = False
 
 
@@ -489,5 +489,5 @@ def test_order_of_checks(world: World, method: str, row: Row) -> None:
     arguments = row.arguments(scene)
     before = scene.picture()
     with refused(row.error, row.fragment):
-        scene.here.call(method, *arguments, **row.keywords)
+        scene.here.call(method, *arguments, **(row.keywords or {}))
     assert scene.picture() == before

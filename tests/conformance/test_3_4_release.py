@@ -316,7 +316,7 @@ def test_each_key_has_a_set_of_its_own(world: World) -> None:
 
 def test_a_key_that_is_bound_again_begins_anew(world: World) -> None:
     """api §3.4: the set is initially all tensor indices."""
-    prompt, cache, decoder, ours = layered(world)
+    prompt, _, decoder, ours = layered(world)
     pull_layer(decoder, request(1), ours, 0)
     prompt.remove_cache_key(request(1))
     prompt.allocate_cache(LAYERS, [request(1)])

@@ -40,7 +40,7 @@ def info_of_client(client: Node) -> ClusterInfo:
     return ClusterInfo(client.cluster_id, LOCAL, ())
 
 
-# ------------------------------------------------------------------------------------------------------------ in general
+# ---------------------------------------------------------------------------------------------------------- in general
 
 
 def test_a_link_is_usable_from_both_ends(world: World) -> None:
@@ -131,7 +131,7 @@ def test_entries_are_handled_concurrently(library: Any) -> None:
         listener.close()
 
 
-# ---------------------------------------------------------------------------------------------------- the table of links
+# ------------------------------------------------------------------------------------------------- the table of links
 
 
 @pytest.mark.parametrize("count", [0, 2])
@@ -261,7 +261,7 @@ def test_too_many_links() -> None:
         assert code(client.link_clusters([info_of(server)])) == expected
 
 
-# --------------------------------------------------------------------------------------------------- the table of unlinks
+# ----------------------------------------------------------------------------------------------- the table of unlinks
 
 
 @pytest.mark.parametrize("count", [0, 2])

@@ -20,7 +20,10 @@ LOCAL = (("127.0.0.1", 0),)
 
 def can_pull(puller: Node, owner: Node) -> Any:
     theirs, ours = owner.allocate_cache(C), puller.allocate_cache(C)
-    return outcome(lambda: puller.pull_cache(by_id(theirs, cluster_id=owner.cluster_id), ours))
+    answer = outcome(lambda: puller.pull_cache(by_id(theirs, cluster_id=owner.cluster_id), ours))
+    owner.deallocate_cache(theirs)
+    puller.deallocate_cache(ours)
+    return answer
 
 
 def test_d56_more_than_16_clusters(world: World) -> None:

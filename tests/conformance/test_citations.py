@@ -27,14 +27,15 @@ CITATION = re.compile(r"^api (§\d+(\.\d+)?[A-F]?( \(\d+\))?|D\d+)(, (§\d+(\.\d
 FILES = sorted(path for path in Path(__file__).parent.glob("test_*.py") if path != Path(__file__))
 
 
-def tests_of(path: Path) -> Iterator[tuple[str, str]]:
+def documented(path: Path) -> Iterator[tuple[str, str]]:
     """Name and first docstring line of each test of a file."""
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
             yield node.name, (ast.get_docstring(node) or "").partition("\n")[0]
 
 
-CITED = [line for path in FILES for _, line in tests_of(path)]
+DOCUMENTED = {path: list(documented(path)) for path in FILES}
+CITED = [line for lines in DOCUMENTED.values() for _, line in lines]
 
 
 def is_cited(what: str) -> bool:
@@ -57,7 +58,7 @@ def test_every_step_is_cited(step: str) -> None:
 @pytest.mark.parametrize("departure", DEPARTURES)
 def test_every_departure_is_cited_by_a_test_of_its_own(departure: str) -> None:
     """There is a test for each departure, whose name says which."""
-    named = [line for path in FILES for name, line in tests_of(path) if f"test_{departure.lower()}_" in name]
+    named = [line for lines in DOCUMENTED.values() for name, line in lines if f"test_{departure.lower()}_" in name]
     assert named
     assert all(re.match(rf"api {departure}(?!\d)", line) for line in named)
 
@@ -65,10 +66,10 @@ def test_every_departure_is_cited_by_a_test_of_its_own(departure: str) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_test_cites_a_statement(path: Path) -> None:
     """The first line of each test's docstring says what it holds the code to."""
-    without = [name for name, line in tests_of(path) if not CITATION.match(line)]
+    without = [name for name, line in DOCUMENTED[path] if not CITATION.match(line)]
     assert not without
     section = re.match(r"test_(\d)(?:_(\d+)|([a-f]))?_", path.name)
     if section and section[3] is None:
         of_the_section = f"§{section[1]}" + (f".{section[2]}" if section[2] else "")
-        elsewhere = [name for name, line in tests_of(path) if of_the_section not in line.partition(": ")[0]]
+        elsewhere = [name for name, line in DOCUMENTED[path] if of_the_section not in line.partition(": ")[0]]
         assert not elsewhere, f"not of {of_the_section}"
