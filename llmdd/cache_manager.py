@@ -6,12 +6,19 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from llmdd._core.cache import Cache
-from llmdd._core.enumerations import Placement
+from llmdd._core.cache_keys import CacheKey
+from llmdd._core.enumerations import Memtype, Placement
 from llmdd._core.status import LLMStatusCode, failure, invalid
-from llmdd._core.store import CacheStore
+from llmdd._core.store import CacheStore, require_one_id
 from llmdd._core.validation import check_elements, check_type, check_uint64
 from llmdd.layerwise import TENSORS_PER_LAYER, Blocks, CacheTask, Destination, ToAddresses, ToCache, start
-from llmdd.transfer_description import LayerSynchronizer, TransferConfig, TransferWithCacheKeyConfig, check_addresses
+from llmdd.transfer_description import (
+    LayerSynchronizer,
+    MemInfo,
+    TransferConfig,
+    TransferWithCacheKeyConfig,
+    check_addresses,
+)
 
 Config: TypeAlias = TransferConfig | TransferWithCacheKeyConfig
 
@@ -82,12 +89,7 @@ class CacheManager(CacheStore):
         >>> str(task.synchronize(timeout_in_millis=5000))
         'LLMStatusCode.LLM_SUCCESS'
         """
-        if self.closed:
-            raise failure(
-                "transfer_cache_async",
-                LLMStatusCode.LLM_ENGINE_FINALIZED,
-                "llm datadist is not initialized any more",
-            )
+        self._require_open("transfer_cache_async")
         check_type("src_cache", src_cache, Cache)
         if src_cache.cache_desc.placement is Placement.HOST:
             raise invalid("src cache not support placement HOST")
@@ -101,6 +103,59 @@ class CacheManager(CacheStore):
             raise invalid(f"num_tensors of src_cache is {num_tensors}, which is not even")
         destinations = [_destination(src_cache, config) for config in configs]
         return start(self, src_cache, layer_synchronizer, destinations, blocks)
+
+    def remap_registered_memory(self, mem_infos: MemInfo | list[MemInfo]) -> None:
+        """Say that a device has its memory back after an error (api §2.5). Without effect: no memory is lost here.
+
+        Parameters
+        ----------
+        mem_infos : MemInfo or list of MemInfo
+            DEVICE memory, neither at address 0 nor empty.
+
+        Raises
+        ------
+        TypeError
+            Anything else.
+        LLMException
+            ``LLM_PARAM_INVALID``: HOST memory, a zero address or size, an empty list. ``LLM_NOT_YET_LINK``: no link
+            stands.
+        """
+        self._require_open("remap_registered_memory")
+        check_type("mem_infos", mem_infos, MemInfo, list)
+        infos = list(mem_infos) if isinstance(mem_infos, list) else [mem_infos]
+        check_elements("mem_infos", infos, MemInfo)
+        for info in infos:
+            if info.mem_type is not Memtype.MEM_TYPE_DEVICE:
+                raise invalid(f"mem_type is {info.mem_type}, only support Memtype.MEM_TYPE_DEVICE")
+            if info.addr == 0:
+                raise invalid(f"addr can not be zero, got {info}")
+            if info.size <= 0:
+                raise invalid(f"size should be bigger than zero, got {info}")
+        if not infos:
+            raise invalid("mem_infos can not be empty")
+        if not self.peers:
+            raise failure("remap_registered_memory", LLMStatusCode.LLM_NOT_YET_LINK, "no cluster is linked")
+
+    @staticmethod
+    def check_cache_key(cache_key: CacheKey) -> None:
+        """Refuse a key that does not have exactly one of request id and prefix id (api §1.11).
+
+        Raises
+        ------
+        TypeError, AttributeError
+            No CacheKey, or None.
+        LLMException
+            ``LLM_PARAM_INVALID``.
+
+        Examples
+        --------
+        >>> CacheManager.check_cache_key(CacheKey(1, req_id=7))
+        """
+        require_one_id(cache_key)
+
+    def _require_open(self, call: str) -> None:
+        if self.closed:
+            raise failure(call, LLMStatusCode.LLM_ENGINE_FINALIZED, "llm datadist is not initialized any more")
 
     def _configs(self, transfer_configs: Sequence[Config]) -> tuple[Config, ...]:
         """The configs, if they are of the kind that this mode takes (api §3.9)."""

@@ -58,6 +58,7 @@ def names(make_datadist: Any, link: Any) -> dict[str, Any]:
     pushed_to.allocate_blocks_cache(CacheDesc(2, (8, 64), DataType.DT_FLOAT16), BlocksCacheKey(2, model_id=1))
     return {name: getattr(llmdd, name) for name in llmdd.__all__} | {
         "np": np,
+        "CacheManager": CacheManager,
         "manager": manager,
         "decoder": decoder,
         "prompt": prompt,

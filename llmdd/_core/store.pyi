@@ -5,6 +5,8 @@ from llmdd._core.cache_keys import BlocksCacheKey, CacheKey, CacheKeyByIdAndInde
 from llmdd._core.local_copies import LocalCopies
 from llmdd._core.node_caches import PoolUsage as PoolUsage
 
+def require_one_id(cache_key: CacheKey) -> None: ...
+
 class SourcePin:
     def release(self) -> None: ...
 

@@ -76,7 +76,6 @@ class Slot:
     state: str = BATCH_SLOT.initial
     registered: bool = False
     tensors_remain: bool = True
-    registered: bool = False
     done: list[str] = field(default_factory=list)
 
     def index_key(self) -> None:
