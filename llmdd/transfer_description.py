@@ -353,7 +353,7 @@ def _layers(name: str, layers: range) -> range:
     if layers.step != 1:
         raise invalid(f"check {name}.step == 1 failed, {name} is {layers}")
     if not 0 <= layers.start < layers.stop:
-        raise invalid(f"check 0 <= range.start < range.stop failed, {name} is {layers}")
+        raise invalid(f"check {name} range.start < range.stop failed, {name} is {layers}")
     return layers
 
 

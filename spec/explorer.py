@@ -28,9 +28,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .memory import FIRST_OWN_ADDRESS
 from .reference import Cluster, Node
 from .statecharts import Refused, Statecharts
-from .values import INV, Cache, CacheDesc, CacheKey, CacheKeyByIdAndIndex, ClusterInfo, View
+from .values import (
+    INV,
+    BlocksCacheKey,
+    Cache,
+    CacheDesc,
+    CacheKey,
+    CacheKeyByIdAndIndex,
+    ClusterInfo,
+    View,
+)
 
 OWNER, PEER = "owner", "peer"
 CLUSTER_IDS = {OWNER: 1, PEER: 2}
@@ -41,11 +51,21 @@ PAGE_SHIFT = 10
 UNKNOWN_ID = 10**9
 
 PLACEHOLDER = "placeholder"
-KEYS = {
+BLOCKS_KEY = "B"
+KEYS: dict[str, CacheKey | BlocksCacheKey] = {
     "K1": CacheKey(1, 1),
     "K2": CacheKey(1, 2),
     "P": CacheKey(1, INV, 0, 1),
+    BLOCKS_KEY: BlocksCacheKey(1),
     PLACEHOLDER: CacheKey(1, INV),
+}
+
+#: The calls that make a cache: whether it has blocks, whether its memory is the program's own.
+MAKERS = {
+    "allocate": (False, False),
+    "allocate_blocks": (True, False),
+    "register": (False, True),
+    "register_blocks": (True, True),
 }
 
 #: A call, as its name and its arguments; the first argument is the node that it is made on.
@@ -57,12 +77,18 @@ Layer = range | None
 
 @dataclass(frozen=True)
 class Scenario:
-    """A small cluster, and what may happen in it."""
+    """A small cluster, and what may happen in it.
+
+    ``bindings`` are the keys that allocated caches are given, ``others`` the keys of those that another call makes.
+    """
 
     name: str
     meaning: str
     bindings: tuple[tuple[str, ...], ...]
+    others: tuple[tuple[str, tuple[str, ...]], ...] = ()
     most_caches: int = 1
+    most_registered: int = 1
+    peer_has_blocks: bool = False
     layers: tuple[Layer, ...] = (None,)
     most_transfers: int = 1
     most_views: int = 0
@@ -76,7 +102,17 @@ class Scenario:
     @property
     def keys(self) -> tuple[str, ...]:
         """The names of all keys that are ever bound."""
-        return tuple(sorted({name for binding in self.bindings for name in binding} - {PLACEHOLDER}))
+        return tuple(sorted({name for _, binding in self.makings for name in binding} - {PLACEHOLDER}))
+
+    @property
+    def removable_keys(self) -> tuple[str, ...]:
+        """Those of them that remove_cache_key takes."""
+        return tuple(name for name in self.keys if name != BLOCKS_KEY)
+
+    @property
+    def makings(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """The calls by which the owner makes caches, each with the keys that it gives."""
+        return (*(("allocate", binding) for binding in self.bindings), *self.others)
 
 
 BOTH, FIRST, SECOND = None, range(1), range(1, 2)
@@ -123,6 +159,24 @@ SMALL = (
         deaths=(OWNER, PEER),
         relinking=True,
     ),
+    Scenario(
+        "blocks",
+        "blocks caches, allocated and registered, beside an ordinary one; pulls and pushes of blocks, and a death",
+        bindings=(("K1", "P"),),
+        others=(("allocate_blocks", (BLOCKS_KEY,)), ("register_blocks", (BLOCKS_KEY,))),
+        most_caches=2,
+        peer_has_blocks=True,
+        remote_mode=True,
+        abandoning=True,
+        deaths=(PEER,),
+    ),
+    Scenario(
+        "registered",
+        "a registered cache beside an ordinary one, unregistered in the midst of two concurrent transfers",
+        bindings=(("K1",),),
+        others=(("register", ("K1", "P")),),
+        most_transfers=2,
+    ),
 )
 
 FULL = (
@@ -134,6 +188,17 @@ FULL = (
         most_caches=3,
         most_views=1,
         most_transfers=2,
+    ),
+    Scenario(
+        "registered caches",
+        "caches of both kinds and memories, layers, two concurrent transfers, deaths and links",
+        bindings=(("K1", "P"),),
+        others=(("register", ("K1", "K2")), ("register", ("P", "P")), ("allocate_blocks", (BLOCKS_KEY,))),
+        most_registered=2,
+        layers=(BOTH, FIRST, SECOND),
+        most_transfers=2,
+        deaths=(OWNER, PEER),
+        relinking=True,
     ),
     Scenario(
         "everything",
@@ -163,6 +228,8 @@ class Violation(Exception):
 class Holders:
     """Who holds one cache."""
 
+    has_blocks: bool = False
+    is_registered: bool = False
     id_held: bool = True
     keys: dict[int, tuple[str, frozenset[int]]] = field(default_factory=dict)
     views: set[int] = field(default_factory=set)
@@ -240,28 +307,77 @@ class Ledger:
 
     def is_idle(self, name: str, node: str, *arguments: Any) -> bool:
         """Whether a call drops what was dropped before, or never was: it succeeds and must change nothing."""
-        if name == "deallocate":
+        if name in ("deallocate", "deallocate_blocks"):
             holders = self.caches[node].get(arguments[0])
-            return holders is None or not holders.id_held
+            # Of a registered cache it takes the addresses from the handle, and nothing else.
+            return holders is None or not (holders.id_held or holders.is_registered)
+        if name == "unregister":
+            return arguments[0] not in self.caches[node]
         return name == "remove_key" and self.bound(node, arguments[0]) is None
 
     # Each action in turn.
 
     def answer_allocate(self, node: str, binding: tuple[str, ...]) -> str | None:
-        if any(self.bound(node, key) for key in binding if key != PLACEHOLDER):
+        if self._already_bound(node, binding):
             return "LLM_PARAM_INVALID"
         capacity = self.scenario.most_caches if node == OWNER else 1
-        return None if len(self.caches[node]) < capacity else "LLM_OUT_OF_MEMORY"
+        return None if len(self.allocated(node)) < capacity else "LLM_OUT_OF_MEMORY"
 
     def record_allocate(self, node: str, binding: tuple[str, ...], cache_id: int) -> None:
+        self._make("allocate", node, binding, cache_id)
+
+    answer_allocate_blocks = answer_allocate
+
+    def record_allocate_blocks(self, node: str, binding: tuple[str, ...], cache_id: int) -> None:
+        self._make("allocate_blocks", node, binding, cache_id)
+
+    def answer_register(self, node: str, binding: tuple[str, ...]) -> str | None:
+        return "LLM_PARAM_INVALID" if self._already_bound(node, binding) else None
+
+    def record_register(self, node: str, binding: tuple[str, ...], cache_id: int) -> None:
+        self._make("register", node, binding, cache_id)
+
+    answer_register_blocks = answer_register
+
+    def record_register_blocks(self, node: str, binding: tuple[str, ...], cache_id: int) -> None:
+        self._make("register_blocks", node, binding, cache_id)
+
+    def allocated(self, node: str) -> list[Holders]:
+        """The holders of the caches that take memory of the pool."""
+        return [holders for holders in self.caches[node].values() if not holders.is_registered]
+
+    def _already_bound(self, node: str, binding: tuple[str, ...]) -> bool:
+        return any(self.bound(node, key) for key in binding if key != PLACEHOLDER)
+
+    def _make(self, call: str, node: str, binding: tuple[str, ...], cache_id: int) -> None:
         last_position = {key: slot for slot, key in enumerate(binding) if key != PLACEHOLDER}
         every_tensor = frozenset(range(NUM_TENSORS))
         keys = {slot: (key, every_tensor) for key, slot in last_position.items()}
-        self.caches[node][cache_id] = Holders(keys=keys)
+        self.caches[node][cache_id] = Holders(*MAKERS[call], keys=keys)
 
     def record_deallocate(self, node: str, cache_id: int, _: Any) -> None:
-        if cache_id in self.caches[node]:
-            self.caches[node][cache_id].id_held = False
+        holders = self.caches[node].get(cache_id)
+        if holders is not None and not holders.is_registered:
+            holders.id_held = False
+
+    def record_deallocate_blocks(self, node: str, cache_id: int, _: Any) -> None:
+        holders = self.caches[node].get(cache_id)
+        if holders is not None and not holders.is_registered:
+            holders.id_held = False
+            holders.keys = {}
+
+    def answer_unregister(self, node: str, cache_id: int) -> str | None:
+        holders = self.caches[node].get(cache_id)
+        if holders is None:
+            return None
+        if not holders.is_registered:
+            return "LLM_PARAM_INVALID"
+        return "LLM_TIMEOUT" if holders.transfers else None
+
+    def record_unregister(self, node: str, cache_id: int, _: Any = None) -> None:
+        """Also when the call has timed out: what it waits for is the end of the transfers."""
+        self.caches[node][cache_id].id_held = False
+        self.caches[node][cache_id].keys = {}
 
     def record_remove_key(self, node: str, key: str, _: Any) -> None:
         where = self.bound(node, key)
@@ -278,15 +394,21 @@ class Ledger:
         self.caches[node][cache_id].views.remove(number)
 
     def answer_pull(self, node: str, local: int, source: str | tuple[int, int], layer: Layer) -> str | None:
-        return self._answer_to_transfer(node, local, source)
+        refusal = self._answer_to_transfer(node, local, source)
+        if refusal is None and self._names_blocks_by_id(node, source):
+            return "LLM_KV_CACHE_NOT_EXIST" if source[1] else "LLM_PARAM_INVALID"  # it has slot 0 alone
+        return refusal
 
     def record_pull(self, node: str, local: int, source: str | tuple[int, int], layer: Layer, number: int) -> None:
         self._begin(node, local, source, layer, number)
 
-    def answer_push(self, node: str, local: int, target: tuple[int, int], layer: Layer) -> str | None:
-        return self._answer_to_transfer(node, local, target)
+    def answer_push(self, node: str, local: int, target: str | tuple[int, int], layer: Layer) -> str | None:
+        refusal = self._answer_to_transfer(node, local, target)
+        if refusal is None and self._names_blocks_by_id(node, target):
+            return "LLM_PARAM_INVALID"
+        return refusal
 
-    def record_push(self, node: str, local: int, target: tuple[int, int], layer: Layer, number: int) -> None:
+    def record_push(self, node: str, local: int, target: str | tuple[int, int], layer: Layer, number: int) -> None:
         self._begin(node, local, target, layer, number)
 
     def _answer_to_transfer(self, node: str, local: int, there: str | tuple[int, int]) -> str | None:
@@ -299,6 +421,9 @@ class Ledger:
         if isinstance(there, str):
             return None if self.bound(other, there) else "LLM_KV_CACHE_NOT_EXIST"
         return self._answer_to_use(other, there[0])
+
+    def _names_blocks_by_id(self, node: str, there: str | tuple[int, int]) -> bool:
+        return not isinstance(there, str) and self.caches[_other(node)][there[0]].has_blocks
 
     def _answer_to_use(self, node: str, cache_id: int) -> str | None:
         holders = self.caches[node].get(cache_id)
@@ -324,10 +449,11 @@ class Ledger:
 
     def record_finish(self, node: str, number: int, _: Any) -> None:
         errand = self.errands[number]
-        keys = self.caches[errand.other][errand.remote].keys
+        holders = self.caches[errand.other][errand.remote]
+        keys = holders.keys
         if errand.slot in keys:
             key, remaining = keys[errand.slot]
-            if key != "P":
+            if key not in ("P", BLOCKS_KEY) and not holders.is_registered:
                 keys[errand.slot] = (key, remaining - errand.tensors)
             if not keys[errand.slot][1]:
                 del keys[errand.slot]
@@ -423,19 +549,34 @@ class Ledger:
     def _local_actions(self, node: str) -> Iterator[Action]:
         caches = self.caches[node]
         if node == OWNER or self.scenario.peer_reallocates:
-            for binding in self.scenario.bindings if node == OWNER else ((),):
-                yield ("allocate", node, binding)
-            for cache_id in (*caches, UNKNOWN_ID):
-                yield ("deallocate", node, cache_id)
+            yield from self._makings(node)
+            yield from self._droppings(node)
         if node == PEER:
             return
-        for key in (*self.scenario.keys, PLACEHOLDER):
+        for key in (*self.scenario.removable_keys, PLACEHOLDER):
             yield ("remove_key", node, key)
         for cache_id, holders in caches.items():
             for view in holders.views:
                 yield ("close_view", node, cache_id, view)
             if sum(len(others.views) for others in caches.values()) < self.scenario.most_views:
                 yield ("open_view", node, cache_id)
+
+    def _makings(self, node: str) -> Iterator[Action]:
+        registered = len(self.caches[node]) - len(self.allocated(node))
+        for call, binding in self.scenario.makings if node == OWNER else (("allocate", ()),):
+            if not MAKERS[call][1] or registered < self.scenario.most_registered:
+                yield (call, node, binding)
+
+    def _droppings(self, node: str) -> Iterator[Action]:
+        made = {call for call, _ in self.scenario.makings}
+        for cache_id, holders in self.caches[node].items():
+            yield ("deallocate_blocks" if holders.has_blocks else "deallocate", node, cache_id)
+        for call, (has_blocks, is_registered) in MAKERS.items():
+            if call in made and not is_registered:
+                yield ("deallocate_blocks" if has_blocks else "deallocate", node, UNKNOWN_ID)
+        if any(MAKERS[call][1] for call in made):
+            for cache_id in (*self.caches[node], UNKNOWN_ID):
+                yield ("unregister", node, cache_id)
 
     def _transfer_actions(self, node: str) -> Iterator[Action]:
         errands = self.errands_of(node)
@@ -448,15 +589,20 @@ class Ledger:
         local = next(iter(self.caches[node]), UNKNOWN_ID)
         slots = [(cache_id, slot) for cache_id in self.caches[OWNER] for slot in range(BATCH_SIZE)]
         for layer in self.scenario.layers:
-            if not self.scenario.remote_mode:
-                for key in self.scenario.keys:
-                    yield ("pull", node, local, key, layer)
+            for key in self._pullable_keys():
+                yield ("pull", node, local, key, layer)
             if self.scenario.by_id:
                 for there in (*slots, (UNKNOWN_ID, 0)):
                     yield ("pull", node, local, there, layer)
             if self.scenario.remote_mode:
-                for there in slots:
-                    yield ("push", node, local, there, layer)
+                for target in [BLOCKS_KEY] if self.scenario.peer_has_blocks else slots:
+                    yield ("push", node, local, target, layer)
+
+    def _pullable_keys(self) -> tuple[str, ...]:
+        """The keys that the peer's kind of pull takes."""
+        if self.scenario.peer_has_blocks:
+            return self.scenario.keys
+        return () if self.scenario.remote_mode else self.scenario.removable_keys
 
 
 def _other(node: str) -> str:
@@ -475,6 +621,8 @@ class Player:
 
     def start(self, name: str) -> None:
         node = self.cluster.start(name, CLUSTER_IDS[name])
+        for _ in range(NUM_TENSORS):
+            node.own_memory(BATCH_SIZE)
         pages = NUM_TENSORS * (self.scenario.most_caches if name == OWNER else 1)
         node.init(
             {
@@ -511,14 +659,38 @@ class Player:
             raise Refused(results[0])
 
     def allocate(self, name: str, binding: tuple[str, ...]) -> int:
+        return self._fill(name, self.cluster.nodes[name].allocate_cache(DESC, [KEYS[key] for key in binding]))
+
+    def allocate_blocks(self, name: str, binding: tuple[str, ...]) -> int:
+        return self._fill(name, self.cluster.nodes[name].allocate_blocks_cache(DESC, *[KEYS[key] for key in binding]))
+
+    def register(self, name: str, binding: tuple[str, ...]) -> int:
         node = self.cluster.nodes[name]
-        cache = node.allocate_cache(DESC, [KEYS[key] for key in binding])
+        return self._fill(name, node.register_cache(DESC, self._own(node), [KEYS[key] for key in binding]))
+
+    def register_blocks(self, name: str, binding: tuple[str, ...]) -> int:
+        node = self.cluster.nodes[name]
+        return self._fill(name, node.register_blocks_cache(DESC, self._own(node), *[KEYS[key] for key in binding]))
+
+    @staticmethod
+    def _own(node: Node) -> list[int]:
+        """The memory of the node's program: the same for whatever is registered."""
+        return [address for address in node.memory.pieces if address >= FIRST_OWN_ADDRESS]
+
+    def _fill(self, name: str, cache: Cache) -> int:
         for tensor in range(NUM_TENSORS):
-            node.write(cache, tensor, bytes(_pattern(name, slot, tensor) for slot in range(BATCH_SIZE)))
+            content = bytes(_pattern(name, slot, tensor) for slot in range(BATCH_SIZE))
+            self.cluster.nodes[name].write(cache, tensor, content)
         return cache.cache_id
 
     def deallocate(self, name: str, cache_id: int) -> None:
         self.cluster.nodes[name].deallocate_cache(self._handle(name, cache_id))
+
+    def deallocate_blocks(self, name: str, cache_id: int) -> None:
+        self.cluster.nodes[name].deallocate_blocks_cache(self._handle(name, cache_id, True))
+
+    def unregister(self, name: str, cache_id: int) -> None:
+        self.cluster.nodes[name].unregister_cache(cache_id)
 
     def remove_key(self, name: str, key: str) -> None:
         self.cluster.nodes[name].remove_cache_key(KEYS[key])
@@ -530,17 +702,20 @@ class Player:
         self.cluster.nodes[name].close_view(View(cache_id, number, self.cluster.nodes[name].engine))
 
     def pull(self, name: str, local: int, source: str | tuple[int, int], layer: Layer) -> int:
-        other = CLUSTER_IDS[_other(name)]
+        node, other = self.cluster.nodes[name], CLUSTER_IDS[_other(name)]
         key = KEYS[source] if isinstance(source, str) else CacheKeyByIdAndIndex(other, *source)
-        return self.cluster.nodes[name].begin_pull(
-            key, self._handle(name, local), src_layer_range=layer, dst_layer_range=layer, tensor_num_per_layer=1
-        )
+        layers = {"src_layer_range": layer, "dst_layer_range": layer, "tensor_num_per_layer": 1}
+        if not self.scenario.peer_has_blocks:
+            return node.begin_pull(key, self._handle(name, local), **layers)
+        src_blocks = [1] if source == BLOCKS_KEY else ()
+        return node.begin_pull_blocks(key, self._handle(name, local, True), src_blocks, [0], **layers)
 
-    def push(self, name: str, local: int, target: tuple[int, int], layer: Layer) -> int:
-        key = CacheKeyByIdAndIndex(CLUSTER_IDS[_other(name)], *target)
-        return self.cluster.nodes[name].begin_push(
-            key, self._handle(name, local), src_layer_range=layer, dst_layer_range=layer, tensor_num_per_layer=1
-        )
+    def push(self, name: str, local: int, target: str | tuple[int, int], layer: Layer) -> int:
+        node, other = self.cluster.nodes[name], CLUSTER_IDS[_other(name)]
+        layers = {"src_layer_range": layer, "dst_layer_range": layer, "tensor_num_per_layer": 1}
+        if isinstance(target, str):
+            return node.begin_push_blocks(KEYS[target], self._handle(name, local, True), [0], [1], **layers)
+        return node.begin_push(CacheKeyByIdAndIndex(other, *target), self._handle(name, local), **layers)
 
     def copy(self, name: str, number: int) -> None:
         node = self.cluster.nodes[name]
@@ -558,8 +733,8 @@ class Player:
     def abandon(self, name: str, number: int) -> None:
         self.cluster.nodes[name].abandon(number)
 
-    def _handle(self, name: str, cache_id: int) -> Cache:
-        return Cache(cache_id, DESC, self.cluster.nodes[name].engine)
+    def _handle(self, name: str, cache_id: int, has_blocks: bool = False) -> Cache:
+        return Cache(cache_id, DESC, self.cluster.nodes[name].engine, has_blocks)
 
 
 DESC = CacheDesc(NUM_TENSORS, (BATCH_SIZE, 1), "DT_INT8")
@@ -629,7 +804,8 @@ class Explorer:
     def _begin(self) -> None:
         cluster, ledger = Cluster(self.charts), Ledger(self.scenario)
         lines = []
-        for action in (("start", OWNER), ("start", PEER), ("allocate", PEER, ()), ("link", PEER)):
+        making = "allocate_blocks" if self.scenario.peer_has_blocks else "allocate"
+        for action in (("start", OWNER), ("start", PEER), (making, PEER, ()), ("link", PEER)):
             self._call(cluster, ledger, action)
             lines.append(self._line)
         self._line = "; ".join(lines)
@@ -672,6 +848,8 @@ class Explorer:
             getattr(ledger, f"record_{name}")(node, *arguments, result)
         elif name in ("copy", "finish"):
             ledger.end_errand(*arguments)  # it was broken off, and has ended
+        elif name == "unregister" and answer == "LLM_TIMEOUT":
+            ledger.record_unregister(node, *arguments)
         else:
             return False
         ledger.let_go()
@@ -750,8 +928,9 @@ def _letting_go(ledger: Ledger, dying: str = "") -> Iterator[Action]:
         for cache_id, holders in list(ledger.caches[node].items()):
             for view in list(holders.views):
                 yield ("close_view", node, cache_id, view)
-            yield ("deallocate", node, cache_id)
-        for key in ledger.scenario.keys:
+            dropping = "deallocate_blocks" if holders.has_blocks else "deallocate"
+            yield ("unregister" if holders.is_registered else dropping, node, cache_id)
+        for key in ledger.scenario.removable_keys:
             yield ("remove_key", node, key)
 
 
@@ -763,7 +942,7 @@ def _compare(cluster: Cluster, ledger: Ledger) -> None:
         link = node.link_to(CLUSTER_IDS[_other(name)]).state
         if link != ledger.links[name]:
             raise Violation(f"the link of {name} is {link}, but should be {ledger.links[name]}")
-        _compare_memory(node, ledger.caches[name])
+        _compare_memory(node, ledger.caches[name], NUM_TENSORS * len(ledger.allocated(name)))
         _compare_keys(node, ledger.caches[name])
 
 
@@ -777,14 +956,14 @@ def _compare_keys(node: Node, caches: dict[int, Holders]) -> None:
         raise Violation(f"the keys bound at {node.name} are {node.key_index}, but should be {bound}")
 
 
-def _compare_memory(node: Node, caches: dict[int, Holders]) -> None:
+def _compare_memory(node: Node, caches: dict[int, Holders], expected_pages: int) -> None:
     for cache_id in caches.keys() - node.tenants.keys():
         raise Violation(f"the memory of cache {cache_id} of {node.name} went back, but is held by {caches[cache_id]}")
     for cache_id in node.tenants.keys() - caches.keys():
         raise Violation(f"the memory of cache {cache_id} of {node.name} did not go back, but nobody holds it")
     pages = len(node.pools["DEVICE"].holder)
-    if pages != NUM_TENSORS * len(caches):
-        raise Violation(f"{pages} pages of {node.name} are taken for {len(caches)} caches")
+    if pages != expected_pages:
+        raise Violation(f"{pages} pages of {node.name} are taken, but should be {expected_pages}")
     for cache_id, holders in caches.items():
         pins = {("view", number) for number in holders.views}
         pins.update(("transfer", number) for number in holders.transfers)
@@ -830,8 +1009,9 @@ def _tenant_likeness(node: Node, cache_id: int, holders: Holders) -> tuple[Any, 
         ]
     )
     keys = tuple([(slot, key, tuple(remaining)) for slot, (key, remaining) in sorted(holders.keys.items())])
+    kind = (tenant.is_blocks_cache, tenant.registered, holders.has_blocks, holders.is_registered)
     model = (tenant.state, tenant.is_open, tenant.id_held, slots, len(tenant.pins))
-    return (model, holders.id_held, keys, len(holders.views))
+    return (kind, model, holders.id_held, keys, len(holders.views))
 
 
 #: How a trace tells of each action.
@@ -843,7 +1023,12 @@ PHRASES = {
     "unlink": "unlink_clusters",
     "force_unlink": "unlink_clusters(force=True)",
     "allocate": "allocate_cache with the keys [{}]",
+    "allocate_blocks": "allocate_blocks_cache with the keys [{}]",
+    "register": "register_cache with the keys [{}]",
+    "register_blocks": "register_blocks_cache with the keys [{}]",
     "deallocate": "deallocate_cache of cache {}",
+    "deallocate_blocks": "deallocate_blocks_cache of cache {}",
+    "unregister": "unregister_cache of cache {}",
     "remove_key": "remove_cache_key({})",
     "open_view": "opens a view of cache {}",
     "close_view": "closes, of cache {}, view {}",
@@ -855,12 +1040,12 @@ PHRASES = {
 }
 
 #: What the number is that an action answers with.
-RESULTS = {"allocate": "cache", "open_view": "view", "pull": "transfer", "push": "transfer"}
+RESULTS = {**dict.fromkeys(MAKERS, "cache"), "open_view": "view", "pull": "transfer", "push": "transfer"}
 
 
 def _described(action: Action) -> str:
     name, node, *arguments = action
-    if name == "allocate":
+    if name in MAKERS:
         arguments = [", ".join(arguments[0])]
     elif name in ("pull", "push"):
         local, there, layer = arguments

@@ -6,6 +6,7 @@ Also lets tests, and the processes they start, import what stands in ``processes
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,9 @@ import pytest
 from llmdd import LLMClusterInfo, LLMConfig, LLMDataDist, LLMRole, LLMStatusCode
 
 sys.path.insert(0, str(Path(__file__).parent / "processes"))
+
+# Child processes are forked from one that has imported all they need.
+multiprocessing.get_context("forkserver").set_forkserver_preload(["cluster_process", "closed_memory"])
 
 PATIENCE_S = 30.0
 

@@ -48,9 +48,7 @@ SMALL = CacheDesc(4, (1, 512), DataType.DT_UINT8)
 CACHES = 4
 POOL_BYTES = 48 << 20
 
-# Each child is forked from a process that has imported all it needs.
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["cluster_process"])
 
 
 class ClusterProcess:

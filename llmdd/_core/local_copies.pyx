@@ -1,7 +1,7 @@
 # cython: language_level=3
 """Copies within one node (see ``local_copies.pxd``)."""
 
-from cython cimport final, no_gc_clear
+from cython cimport final, freelist, no_gc_clear
 from libc.stdint cimport int64_t, uint64_t
 
 from llmdd._core.atomic cimport monotonic_nanoseconds
@@ -37,6 +37,7 @@ cdef object _DICT = dict
 
 
 @final
+@freelist(32)
 @no_gc_clear
 cdef class PinnedCache:
     """A cache that stays while this object lives."""

@@ -674,9 +674,10 @@ cdef class NodeCaches:
         Raises
         ------
         ValueError
-            The peer has no such pin, or asks beyond the tensor.
+            There can be no such slot, or it has no such bytes.
         LLMException
-            ``LLM_PARAM_INVALID``: the memory is not mapped any more.
+            ``LLM_KV_CACHE_NOT_EXIST``: the peer holds no registered cache there, or does not any more: a request may come
+            late. ``LLM_PARAM_INVALID``: the memory is not mapped any more.
         """
         cdef bytearray data = bytearray(<Py_ssize_t>checked_uint64("size", size))
         self.move_registered(peer_bit, slot, generation, tensor, offset, size, <char *>data, False)
@@ -705,10 +706,13 @@ cdef class NodeCaches:
             if peer_bit >= PEER_LIMIT or slot_number >= header_of(self.memory.base).slots_used:
                 raise ValueError(f"there is no slot {slot_number}")
             slot = slot_at(self.memory.base, slot_number)
-            if not slot.tenant or not slot.registered or generation_of(slot) != generation:
-                raise ValueError(f"slot {slot_number} has no registered cache of generation {generation}")
-            if not atomic_load_word(&reference_slot_at(self.memory.base, slot_number).pins) >> peer_bit & 1:
-                raise ValueError(f"the peer has not pinned slot {slot_number}")
+            pinned = atomic_load_word(&reference_slot_at(self.memory.base, slot_number).pins) >> peer_bit & 1
+            if not (pinned and slot.tenant and slot.registered and generation_of(slot) == generation):
+                raise failure(
+                    "courier",
+                    LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
+                    f"the peer has not pinned a registered cache of generation {generation} in slot {slot_number}",
+                )
             if tensor >= slot.num_tensors or size > slot.tensor_stride or offset > slot.tensor_stride - size:
                 raise ValueError(f"{size} bytes at {offset} of tensor {tensor} are beyond the cache")
             atomic_fetch_add_word(&slot.local_pins, 1)

@@ -170,11 +170,8 @@ cdef class PeerArena:
         """Carry a transfer out when it is this call's turn; raises what it was refused with."""
         cdef TransferResult result
         cdef int64_t begin = monotonic_nanoseconds()
-        if transfer.deadline == 0:
-            transfer.deadline = begin + timeout_ns
-        if not self.lock.acquire(transfer.deadline - begin):
-            if transfer.continued:
-                raise failure(tag, LLMStatusCode.LLM_TIMEOUT, _REFUSALS[OUT_OF_TIME][1])
+        transfer.deadline = begin + timeout_ns
+        if not self.lock.acquire(timeout_ns):
             raise failure(tag, LLMStatusCode.LLM_LINK_BUSY, "the link was busy for longer than sync_kv_timeout")
         try:
             if atomic_load_word(&self.closing):
@@ -237,8 +234,8 @@ cdef Mapping mapped_pool(int fd, uint64_t size):
 
 
 cdef CopyResult ask_peer(
-    void *peer, uint32_t slot, uint32_t generation, uint64_t tensor, bint push, const Place *ours, const Piece *pieces,
-    uint64_t count, int64_t deadline
+    void *peer, uint32_t slot, uint32_t generation, uint64_t tensor, uint64_t begin, bint push, const Place *ours,
+    const Piece *pieces, uint64_t count, int64_t deadline
 ) noexcept with gil:
     """Have the peer copy, part by part (the courier of an arena is set as long as transfers can begin)."""
     cdef uint64_t i, done, part
@@ -250,8 +247,16 @@ cdef CopyResult ask_peer(
             part = min(pieces[i].size - done, ASKED_AT_ONCE)
             try:
                 result = ask_for_part(
-                    courier, slot, generation, tensor, push, ours, pieces[i].source + done, pieces[i].target + done, part,
-                    deadline
+                    courier,
+                    slot,
+                    generation,
+                    tensor,
+                    push,
+                    ours,
+                    pieces[i].source + done + (0 if push else begin),
+                    pieces[i].target + done + (begin if push else 0),
+                    part,
+                    deadline,
                 )
             except LLMException as refused:
                 return result_of_status(refused.status_code)

@@ -6,6 +6,7 @@
 ``segments``       handing memory over a Unix socket
 ``handshake``      how two ends check each other and exchange their memory
 ``session``        one end of a link that was made
+``courier``        pieces of registered memory, where only their owner can touch them
 ``grant``          the pin bit lent to a peer, and how it comes back
 ``reaper``         settling what peers have released
 ``link_table``     which clusters are linked: the link machine of the spec, one per cluster
@@ -19,7 +20,8 @@
 ``service``        :class:`LinkService`, what the rest of llmdd sees of all this
 =================  ====================================================================================
 
-No byte of a tensor passes through here, and no message is sent for a transfer.
+No byte of a tensor passes through here, and no message is sent for a transfer, but for the courier's: where the kernel
+forbids one process to touch the registered memory of another.
 """
 
 from .endpoint import LinkTarget

@@ -7,10 +7,13 @@ import os
 import socket
 from typing import Any, TypeVar, overload
 
-from .messages import HEADER, Message, ProtocolError, decode, frame, payload_length
+from .messages import HEADER, MAX_BULK_PAYLOAD, MAX_PAYLOAD, Message, ProtocolError, decode, frame, payload_length
 
 _M = TypeVar("_M")
 _N = TypeVar("_N")
+
+# What may wait to be sent: an answer and a request with a piece of memory each, and the short messages behind them.
+_MAX_UNSENT = 3 * MAX_BULK_PAYLOAD
 
 
 class ConnectionEnded(ProtocolError):
@@ -31,32 +34,75 @@ class Channel:
         self._socket = sock
         self._pid = os.getpid()
         self.owned = False
+        self._unsent = bytearray()
+        self._sending_on: asyncio.AbstractEventLoop | None = None
+        self._flushed = asyncio.Event()
+        self._flushed.set()
 
     def send(self, message: Message) -> None:
-        """Say ``message`` without waiting.
+        """Say ``message`` without waiting: what the socket's buffer does not take is sent as the other end listens.
 
-        An end says a handful of short messages in its life. One that does not fit into the socket's buffer means that
-        the other end has stopped listening, and raises ``OSError`` like any other broken connection.
+        More than an end ever has to say means that the other end has stopped listening. Then, as when the connection
+        is broken already, this raises ``OSError``.
         """
-        data = frame(message)
-        if self._socket.send(data) != len(data):
-            raise ConnectionAbortedError("the other end does not take what it is sent")
+        self._unsent += frame(message)
+        if not self._flushed.is_set():
+            if len(self._unsent) > _MAX_UNSENT:
+                self.hang_up()
+                raise ConnectionAbortedError("the other end does not take what it is sent")
+            return
+        try:
+            self._send_some()
+        except OSError:
+            self._unsent.clear()
+            raise
+        if self._unsent:
+            self._flushed.clear()
+            self._sending_on = asyncio.get_running_loop()
+            self._sending_on.add_writer(self._socket, self._writable)
+
+    def _send_some(self) -> None:
+        try:
+            sent = self._socket.send(self._unsent)
+        except BlockingIOError:
+            return
+        del self._unsent[:sent]
+
+    def _writable(self) -> None:
+        try:
+            self._send_some()
+        except OSError:
+            self._unsent.clear()  # whoever listens will find the connection broken
+        if not self._unsent:
+            self._stop_sending()
+
+    def _stop_sending(self) -> None:
+        if self._sending_on is not None:
+            self._sending_on.remove_writer(self._socket)
+            self._sending_on = None
+            self._unsent.clear()
+            self._flushed.set()
+
+    async def flush(self) -> None:
+        """Until everything said has been sent, or cannot be."""
+        await self._flushed.wait()
 
     @overload
-    async def receive(self) -> Message: ...
+    async def receive(self, /, *, bulk: bool = False) -> Message: ...
     @overload
     async def receive(self, first: type[_M], /) -> _M: ...
     @overload
-    async def receive(self, first: type[_M], second: type[_N], /) -> _M | _N: ...
-    async def receive(self, *expected: type[Any]) -> Any:
-        """The next message, which must be one of ``expected`` if any are named.
+    async def receive(self, first: type[_M], second: type[_N], /, *, bulk: bool = False) -> _M | _N: ...
+    async def receive(self, *expected: type[Any], bulk: bool = False) -> Any:
+        """The next message, which must be one of ``expected`` if any are named. ``bulk``: it may carry memory.
 
         Raises
         ------
         ProtocolError
             If anything else comes, or the other end closes (:class:`ConnectionEnded`).
         """
-        payload = await self._exactly(payload_length(await self._exactly(HEADER.size)))
+        largest = MAX_BULK_PAYLOAD if bulk else MAX_PAYLOAD
+        payload = await self._exactly(payload_length(await self._exactly(HEADER.size), largest))
         message = decode(payload)
         if expected and not isinstance(message, expected):
             raise ProtocolError(f"unexpected message {type(message).__name__}")
@@ -75,13 +121,17 @@ class Channel:
             received += part
         return bytes(received)
 
-    def finish(self) -> None:
-        """Say no more; what the other end still says can be received."""
-        self._shut(socket.SHUT_WR)
-
     def hang_up(self) -> None:
         """Say no more and listen no more: a pending :meth:`receive` ends."""
-        self._shut(socket.SHUT_RDWR)
+        # A shutdown reaches every process that holds the socket. That is wanted of ours (a forked child must not keep
+        # the other end waiting for the end of file), and not for a forked child to do to its parent.
+        if self._socket.fileno() < 0 or os.getpid() != self._pid:
+            return
+        self._stop_sending()
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return  # the other end was quicker
 
     def close(self) -> None:
         """Hang up and close the socket."""
@@ -91,16 +141,6 @@ class Channel:
     def abandon(self) -> None:
         """Close the socket and leave the connection to the process that this one was forked from."""
         self._socket.close()
-
-    def _shut(self, how: int) -> None:
-        # A shutdown reaches every process that holds the socket. That is wanted of ours (a forked child must not keep
-        # the other end waiting for the end of file), and not for a forked child to do to its parent.
-        if self._socket.fileno() < 0 or os.getpid() != self._pid:
-            return
-        try:
-            self._socket.shutdown(how)
-        except OSError:
-            return  # the other end was quicker
 
 
 async def connect(host: str, port: int) -> Channel:

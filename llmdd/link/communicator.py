@@ -277,8 +277,12 @@ class Communicator:
 
     async def parted(self, timeout_s: float) -> None:
         """Until preparation has stopped and transfers have ended; those of other members get ``timeout_s`` for it."""
-        await asyncio.gather(self._meeting, return_exceptions=True)
+        await self.stopped()
         await part(self._parting, timeout_s)
+
+    async def stopped(self) -> None:
+        """Until nothing is being prepared any more."""
+        await asyncio.gather(self._meeting, return_exceptions=True)
 
     def _part(self) -> None:
         if self._meeting is not asyncio.current_task():

@@ -101,10 +101,13 @@ class Communicators:
         self._drop(communicator)
         await communicator.parted(self._parting_time_s)
 
-    def close(self) -> None:
-        """Drop every communicator; the sessions are for the caller to close."""
-        for communicator in list(self._living.values()):
+    async def close(self) -> None:
+        """Drop every communicator, waiting for preparation to stop; the sessions are for the caller to close."""
+        communicators = list(self._living.values())
+        for communicator in communicators:
             self._drop(communicator)
+        for communicator in communicators:
+            await communicator.stopped()
 
     def _drop(self, communicator: Communicator) -> None:
         del self._living[communicator.number]

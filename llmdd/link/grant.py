@@ -26,6 +26,7 @@ class PinGrant:
     """
 
     def __init__(self, store: CacheStore, reaper: Reaper, pid: int) -> None:
+        self.store = store
         self._reaper = reaper
         self._owner = os.getpid()
         self._loop = asyncio.get_running_loop()
@@ -39,11 +40,10 @@ class PinGrant:
         self._given_back = False
 
     def watch(self, on_death: Callable[[], None]) -> None:
-        """Take the bit back, then call ``on_death``, when the peer's process ends."""
+        """Call ``on_death`` when the peer's process ends: it transfers no more."""
 
         def died() -> None:
             self._stop_watching()
-            self.give_back()
             on_death()
 
         self._loop.add_reader(self._pidfd, died)

@@ -68,7 +68,9 @@ class Listener:
         self._serve = serve
         self._silent: dict[asyncio.Task[None], None] = {}
         self._requests: set[asyncio.Task[None]] = set()
-        self._accepting = asyncio.create_task(self._accept(), name="listener")
+        self._loop = asyncio.get_running_loop()
+        self._pause: asyncio.TimerHandle | None = None
+        self._loop.add_reader(sock, self._accept)
 
     @property
     def is_busy(self) -> bool:
@@ -77,16 +79,18 @@ class Listener:
 
     def retire(self) -> None:
         """Stop listening. Requests that are being answered are answered."""
-        for task in (self._accepting, *self._silent):
+        for task in self._silent:
             task.cancel()
         if self._socket.fileno() >= 0:
-            asyncio.get_running_loop().remove_reader(self._socket)  # the task that accepts ends later than the socket
+            self._loop.remove_reader(self._socket)
+            if self._pause is not None:
+                self._pause.cancel()
             self._socket.shutdown(socket.SHUT_RDWR)  # also for a forked child that holds the socket too
             self._socket.close()
 
     async def close(self) -> None:
         """Stop listening, and drop every connection that has not become a session."""
-        tasks = [self._accepting, *self._silent, *self._requests]
+        tasks = [*self._silent, *self._requests]
         self.retire()
         for task in self._requests:
             task.cancel()
@@ -96,16 +100,18 @@ class Listener:
         """Close the socket, and nothing else: it belongs to the process that this one was forked from."""
         self._socket.close()
 
-    async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                sock, _ = await loop.sock_accept(self._socket)
-            except OSError as error:
-                _logger.warning("cannot accept a connection: %s", error)
-                await asyncio.sleep(_ACCEPT_PAUSE_S)
-                continue
-            self._admit(Channel(sock))
+    def _accept(self) -> None:
+        # Not by `sock_accept`: cancelled at the wrong moment it loses the connection that it has just accepted.
+        try:
+            sock, _ = self._socket.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return  # who knocked has gone
+        except OSError as error:
+            _logger.warning("cannot accept a connection: %s", error)
+            self._loop.remove_reader(self._socket)
+            self._pause = self._loop.call_later(_ACCEPT_PAUSE_S, self._loop.add_reader, self._socket, self._accept)
+            return
+        self._admit(Channel(sock))
 
     def _admit(self, channel: Channel) -> None:
         if len(self._silent) >= MAX_SILENT:

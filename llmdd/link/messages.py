@@ -1,8 +1,8 @@
 """Every byte that crosses a socket.
 
-A frame on TCP is a length (four bytes, network order, at most :data:`MAX_PAYLOAD`) and so many bytes of MessagePack:
-one message of the union :data:`Message`. On the Unix socket one packet is one message, :class:`Segments`, without a
-length; the memory descriptors travel beside it.
+A frame on TCP is a length (four bytes, network order) and so many bytes of MessagePack: one message of the union
+:data:`Message`, at most :data:`MAX_PAYLOAD` bytes, or :data:`MAX_BULK_PAYLOAD` where it carries memory. On the Unix
+socket one packet is one message, :class:`Segments`, without a length; the memory descriptors travel beside it.
 
 A link is made like this (the initiator is the end where ``link_clusters`` was called; of two
 members of a communicator, the one with the higher rank)::
@@ -20,7 +20,11 @@ The connection then stays open as the *session* of the link. All that is said on
 ``Farewell``
     The link is dropped in good order: drop your end too, when the transfer in progress has ended.
 ``Detached``
-    Your memory is no longer mapped here; my pin bit is yours again. The last word of an end.
+    Your memory is no longer mapped here; my pin bit is yours again. An end that has said so asks for nothing more, but
+    still answers.
+``Fetch``, answered by ``Fetched``; ``Store``, answered by ``Stored``
+    A piece of registered memory, where the kernel lets only its owner touch it (``courier``). The answer comes before
+    the next request.
 
 ``UnlinkRequest`` travels on a connection of its own, because it must reach an end that has no session with us any more;
 the answer, ``Unlinked``, comes when the other end has let go.
@@ -37,6 +41,8 @@ from msgspec import Meta, Struct
 PROTOCOL_VERSION = 2
 
 MAX_PAYLOAD = 16 * 1024
+MAX_PIECE = 512 * 1024
+MAX_BULK_PAYLOAD = MAX_PIECE + 1024
 HEADER = struct.Struct("!I")
 
 UInt64 = Annotated[int, Meta(ge=0)]  # MessagePack has none larger
@@ -44,6 +50,8 @@ PeerBit = Annotated[int, Meta(ge=0, le=63)]
 ShortText = Annotated[str, Meta(max_length=200)]
 Token = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
+UInt32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+Piece = Annotated[bytes, Meta(max_length=MAX_PIECE)]
 Description = Annotated[dict[Annotated[str, Meta(max_length=64)], int], Meta(max_length=64)]
 
 
@@ -139,6 +147,43 @@ class Detached(Struct, frozen=True, tag="detached"):
     """The sender transfers no more over this link, ever."""
 
 
+class Fetch(Struct, frozen=True, tag="fetch"):
+    """Asks for a piece of a tensor of the receiver's registered memory."""
+
+    number: UInt64
+    slot: UInt64
+    generation: UInt32
+    tensor: UInt64
+    offset: UInt64
+    size: Annotated[int, Meta(ge=1, le=MAX_PIECE)]
+
+
+class Fetched(Struct, frozen=True, tag="fetched"):
+    """The piece that ``Fetch`` ``number`` asked for; empty unless ``status_code`` is success."""
+
+    number: UInt64
+    status_code: int
+    data: Piece
+
+
+class Store(Struct, frozen=True, tag="store"):
+    """Asks the receiver to put ``data`` into a tensor of its registered memory."""
+
+    number: UInt64
+    slot: UInt64
+    generation: UInt32
+    tensor: UInt64
+    offset: UInt64
+    data: Piece
+
+
+class Stored(Struct, frozen=True, tag="stored"):
+    """What became of ``Store`` ``number``."""
+
+    number: UInt64
+    status_code: int
+
+
 Message: TypeAlias = (
     LinkRequest
     | UnlinkRequest
@@ -151,7 +196,13 @@ Message: TypeAlias = (
     | Unlinked
     | Farewell
     | Detached
+    | Fetch
+    | Fetched
+    | Store
+    | Stored
 )
+
+_BULK = (Fetched, Store)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)
@@ -172,20 +223,23 @@ def decode(payload: bytes) -> Message:
         message: Message = _decoder.decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"not a message: {error}") from None
+    if len(payload) > MAX_PAYLOAD and not isinstance(message, _BULK):
+        raise ProtocolError(f"a {type(message).__name__} of {len(payload)} bytes; at most {MAX_PAYLOAD} are allowed")
     return message
 
 
 def frame(message: Message) -> bytes:
     """``message`` as it stands on TCP."""
     payload = encode(message)
-    if len(payload) > MAX_PAYLOAD:
-        raise ValueError(f"{type(message).__name__} takes {len(payload)} bytes, a frame holds {MAX_PAYLOAD}")
+    largest = MAX_BULK_PAYLOAD if isinstance(message, _BULK) else MAX_PAYLOAD
+    if len(payload) > largest:
+        raise ValueError(f"{type(message).__name__} takes {len(payload)} bytes, a frame holds {largest}")
     return HEADER.pack(len(payload)) + payload
 
 
-def payload_length(header: bytes) -> int:
-    """The length that ``header`` announces; :class:`ProtocolError` if no frame is that long."""
+def payload_length(header: bytes, largest: int = MAX_PAYLOAD) -> int:
+    """The length that ``header`` announces; :class:`ProtocolError` if no frame may be that long here."""
     (length,) = HEADER.unpack(header)
-    if not 0 < length <= MAX_PAYLOAD:
-        raise ProtocolError(f"a frame of {length} bytes; at most {MAX_PAYLOAD} are allowed")
+    if not 0 < length <= largest:
+        raise ProtocolError(f"a frame of {length} bytes; at most {largest} are allowed")
     return int(length)

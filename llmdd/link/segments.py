@@ -123,8 +123,15 @@ class Rendezvous:
 
     async def accept(self) -> SegmentSocket:
         """The next process that comes."""
-        connection, _ = await asyncio.get_running_loop().sock_accept(self._socket)
-        return SegmentSocket(connection)
+        while True:
+            try:
+                # Not by `sock_accept`: cancelled at the wrong moment it loses what it has just accepted.
+                connection, _ = self._socket.accept()
+            except BlockingIOError:
+                await _readable(self._socket)
+            else:
+                connection.setblocking(False)
+                return SegmentSocket(connection)
 
     def __enter__(self) -> Rendezvous:
         return self

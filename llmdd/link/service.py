@@ -285,7 +285,7 @@ class LinkService:
         self.address = None
         await self._listeners.close_all()
         self._endpoint.close()
-        self._communicators.close()
+        await self._communicators.close()
         await self._sessions.close(timeout_s)
         await cancel([task for task in asyncio.all_tasks() if task is not asyncio.current_task()])
         await self._loop.shutdown_default_executor()

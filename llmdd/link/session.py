@@ -9,8 +9,22 @@ from typing import Protocol
 from llmdd._core.peer import PeerArena
 
 from .channel import Channel, ConnectionEnded
+from .courier import Attendant, Courier
 from .grant import PinGrant
-from .messages import Crossed, Detached, Farewell, Identity, Linked, Message, ProtocolError, Refusal
+from .messages import (
+    Crossed,
+    Detached,
+    Farewell,
+    Fetch,
+    Fetched,
+    Identity,
+    Linked,
+    Message,
+    ProtocolError,
+    Refusal,
+    Store,
+    Stored,
+)
 
 _logger = logging.getLogger("llmdd.link")
 
@@ -51,6 +65,8 @@ class Session:
         self.parted = asyncio.Event()
         self.verdict: asyncio.Future[Linked | Crossed | Refusal] = asyncio.get_running_loop().create_future()
         self.ended: asyncio.Task[None] | None = None
+        self.courier = arena.courier = Courier(self.say, asyncio.get_running_loop())
+        self._attendant = Attendant(grant.store, grant.peer_bit, self.say, channel.hang_up)
         self._letting_go: asyncio.Task[None] | None = None
 
     @property
@@ -77,8 +93,10 @@ class Session:
         if not initiator:
             self.verdict.cancel()
         self.channel.owned = True
-        self.grant.watch(self.channel.hang_up)
+        self.grant.watch(self._peer_died)
         self.ended = asyncio.create_task(self._run(owner), name=f"session with cluster {self.peer.cluster_id}")
+        # Here, and not in the task, because a task cancelled before its first step never runs.
+        self.ended.add_done_callback(lambda _: self._close())
         return self.ended
 
     def let_go(self) -> asyncio.Task[None]:
@@ -93,43 +111,74 @@ class Session:
     def break_off(self) -> None:
         """Let go of a peer that is gone: the transfer in progress ends too, unfinished."""
         self.arena.break_off()
+        self.courier.break_off()
         self.let_go()
 
     async def _detach(self) -> None:
         while not self.arena.detach(0):
             await asyncio.sleep(_LOOK_AGAIN_S)
         self.say(Detached())
-        self.channel.finish()
+
+    def _peer_died(self) -> None:
+        self._give_back()
+        self.channel.hang_up()
+
+    def _give_back(self) -> None:
+        """The peer transfers no more, and will when what is being copied for it has been."""
+        self._attendant.when_idle(self.grant.give_back)
 
     async def _run(self, owner: SessionOwner) -> None:
-        try:
-            await self._hear(owner)
-            self.gone = True
-            owner.peer_gone(self)
-            letting_go = self.let_go()
-            if self.promised:
-                self.grant.give_back()
-                await self.grant.returned.wait()
-            self.parted.set()
-            await asyncio.shield(letting_go)
-            self.channel.close()
+        await self._hear(owner)
+        self.gone = True
+        owner.peer_gone(self)
+        letting_go = self.let_go()
+        if self.promised:
+            answers = asyncio.create_task(self._hear_answers(letting_go))
+            self._give_back()
             await self.grant.returned.wait()
-        finally:
-            self.channel.close()
-            self.grant.close()
+            self.parted.set()
+            await answers
+        self.parted.set()
+        await asyncio.shield(letting_go)
+        await self.channel.flush()
+        self.channel.close()
+        await self.grant.returned.wait()
+
+    def _close(self) -> None:
+        self.channel.close()
+        self.courier.break_off()
+        self.grant.close()
 
     async def _hear(self, owner: SessionOwner) -> None:
         """Listen until the peer has said its last word, or is not there to say one."""
         try:
             while not self.promised:
-                self._take(await self.channel.receive(), owner)
+                # What carries memory comes when the link stands, and not before.
+                self._take(await self.channel.receive(bulk=self.verdict.done()), owner)
         except ConnectionEnded as error:
             _logger.debug("session with cluster %d: %s", self.peer.cluster_id, error)
         except ProtocolError as error:
             _logger.warning("session with cluster %d dropped: %s", self.peer.cluster_id, error)
+        if not self.promised:
+            self.courier.break_off()
         if not self.verdict.done():
             self.verdict.set_exception(ConnectionEnded("the other end left before the link stood"))
             self.verdict.exception()  # so that nobody need ask: a call whose time was up does not
+
+    async def _hear_answers(self, letting_go: asyncio.Task[None]) -> None:
+        """A peer that will ask for nothing more still answers what the transfer in progress here asks for."""
+        while not letting_go.done():
+            answer = asyncio.create_task(self.channel.receive(Fetched, Stored, bulk=True))
+            await asyncio.wait((answer, letting_go), return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                answer.cancel()
+                return
+            try:
+                self.courier.deliver(answer.result())
+            except ProtocolError as error:
+                _logger.debug("session with cluster %d: %s", self.peer.cluster_id, error)
+                self.courier.break_off()
+                return
 
     def _take(self, message: Message, owner: SessionOwner) -> None:
         if isinstance(message, Detached):
@@ -139,5 +188,9 @@ class Session:
             owner.peer_unlinked(self)
         elif isinstance(message, (Linked, Crossed, Refusal)) and not self.verdict.done():
             self.verdict.set_result(message)
+        elif isinstance(message, (Fetch, Store)) and self.verdict.done():
+            self._attendant.serve(message)
+        elif isinstance(message, (Fetched, Stored)):
+            self.courier.deliver(message)
         else:
             raise ProtocolError(f"unexpected message {type(message).__name__}")

@@ -30,9 +30,8 @@ class Sessions:
 
     async def close(self, timeout_s: float) -> None:
         """Part from every peer, in good order within ``timeout_s``, then without any."""
-        sessions = list(self._running)
-        await until(map(_part, sessions), timeout_s)
-        await cancel([session.ended for session in sessions if session.ended is not None])
+        await until(map(_part, self._running), timeout_s)
+        await cancel([session.ended for session in self._running if session.ended is not None])
 
     def abandon(self) -> None:
         """Close the sockets in a forked child, and leave the links to the parent."""

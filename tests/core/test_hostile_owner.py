@@ -1,4 +1,4 @@
-"""An owner that writes what it likes into its segments: whoever pulls from it is refused, or gets bytes, and is unhurt.
+"""An owner that writes what it likes into its segments: whoever transfers is refused, or moves bytes, and is unhurt.
 
 Each test runs in a child process, where a crash or a hang ends the child alone and is seen.
 """
@@ -8,17 +8,19 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from mmap import mmap
 from typing import Any
 
 import numpy as np
 import pytest
 
-from llmdd import CacheDesc, CacheKey, CacheKeyByIdAndIndex, DataType, LLMException, LLMStatusCode
+from llmdd import BlocksCacheKey, CacheDesc, CacheKey, CacheKeyByIdAndIndex, DataType, LLMException, LLMStatusCode
 from llmdd._core.peer import PeerArena
 from llmdd._core.store import CacheStore
 
@@ -42,6 +44,8 @@ DESCS = [
     CacheDesc(24, (40, 16), DataType.DT_INT8),
     CacheDesc(4, (1, 40_000), DataType.DT_INT8),
 ]
+BLOCKS = CacheDesc(2, (4, 32), DataType.DT_INT8)
+REGISTERED = np.zeros(64, np.int8)
 
 
 def in_a_child(work: Callable[[], None]) -> None:
@@ -52,6 +56,7 @@ def in_a_child(work: Callable[[], None]) -> None:
     if child == 0:
         status = 1
         try:
+            os.setpgid(0, 0)
             signal.alarm(TIME_FOR_A_CHILD_S)
             work()
             status = 0
@@ -60,7 +65,10 @@ def in_a_child(work: Callable[[], None]) -> None:
         finally:
             sys.stderr.flush()
             os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    ended_with = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # whom it has started
+    assert ended_with == 0
 
 
 class Stage:
@@ -72,6 +80,10 @@ class Stage:
             cluster_id=1, device_pool=(1 << 20, 12), timeout_ms=5000, slot_capacity=SLOTS, key_capacity=KEYS
         )
         self.keys: list[CacheKey | CacheKeyByIdAndIndex] = []
+        their_blocks = owner.allocate_blocks_cache(BLOCKS, BlocksCacheKey(1, 0))
+        registered = owner.register_cache(DESCS[0], [REGISTERED.ctypes.data], [CacheKey(1, 6000)])
+        self.keys += [CacheKey(1, 6000), CacheKeyByIdAndIndex(1, registered.cache_id)]
+        self.addresses = [*their_blocks.tensor_addrs, *registered.tensor_addrs]
         # The pool is left with single free pages first, so that the cache of many tensors lies in pieces.
         gaps = [owner.allocate_cache(DESCS[0]) for _ in range(50)]
         big = owner.allocate_cache(CacheDesc(1, (1, owner.pool_usage().free_bytes), DataType.DT_INT8))
@@ -91,11 +103,18 @@ class Stage:
         self.records, self.references = header.records_offset, header.reference_slots_offset - header.control_bytes
         del header
         fds = segments.fds()
-        self.arena = PeerArena(segments.description, fds, 3, os.getpid())
+        # The owner's process, whose memory a slot may claim to be registered: one that may be written to anywhere.
+        self.process = subprocess.Popen(["sleep", "infinity"])
+        self.arena = PeerArena(segments.description, fds, 3, self.process.pid)
         self.originals = [bytes(content) for content in segments.contents]
         self.memories = [mmap(fd, 0) for fd in fds]
         self.store = CacheStore(cluster_id=2, device_pool=(1 << 20, 12), timeout_ms=20)
         self.store.peers = {1: self.arena}
+        self.pusher = CacheStore(cluster_id=3, device_pool=(1 << 20, 12), timeout_ms=20, remote_accessible=True)
+        self.pusher.peers = {1: self.arena}
+        self.sources = [self.pusher.allocate_cache(desc) for desc in DESCS]
+        self.blocks = self.store.allocate_blocks_cache(BLOCKS)
+        self.source_blocks = self.pusher.allocate_blocks_cache(BLOCKS)
         # What is pulled into stands between what must stay as it is.
         self.guards, self.targets = [], []
         for desc in DESCS:
@@ -133,20 +152,38 @@ class Stage:
         else:  # pins and reference words
             self.write(1, self.references + self.random.randrange(0, 64 * SLOTS + 4096, size), size, self.edge())
 
-    def pull_everything(self) -> int:
-        """Pull every key into every cache; how many pulls were carried out."""
+    def transfer_everything(self) -> int:
+        """Pull every key into every cache, and push to every cache; how many transfers were carried out."""
         done = 0
         for key in self.keys:
             for target in self.targets:
-                try:
-                    self.store.pull_cache(key, target, size=self.random.choice([-1, 1, 16]))
-                    done += 1
-                except LLMException as refused:
-                    assert refused.status_code in REFUSALS, refused
+                done += self.carried_out(self.store.pull_cache, key, target, size=self.random.choice([-1, 1, 16]))
+            done += self.carried_out(self.store.pull_blocks, key, self.blocks, dst_blocks=[3, 0])
+            if isinstance(key, CacheKeyByIdAndIndex):
+                for source in self.sources:
+                    done += self.carried_out(self.pusher.push_cache, key, source)
+        blocks_key = BlocksCacheKey(1, 0)
+        done += self.carried_out(self.store.pull_blocks, blocks_key, self.blocks, [0, 1, 3], [2, 1, 0])
+        done += self.carried_out(self.pusher.push_blocks, blocks_key, self.source_blocks, [0, 1, 3], [2, 1, 0])
+        send, theirs, registered = self.store.send_to_addresses, self.addresses[:2], self.addresses[-1]
+        done += self.carried_out(send, self.targets[1], 1, 0, theirs)
+        done += self.carried_out(send, self.blocks, 1, 0, theirs, 0, [1], [2])
+        done += self.carried_out(send, self.targets[1], 1, 0, [registered, registered + 8])
+        done += self.carried_out(send, self.targets[1], 1, 0, [theirs[1], registered])
         return done
 
+    def carried_out(self, call: Callable[..., object], *arguments: Any, **named: Any) -> int:
+        try:
+            call(*arguments, **named)
+        except LLMException as refused:
+            assert refused.status_code in REFUSALS, refused
+            return 0
+        return 1
+
     def assert_unhurt(self) -> None:
+        assert self.process.poll() is None
         self.store.check()
+        self.pusher.check()
         for guard in self.guards:
             assert (guard.tensors[0] == 77).all()
 
@@ -159,7 +196,7 @@ def make_stage(copy_segments: Any) -> Callable[[int], Stage]:
 def test_what_is_pulled_when_nobody_is_hostile(make_stage: Callable[[int], Stage]) -> None:
     def work() -> None:
         stage = make_stage(0)
-        assert stage.pull_everything() > 10
+        assert stage.transfer_everything() > 10
         stage.assert_unhurt()
 
     in_a_child(work)
@@ -174,7 +211,7 @@ def test_slots_index_records_and_words_that_lie(make_stage: Callable[[int], Stag
             stage.restore()
             for _ in range(stage.random.choice([1, 4, 40, 400])):
                 stage.scribble()
-            done += stage.pull_everything()
+            done += stage.transfer_everything()
         stage.assert_unhurt()
         assert done > 0
 
@@ -189,7 +226,7 @@ def test_every_field_of_every_slot_at_every_edge(make_stage: Callable[[int], Sta
                 stage.restore()
                 for slot in range(SLOTS):
                     stage.write(0, stage.slots + slot * stage.slot_bytes + offset, 4 if edge < 1 << 32 else 8, edge)
-                stage.pull_everything()
+                stage.transfer_everything()
         stage.assert_unhurt()
 
     in_a_child(work)
@@ -207,12 +244,12 @@ def test_random_bytes_all_over_the_control_segment(make_stage: Callable[[int], S
                 for memory, begin in ((control, HEADER_BYTES), (references, 0)):
                     hit = noise.random(len(memory) - begin) < share
                     memory[begin:][hit] = noise.integers(0, 256, hit.sum(), np.uint8)
-                stage.pull_everything()
+                stage.transfer_everything()
         # The header too: what matters of it was read when the arena was attached.
         stage.restore()
         for _ in range(4):
             control[:HEADER_BYTES] = noise.integers(0, 256, HEADER_BYTES, np.uint8)
-            stage.pull_everything()
+            stage.transfer_everything()
         stage.assert_unhurt()
 
     in_a_child(work)
@@ -226,7 +263,7 @@ def test_an_index_that_lies_about_its_size_or_never_rests(
         for bits in [*range(70), 1 << 32, 1 << 63, (1 << 64) - 1]:
             stage.restore()
             stage.write(0, header_offset("index_bits"), 8, bits)
-            stage.pull_everything()
+            stage.transfer_everything()
         stage.restore()
         stage.write(0, header_offset("index_version"), 8, 1)
         with pytest.raises(LLMException) as refused:
@@ -251,7 +288,7 @@ def test_an_owner_that_writes_while_we_read(make_stage: Callable[[int], Stage]) 
         writer = threading.Thread(target=keep_scribbling)
         writer.start()
         for _ in range(600):
-            stage.pull_everything()
+            stage.transfer_everything()
         ended.set()
         writer.join()
         stage.assert_unhurt()

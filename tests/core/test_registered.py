@@ -278,6 +278,16 @@ class TestRawAddresses:
         assert not beside.tensors[0].any()
         assert (theirs[0] == 2.0).all()
 
+    def test_nothing_is_sent_if_one_of_the_addresses_is_bad(self, two_sided: Any, source: Cache) -> None:
+        owner, store = two_sided
+        target = owner.allocate_cache(DESC)
+        theirs = arrays(2.0)
+        owner.register_cache(DESC, addresses(theirs))
+        for first in (target.tensor_addrs[0], theirs[0].ctypes.data):
+            assert code_of(store.send_to_addresses, source, 1, 0, [first, 2**64 - 1]) is INVALID
+        assert not target.tensors[0].any()
+        assert (theirs[0] == 2.0).all()
+
     def test_a_cache_that_has_gone(self, two_sided: Any, source: Cache) -> None:
         owner, store = two_sided
         target = owner.allocate_cache(DESC)
@@ -302,21 +312,16 @@ def test_a_peer_without_a_pin_is_told_nothing(make_store: Any) -> None:
     owner = make_store(1)
     theirs = arrays(1.0)
     owner.register_cache(DESC, addresses(theirs))
+    owner.allocate_cache(DESC)
     peer_bit = owner.admit_peer()
-    for slot, generation, tensor, offset, size in [
-        (0, 0, 0, 0, 4),  # not pinned
-        (0, 7, 0, 0, 4),
-        (99, 0, 0, 0, 4),
-        (2**40, 0, 0, 0, 4),
-        (0, 0, 2, 0, 4),
-        (0, 0, 0, 1199, 4),
-        (0, 0, 0, 2**64 - 1, 4),
-        (0, 0, 0, 0, 0),
-    ]:
+    for slot, generation, tensor, offset, size in [(0, 0, 0, 0, 4), (0, 7, 0, 0, 4), (1, 0, 0, 0, 4), (0, 0, 2, 0, 4)]:
+        assert code_of(owner.read_registered, peer_bit, slot, generation, tensor, offset, size) is NOT_EXIST
+        assert code_of(owner.write_registered, peer_bit, slot, generation, tensor, offset, bytes(size)) is NOT_EXIST
+    for slot, size in [(99, 4), (2**40, 4), (0, 0)]:
         with pytest.raises(ValueError):
-            owner.read_registered(peer_bit, slot, generation, tensor, offset, size)
+            owner.read_registered(peer_bit, slot, 0, 0, 0, size)
         with pytest.raises(ValueError):
-            owner.write_registered(peer_bit, slot, generation, tensor, offset, bytes(size))
+            owner.write_registered(peer_bit, slot, 0, 0, 0, bytes(size))
     assert (theirs[0] == 1.0).all()
 
 

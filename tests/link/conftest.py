@@ -223,9 +223,10 @@ def make_instance() -> Iterator[Callable[..., Instance]]:
 class InstanceProcess(CommandedProcess):
     """An :class:`Instance` in a process of its own: its methods are called by name."""
 
-    def __init__(self, cluster_id: int, chosen: dict[str, str]) -> None:
+    def __init__(self, cluster_id: int, chosen: dict[str, str], without_ptrace: bool) -> None:
         self.cluster_id = cluster_id
-        super().__init__(instance_process.__file__, {"cluster_id": cluster_id, "options": chosen})
+        settings = {"cluster_id": cluster_id, "options": chosen, "without_ptrace": without_ptrace}
+        super().__init__(instance_process.__file__, settings)
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         return lambda *arguments: self.call(method, *arguments)
@@ -235,8 +236,8 @@ class InstanceProcess(CommandedProcess):
 def make_instance_process() -> Iterator[Callable[..., InstanceProcess]]:
     made: list[InstanceProcess] = []
 
-    def make(cluster_id: int, **given: str) -> InstanceProcess:
-        made.append(InstanceProcess(cluster_id, options(**given)))
+    def make(cluster_id: int, *, without_ptrace: bool = False, **given: str) -> InstanceProcess:
+        made.append(InstanceProcess(cluster_id, options(**given), without_ptrace))
         return made[-1]
 
     yield make

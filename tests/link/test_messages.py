@@ -22,6 +22,10 @@ EVERY_MESSAGE = [
     messages.Unlinked(),
     messages.Farewell(),
     messages.Detached(),
+    messages.Fetch(1, 2**63, 2**32 - 1, 0, 2**63, messages.MAX_PIECE),
+    messages.Fetched(1, 0, b"bytes"),
+    messages.Store(1, 0, 1, 0, 0, b"bytes"),
+    messages.Stored(1, 2**32 - 1),
 ]
 
 
@@ -66,6 +70,10 @@ def test_a_damaged_message_is_a_message_or_a_protocol_error(message: messages.Me
         messages.Segments(bytes(16), {}, 64),
         messages.Refusal(0, "x" * 1001),
         messages.LinkRequest(IDENTITY, 2, messages.CommunicatorTag(bytes(31), bytes(32), 1)),
+        messages.Fetch(1, 0, 2**32, 0, 0, 1),
+        messages.Fetch(1, 0, 0, 0, 0, 0),
+        messages.Fetch(1, 0, 0, 0, 0, messages.MAX_PIECE + 1),
+        messages.Store(1, 0, 0, 0, 0, bytes(messages.MAX_PIECE + 1)),
         messages.LinkRequest(msgspec.structs.replace(IDENTITY, cluster_id=-1), 2),
     ],
 )
@@ -84,6 +92,27 @@ def test_a_later_version_may_say_more() -> None:
 def test_frames_are_bounded() -> None:
     with pytest.raises(ValueError, match="a frame holds"):
         messages.frame(messages.Refusal(0, "x" * messages.MAX_PAYLOAD))
+    with pytest.raises(ValueError, match="a frame holds"):
+        messages.frame(messages.Store(1, 0, 0, 0, 0, bytes(messages.MAX_BULK_PAYLOAD)))
     for length in (0, messages.MAX_PAYLOAD + 1, 2**32 - 1):
         with pytest.raises(messages.ProtocolError):
             messages.payload_length(messages.HEADER.pack(length))
+    with pytest.raises(messages.ProtocolError):
+        messages.payload_length(messages.HEADER.pack(messages.MAX_BULK_PAYLOAD + 1), messages.MAX_BULK_PAYLOAD)
+
+
+@pytest.mark.parametrize(
+    "message", [messages.Fetched(2**64 - 1, -(2**63), b""), messages.Store(2**64 - 1, 1, 1, 1, 1, b"")]
+)
+def test_a_whole_piece_of_memory_fits_into_a_frame(message: messages.Message) -> None:
+    whole = msgspec.structs.replace(message, data=bytes(messages.MAX_PIECE))
+    frame = messages.frame(whole)
+    assert messages.payload_length(frame[: messages.HEADER.size], messages.MAX_BULK_PAYLOAD)
+    assert messages.decode(frame[messages.HEADER.size :]) == whole
+
+
+def test_only_what_carries_memory_may_be_large() -> None:
+    fields = msgspec.msgpack.decode(messages.encode(messages.Farewell()))
+    payload = msgspec.msgpack.encode({**fields, "of a later version": bytes(messages.MAX_PAYLOAD)})
+    with pytest.raises(messages.ProtocolError, match="a Farewell of"):
+        messages.decode(payload)

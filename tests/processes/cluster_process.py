@@ -61,6 +61,10 @@ class Cluster:
             self.caches.append(cache)
         return [cache.cache_id for cache in self.caches[-count:]]
 
+    def seen(self, index: int, row: int) -> list[int]:
+        """The last element of a row of each tensor of a cache bound here."""
+        return [int(tensor[row].flat[-1]) for tensor in self.caches[index].tensors]
+
     def pull(self, desc: CacheDesc, cluster_id: int, number: int) -> LLMStatusCode:
         cache = self.manager.allocate_cache(desc)
         code = outcome(self.manager.pull_cache, CacheKey(cluster_id, number), cache)
