@@ -170,11 +170,8 @@ cdef class PeerArena:
         """Carry a transfer out when it is this call's turn; raises what it was refused with."""
         cdef TransferResult result
         cdef int64_t begin = monotonic_nanoseconds()
-        if transfer.deadline == 0:
-            transfer.deadline = begin + timeout_ns
-        if not self.lock.acquire(transfer.deadline - begin):
-            if transfer.continued:
-                raise failure(tag, LLMStatusCode.LLM_TIMEOUT, _REFUSALS[OUT_OF_TIME][1])
+        transfer.deadline = begin + timeout_ns
+        if not self.lock.acquire(timeout_ns):
             raise failure(tag, LLMStatusCode.LLM_LINK_BUSY, "the link was busy for longer than sync_kv_timeout")
         try:
             if atomic_load_word(&self.closing):

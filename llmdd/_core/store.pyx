@@ -5,7 +5,6 @@ from cython cimport final
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from llmdd._core.atomic cimport monotonic_nanoseconds
 from llmdd._core.block_lists cimport BlockLists, checked_blocks, largest, new_block_lists
 from llmdd._core.cache cimport Cache
 from llmdd._core.cache_keys cimport BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
@@ -371,18 +370,10 @@ cdef class CacheStore(LocalCopies):
         """Send one layer to where two addresses of a linked cluster point (api §3.7, D46); else as :meth:`send_to_cache`."""
         cdef Transfer transfer
         cdef BlockLists lists = new_block_lists(tuple(src_blocks), tuple(dst_blocks))
-        cdef uint64_t first = src_first
-        cdef uint64_t peer_id = cluster_id
-        cdef uint64_t begin = first
-        cdef int64_t deadline = monotonic_nanoseconds() + self.memory.timeout_ns
-        for address in addresses:
-            memset(&transfer, 0, sizeof(transfer))
-            transfer.addressing = BY_ADDRESS
-            transfer.address = address
-            transfer.deadline = deadline
-            transfer.continued = first != begin
-            self.send(&transfer, peer_id, None, source, first, src_batch_index, lists, block_memory_size)
-            first += 1
+        memset(&transfer, 0, sizeof(transfer))
+        transfer.addressing = BY_ADDRESS
+        transfer.addresses[0], transfer.addresses[1] = addresses
+        self.send(&transfer, cluster_id, None, source, src_first, src_batch_index, lists, block_memory_size)
 
     cdef int send(
         self,
@@ -404,7 +395,7 @@ cdef class CacheStore(LocalCopies):
             cache = <Cache?>source
         transfer.keeps_keys = True
         transfer.local_first = src_first
-        transfer.local_end = src_first + (1 if transfer.addressing == BY_ADDRESS else TENSORS_OF_A_LAYER)
+        transfer.local_end = src_first + TENSORS_OF_A_LAYER
         transfer.block_bytes = block_memory_size
         if cache.is_blocks_cache:
             transfer.form = BLOCKS_TO_BLOCKS if lists.count else ALL_BLOCKS

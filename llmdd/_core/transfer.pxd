@@ -41,7 +41,10 @@ cdef enum Form:
 
 cdef enum Addressing:
     BY_KEY = 0
-    BY_ADDRESS = 1                 # where one tensor of ours goes in the peer's process
+    BY_ADDRESS = 1                 # where each tensor of ours goes in the peer's process
+
+cdef enum:
+    TENSORS_AT_ONCE = 2            # by address: those of a layer
 
 # How a peer that closed its memory is asked to copy: pieces, from `begin` of its tensor on, from or to memory of ours.
 ctypedef CopyResult (*AskPeer)(void *peer, uint32_t slot, uint32_t generation, uint64_t tensor, uint64_t begin, bint push,
@@ -64,7 +67,7 @@ cdef struct Transfer:
     uint64_t id
     uint64_t model_id
     uint64_t batch_index           # of KEY_CACHE_ID; else it comes with the key
-    uint64_t address
+    uint64_t[TENSORS_AT_ONCE] addresses
     # ours, pinned by the caller
     char *local_arena
     Slot *local_slot
@@ -88,8 +91,7 @@ cdef struct Transfer:
     uint64_t block_count
     uint64_t block_bytes           # of the target, as the caller knows them; 0: as the target cache has them
     Piece *pieces                  # room for one a block, one at least
-    int64_t deadline               # on the monotonic clock, nanoseconds; 0 at first: sync_kv_timeout from now
-    bint continued                 # a part of the same call has been transferred already
+    int64_t deadline               # on the monotonic clock, nanoseconds
     bint impatient                 # do not wait while the owner changes its index: INDEX_IN_MOTION
 
 cdef Place place_here(char *arena, const Slot *slot, char *pool, uint64_t tensor) noexcept nogil

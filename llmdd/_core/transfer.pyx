@@ -182,8 +182,16 @@ cdef TransferResult find_and_pin(Transfer *transfer, IndexEntry *entry, Slot *co
 # ---------------------------------------------------------------- by an address of the peer's
 
 
-cdef int64_t tensor_over(Transfer *transfer, const Slot *slot, uint64_t size) noexcept nogil:
-    """The tensor of a pinned slot within which `size` bytes from the transfer's address lie; -1 if there is none."""
+cdef struct Landing:
+    # Where one tensor of ours goes: the pinned slot, its record, which tensor of it, and the address in that.
+    IndexEntry entry
+    Slot remote
+    uint64_t tensor
+    uint64_t address
+
+
+cdef int64_t tensor_over(Transfer *transfer, const Slot *slot, uint64_t address, uint64_t size) noexcept nogil:
+    """The tensor of a pinned slot within which `size` bytes from `address` on lie; -1 if there is none."""
     cdef uint64_t pool_bytes = transfer.known.pools[slot.placement].bytes
     cdef uint64_t tensor, begin
     for tensor in range(slot.num_tensors):
@@ -192,37 +200,43 @@ cdef int64_t tensor_over(Transfer *transfer, const Slot *slot, uint64_t size) no
             if not lies_within(begin, slot.tensor_stride, 0, pool_bytes):
                 return -1
             begin += transfer.known.pools[slot.placement].address
-        if transfer.address >= begin and lies_within(transfer.address - begin, size, 0, slot.row_bytes * slot.row_count):
+        if address >= begin and lies_within(address - begin, size, 0, slot.row_bytes * slot.row_count):
             return <int64_t>tensor
     return -1
 
 
-cdef TransferResult pin_over(Transfer *transfer, uint32_t noted, uint64_t size, IndexEntry *entry, Slot *copy) noexcept nogil:
-    """Pin the slot that is noted (plus 1) for the transfer's address, if one of its tensors reaches over it and may be
-    written so."""
-    cdef uint64_t gate
+cdef TransferResult land_in(Transfer *transfer, uint32_t noted, uint64_t size, Landing *landings, uint64_t number) noexcept nogil:
+    """Pin the slot that is noted (plus 1), if one of its tensors reaches over the landing's address and may be written
+    so. A slot that an earlier landing has pinned is pinned already, and stays so."""
+    cdef Landing *landing = landings + number
     cdef int64_t tensor
     cdef TransferResult result
+    cdef bint shared = False
+    cdef uint64_t other
     if noted == 0 or noted > transfer.known.slot_capacity:
         return ADDRESS_UNKNOWN
-    gate = atomic_load_word(&remote_slot(transfer, noted - 1).gate)
-    entry.slot = noted - 1
-    entry.generation = <uint32_t>(gate >> 1)
-    entry.batch_index = 0
-    result = pin(transfer, entry, copy)
-    if result != TRANSFERRED:
-        return ADDRESS_UNKNOWN if result == REMOTE_MISSING else result
-    tensor = tensor_over(transfer, copy, size)
-    result = fits_at_address(transfer, copy) if tensor >= 0 else ADDRESS_UNKNOWN
+    for other in range(number):
+        if landings[other].entry.slot == noted - 1:
+            landing.entry = landings[other].entry
+            landing.remote = landings[other].remote
+            shared = True
+    if not shared:
+        landing.entry.slot = noted - 1
+        landing.entry.generation = <uint32_t>(atomic_load_word(&remote_slot(transfer, noted - 1).gate) >> 1)
+        landing.entry.batch_index = 0
+        result = pin(transfer, &landing.entry, &landing.remote)
+        if result != TRANSFERRED:
+            return ADDRESS_UNKNOWN if result == REMOTE_MISSING else result
+    tensor = tensor_over(transfer, &landing.remote, landing.address, size)
+    result = fits_at_address(transfer, &landing.remote) if tensor >= 0 else ADDRESS_UNKNOWN
     if result == TRANSFERRED:
-        transfer.remote_first = <uint64_t>tensor
-        transfer.remote_end = <uint64_t>tensor + 1
-        return TRANSFERRED
-    unpin(transfer, entry.slot, False)
+        landing.tensor = <uint64_t>tensor
+    elif not shared:
+        unpin(transfer, landing.entry.slot, False)
     return result
 
 
-cdef TransferResult find_address_and_pin(Transfer *transfer, uint64_t size, IndexEntry *entry, Slot *copy) noexcept nogil:
+cdef TransferResult find_landing(Transfer *transfer, uint64_t size, Landing *landings, uint64_t number) noexcept nogil:
     """Pin the cache whose tensor reaches over `size` bytes from an address of the peer's: by the page, or by looking
     through the registered caches, of which several may share memory (api D49)."""
     cdef const ArenaHeader *known = transfer.known
@@ -231,15 +245,16 @@ cdef TransferResult find_address_and_pin(Transfer *transfer, uint64_t size, Inde
     cdef TransferResult result
     cdef TransferResult refusal = ADDRESS_UNKNOWN
     cdef int pool
+    landings[number].address = transfer.addresses[number]
     for pool in range(POOL_COUNT):
-        offset = transfer.address - known.pools[pool].address
+        offset = transfer.addresses[number] - known.pools[pool].address
         if transfer.pools[pool] != NULL and offset < known.pools[pool].bytes:
             noted = (<uint32_t *>(transfer.arena + known.pools[pool].tenants))[offset >> known.pools[pool].page_shift]
-            return pin_over(transfer, noted, size, entry, copy)
+            return land_in(transfer, noted, size, landings, number)
     count = min(atomic_load_word(&header_of(transfer.arena).registrations), known.slot_capacity)
     for position in range(count):
         noted = (<uint32_t *>(transfer.arena + known.registrations_offset))[position]
-        result = pin_over(transfer, noted, size, entry, copy)
+        result = land_in(transfer, noted, size, landings, number)
         if result == TRANSFERRED:
             return TRANSFERRED
         if result != ADDRESS_UNKNOWN:
@@ -268,8 +283,6 @@ cdef TransferResult fits(Transfer *transfer, const Slot *remote) noexcept nogil:
     cdef TransferResult result
     if transfer.locally_refused:
         return LOCALLY_REFUSED
-    if transfer.addressing == BY_ADDRESS:
-        return TRANSFERRED         # as find_address_and_pin has seen
     if transfer.batch_index >= batch_size_of(remote):
         return REMOTE_SLOT_RANGE if transfer.push else REMOTE_MISSING
     if transfer.all_local:
@@ -373,20 +386,29 @@ cdef Place place_here(char *arena, const Slot *slot, char *pool, uint64_t tensor
 
 
 cdef bint remote_place(Transfer *transfer, const Slot *remote, uint64_t tensor, Place *place) noexcept nogil:
-    """Where a tensor of the peer's begins, or the address that was given; False if it is nowhere in the peer's pool."""
+    """Where a tensor of the peer's begins; False if it is nowhere in the peer's pool."""
     cdef uint64_t begin = tensor_place(transfer.arena, remote, tensor)
     place.pid = transfer.pid
     place.pidfd = transfer.pidfd
     if remote.registered:
         place.reach = OWN if transfer.pid == getpid() else FOREIGN
-        place.base = <char *>(transfer.address if transfer.addressing == BY_ADDRESS else begin)
+        place.base = <char *>begin
         return True
-    if not lies_within(begin, remote.tensor_stride, 0, transfer.known.pools[remote.placement].bytes):
-        return False
-    if transfer.addressing == BY_ADDRESS:
-        begin = transfer.address - transfer.known.pools[remote.placement].address
     place.reach = MAPPED
     place.base = transfer.pools[remote.placement] + begin
+    return lies_within(begin, remote.tensor_stride, 0, transfer.known.pools[remote.placement].bytes)
+
+
+cdef bint landing_place(Transfer *transfer, const Landing *landing, Place *place) noexcept nogil:
+    """Where the address of a landing is."""
+    cdef uint64_t pool_address
+    if not remote_place(transfer, &landing.remote, landing.tensor, place):
+        return False
+    if landing.remote.registered:
+        place.base = <char *>landing.address
+    else:
+        pool_address = transfer.known.pools[landing.remote.placement].address
+        place.base = transfer.pools[landing.remote.placement] + (landing.address - pool_address)
     return True
 
 
@@ -419,15 +441,11 @@ cdef CopyResult copy_tensor(
 cdef TransferResult copy_tensors(Transfer *transfer, const IndexEntry *entry, const Slot *remote) noexcept nogil:
     cdef uint64_t pieces = plan(transfer, remote)
     cdef uint64_t i
-    cdef Bounds bounds
+    cdef Bounds bounds = bounds_of(transfer)
     cdef Place ours, theirs
     cdef CopyResult result
-    bounds.deadline = transfer.deadline
-    bounds.broken = transfer.broken
     for i in range(transfer.local_end - transfer.local_first):
-        ours = place_here(
-            transfer.local_arena, transfer.local_slot, transfer.local_pool, transfer.local_first + i
-        )
+        ours = our_place(transfer, transfer.local_first + i)
         if not remote_place(transfer, remote, transfer.remote_first + i, &theirs):
             return PEER_UNSOUND
         result = copy_tensor(transfer, entry, remote, transfer.remote_first + i, &ours, &theirs, pieces, &bounds)
@@ -438,6 +456,37 @@ cdef TransferResult copy_tensors(Transfer *transfer, const IndexEntry *entry, co
     return TRANSFERRED
 
 
+cdef TransferResult copy_to_landings(Transfer *transfer, const Landing *landings) noexcept nogil:
+    cdef uint64_t pieces = plan(transfer, &landings[0].remote)
+    cdef uint64_t i
+    cdef Bounds bounds = bounds_of(transfer)
+    cdef Place ours, theirs
+    cdef const Landing *landing
+    cdef CopyResult result
+    for i in range(TENSORS_AT_ONCE):
+        landing = landings + i
+        ours = our_place(transfer, transfer.local_first + i)
+        if not landing_place(transfer, landing, &theirs):
+            return PEER_UNSOUND
+        result = copy_tensor(
+            transfer, &landing.entry, &landing.remote, landing.tensor, &ours, &theirs, pieces, &bounds
+        )
+        if result != COPIED:
+            return result_of_copy(result)
+    return TRANSFERRED
+
+
+cdef inline Bounds bounds_of(Transfer *transfer) noexcept nogil:
+    cdef Bounds bounds
+    bounds.deadline = transfer.deadline
+    bounds.broken = transfer.broken
+    return bounds
+
+
+cdef inline Place our_place(Transfer *transfer, uint64_t tensor) noexcept nogil:
+    return place_here(transfer.local_arena, transfer.local_slot, transfer.local_pool, tensor)
+
+
 cdef TransferResult result_of_copy(CopyResult result) noexcept nogil:
     if result == COPY_OUT_OF_TIME:
         return OUT_OF_TIME
@@ -446,19 +495,24 @@ cdef TransferResult result_of_copy(CopyResult result) noexcept nogil:
     return NOT_MAPPED if result == COPY_BAD_ADDRESS else PEER_CLOSED_ITS_MEMORY
 
 
-cdef TransferResult carry_out(Transfer *transfer) noexcept nogil:
+cdef TransferResult outcome(Transfer *transfer, const IndexEntry *entry, TransferResult result) noexcept nogil:
+    """What becomes of a copy that has ended: it was in time, and our pin was ours until now."""
+    if result == TRANSFERRED and monotonic_nanoseconds() > transfer.deadline:
+        return OUT_OF_TIME
+    if result == TRANSFERRED and atomic_load_word(&remote_slot(transfer, entry.slot).gate) >> 1 != entry.generation:
+        # The owner took our pin away while we stood still: what we copied may be somebody else's.
+        return REMOTE_MISSING
+    return result
+
+
+cdef TransferResult carry_out_by_key(Transfer *transfer) noexcept nogil:
     """Find, pin, check, copy, drop the key, unpin."""
     cdef IndexEntry entry
     cdef Slot remote
     cdef TransferResult result
     cdef bint dropped_key = False
     cdef uint64_t kind = KEY_NONE
-    cdef uint64_t size
-    if transfer.addressing == BY_ADDRESS:
-        size = bytes_at_address(transfer)
-        result = find_address_and_pin(transfer, size, &entry, &remote) if size else ADDRESS_UNKNOWN
-    else:
-        result = find_and_pin(transfer, &entry, &remote)
+    result = find_and_pin(transfer, &entry, &remote)
     if result != TRANSFERRED:
         return result
     if transfer.kind != KEY_CACHE_ID:
@@ -466,11 +520,7 @@ cdef TransferResult carry_out(Transfer *transfer) noexcept nogil:
     result = fits(transfer, &remote)
     if result == TRANSFERRED:
         result = copy_tensors(transfer, &entry, &remote)
-    if result == TRANSFERRED and monotonic_nanoseconds() > transfer.deadline:
-        result = OUT_OF_TIME
-    if result == TRANSFERRED and atomic_load_word(&remote_slot(transfer, entry.slot).gate) >> 1 != entry.generation:
-        # The owner took our pin away while we stood still: what we copied may be somebody else's.
-        result = REMOTE_MISSING
+    result = outcome(transfer, &entry, result)
     if result == TRANSFERRED and not transfer.keeps_keys:
         if transfer.batch_index < remote.key_count:
             kind = (<KeyRecord *>(transfer.arena + remote.keys) + transfer.batch_index).kind
@@ -487,3 +537,28 @@ cdef TransferResult carry_out(Transfer *transfer) noexcept nogil:
         )
     unpin(transfer, entry.slot, dropped_key)
     return result
+
+
+cdef TransferResult carry_out_by_address(Transfer *transfer) noexcept nogil:
+    """Find and pin what lies at every address, copy to all of them, unpin. No key is dropped."""
+    cdef Landing[TENSORS_AT_ONCE] landings
+    cdef uint64_t size = bytes_at_address(transfer)
+    cdef uint64_t found = 0
+    cdef uint64_t i
+    cdef TransferResult result = TRANSFERRED if size else ADDRESS_UNKNOWN
+    while result == TRANSFERRED and found < TENSORS_AT_ONCE:
+        result = find_landing(transfer, size, landings, found)
+        found += result == TRANSFERRED
+    if result == TRANSFERRED:
+        result = copy_to_landings(transfer, landings)
+    for i in range(found):
+        result = outcome(transfer, &landings[i].entry, result)
+    for i in range(found):
+        # Where both tensors are in one cache this is done twice, which is once.
+        unpin(transfer, landings[i].entry.slot, False)
+    return result
+
+
+cdef TransferResult carry_out(Transfer *transfer) noexcept nogil:
+    """The whole transfer."""
+    return carry_out_by_address(transfer) if transfer.addressing == BY_ADDRESS else carry_out_by_key(transfer)

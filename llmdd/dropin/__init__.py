@@ -37,15 +37,6 @@ def install(replace: bool = False) -> bool:
     ImportError
         Another ``llm_datadist`` has been imported already, or an import hook goes before ``sys.path``, and `replace` is
         set: half a program would have the one and half the other.
-
-    Examples
-    --------
-    >>> import llmdd.dropin
-    >>> llmdd.dropin.install()
-    True
-    >>> import llm_datadist
-    >>> llm_datadist.CacheKey is CacheKey
-    True
     """
     found = installed()
     if found is not None and is_ours(found):

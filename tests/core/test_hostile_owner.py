@@ -165,9 +165,11 @@ class Stage:
         blocks_key = BlocksCacheKey(1, 0)
         done += self.carried_out(self.store.pull_blocks, blocks_key, self.blocks, [0, 1, 3], [2, 1, 0])
         done += self.carried_out(self.pusher.push_blocks, blocks_key, self.source_blocks, [0, 1, 3], [2, 1, 0])
-        done += self.carried_out(self.store.send_to_addresses, self.targets[0], 1, 0, self.addresses[:1])
-        done += self.carried_out(self.store.send_to_addresses, self.blocks, 1, 0, self.addresses[:1], 0, [1], [2])
-        done += self.carried_out(self.store.send_to_addresses, self.targets[0], 1, 0, self.addresses[-1:])
+        send, theirs, registered = self.store.send_to_addresses, self.addresses[:2], self.addresses[-1]
+        done += self.carried_out(send, self.targets[1], 1, 0, theirs)
+        done += self.carried_out(send, self.blocks, 1, 0, theirs, 0, [1], [2])
+        done += self.carried_out(send, self.targets[1], 1, 0, [registered, registered + 8])
+        done += self.carried_out(send, self.targets[1], 1, 0, [theirs[1], registered])
         return done
 
     def carried_out(self, call: Callable[..., object], *arguments: Any, **named: Any) -> int:

@@ -278,6 +278,16 @@ class TestRawAddresses:
         assert not beside.tensors[0].any()
         assert (theirs[0] == 2.0).all()
 
+    def test_nothing_is_sent_if_one_of_the_addresses_is_bad(self, two_sided: Any, source: Cache) -> None:
+        owner, store = two_sided
+        target = owner.allocate_cache(DESC)
+        theirs = arrays(2.0)
+        owner.register_cache(DESC, addresses(theirs))
+        for first in (target.tensor_addrs[0], theirs[0].ctypes.data):
+            assert code_of(store.send_to_addresses, source, 1, 0, [first, 2**64 - 1]) is INVALID
+        assert not target.tensors[0].any()
+        assert (theirs[0] == 2.0).all()
+
     def test_a_cache_that_has_gone(self, two_sided: Any, source: Cache) -> None:
         owner, store = two_sided
         target = owner.allocate_cache(DESC)
