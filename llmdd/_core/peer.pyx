@@ -167,7 +167,10 @@ cdef class PeerArena:
         return 0
 
     cdef int carry_out(self, Transfer *transfer, str tag, int64_t timeout_ns, bint keep_gil) except -1:
-        """Carry a transfer out when it is this call's turn; raises what it was refused with."""
+        """Carry a transfer out when it is this call's turn; raises what it was refused with.
+
+        True if nothing was done, because the link had been taken down when the turn came.
+        """
         cdef TransferResult result
         cdef int64_t begin = monotonic_nanoseconds()
         transfer.deadline = begin + timeout_ns
@@ -175,7 +178,7 @@ cdef class PeerArena:
             raise failure(tag, LLMStatusCode.LLM_LINK_BUSY, "the link was busy for longer than sync_kv_timeout")
         try:
             if atomic_load_word(&self.closing):
-                raise failure(tag, LLMStatusCode.LLM_NOT_YET_LINK, "the link has been taken down")
+                return 1
             transfer.arena = self.arena.base
             transfer.known = &self.known
             transfer.pools[HOST] = self.host_pool.base if self.host_pool is not None else NULL

@@ -452,7 +452,8 @@ cdef class CacheStore(LocalCopies):
         """
         cdef Piece piece
         cdef Slot *slot
-        cdef PeerArena peer
+        cdef PeerArena peer, following
+        cdef bint small
         cdef uint64_t bytes_of_tensor
         cdef object refusal
         # Checking arguments may have run code that let another thread finalize; from here to the pin nothing does.
@@ -495,7 +496,13 @@ cdef class CacheStore(LocalCopies):
         bytes_of_tensor = transfer.bytes
         if transfer.form != SLOT_TO_SLOT:
             bytes_of_tensor = slot.row_bytes * (transfer.block_count or slot.row_count)
-        peer.carry_out(transfer, tag, self.memory.timeout_ns, bytes_of_tensor * slot.num_tensors <= SMALL_COPY)
+        small = bytes_of_tensor * slot.num_tensors <= SMALL_COPY
+        while peer.carry_out(transfer, tag, self.memory.timeout_ns, small):
+            # Perhaps something else links the two, of which the links have told us before they took this down (D59).
+            following = self.peers.get(cluster_id)
+            if following is None or following is peer:
+                raise failure(tag, LLMStatusCode.LLM_NOT_YET_LINK, "the link has been taken down")
+            peer = following
         if refusal is not None:
             raise refusal
         return 0

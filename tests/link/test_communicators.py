@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from instance_process import code_of
 from rank_tables import loopback_hosts, rank_table
 
-from llmdd import LLMException, LLMStatusCode
+from llmdd import Cache, CacheDesc, CacheKeyByIdAndIndex, DataType, LLMException, LLMStatusCode
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
@@ -272,6 +274,36 @@ def test_a_pair_stays_linked_while_one_communicator_remains(make_instance: Make,
     assert members[0].pull(2, 7) == "LLM_NOT_YET_LINK"
     eventually(lambda: members[1].pull(1, 7) == "LLM_NOT_YET_LINK", "the other member has been told")
     assert members[1].status(2) == "OK", "it dropped nothing itself"
+
+
+def test_transfers_do_not_notice_that_communicators_come_and_go(make_instance: Make, eventually: Callable) -> None:
+    """A transfer whose turn comes when its communicator has been dropped takes another one."""
+    members, table = [make_instance(1), make_instance(2)], rank_table(2)
+    managers = [member.datadist.cache_manager for member in members]
+    large = CacheDesc(2, (1, 128 << 10), DataType.DT_UINT8)
+    theirs, ours = managers[0].allocate_cache(large), [managers[1].allocate_cache(large) for _ in range(3)]
+    connect(members, table, "0")
+    eventually(lambda: all_ok(members, [1, 1]), "connected")
+    stop = threading.Event()
+
+    def pull(cache: Cache) -> int:
+        count = 0
+        while not stop.is_set():
+            managers[1].pull_cache(CacheKeyByIdAndIndex(1, theirs.cache_id), cache)
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(3) as threads:
+        pulls = [threads.submit(pull, cache) for cache in ours]
+        try:
+            for number in range(2, 32):
+                connect(members, table, str(number))
+                eventually(lambda number=number: all_ok(members, [number, number]), "connected")
+                for member in members:
+                    assert member.unlink(number - 1) == "LLM_SUCCESS"
+        finally:
+            stop.set()
+        assert all(pulled.result() > 0 for pulled in pulls)
 
 
 @pytest.mark.parametrize("first_to_go", ["communicator", "link"])

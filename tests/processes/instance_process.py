@@ -11,10 +11,12 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from rank_tables import rank_table
 
 from llmdd import (
     CacheDesc,
@@ -27,6 +29,8 @@ from llmdd import (
     LLMRole,
 )
 
+PATIENCE_S = 60.0
+RETRIED = {"LLM_TIMEOUT", "LLM_LINK_BUSY", "LLM_PROCESSING_LINK", "LLM_REPEAT_REQUEST"}
 DESC = CacheDesc(2, (1, 4096), DataType.DT_UINT8)
 
 _PR_SET_DUMPABLE = 4
@@ -83,6 +87,21 @@ class Instance:
     def unlink(self, communicator: int) -> str:
         return code_of(lambda: self.datadist.unlink(communicator))
 
+    def rank_table(self, ranks: int) -> str:
+        return rank_table(ranks)
+
+    def link_persistently(self, name: str, ranks: list[int], table: str) -> int:
+        """Link, poll, and after a failure unlink and link again, until it is OK; the id of the communicator."""
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            communicator = self.link(name, ranks, table)
+            while (status := self.status(communicator)) == "PREPARING":
+                time.sleep(0.005)
+            if status == "OK":
+                return communicator
+            self.unlink(communicator)
+        raise TimeoutError(f"{name} has not come about within {PATIENCE_S} s")
+
     # -- one-sided links --------------------------------------------------------------------------------------------
 
     def link_cluster(self, cluster_id: int, host: str, port: int, timeout: int = 5000) -> str:
@@ -103,6 +122,23 @@ class Instance:
     def pull(self, cluster_id: int, req_id: int) -> int | str:
         """The number a peer's cache is filled with, or the code of what went wrong."""
         return self._pull(CacheKey(cluster_id, req_id))
+
+    def pull_persistently(self, cluster_id: int, req_id: int, host: str, port: int) -> tuple[int, list[str]]:
+        """As programs pull: retry on some codes, and on others unlink by force and link again; the number, at last.
+
+        Also every code that was seen on the way.
+        """
+        seen: list[str] = []
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            answer = self.pull(cluster_id, req_id)
+            if not isinstance(answer, str):
+                return answer, seen
+            seen.append(answer)
+            if answer not in RETRIED:
+                seen.append(self.unlink_cluster(cluster_id, host, port, True))
+                seen.append(self.link_cluster(cluster_id, host, port))
+        raise TimeoutError(f"request {req_id} could not be pulled within {PATIENCE_S} s: {seen[-10:]}")
 
     def _pull(self, key: CacheKey | CacheKeyByIdAndIndex) -> int | str:
         manager = self.datadist.cache_manager
