@@ -125,9 +125,7 @@ class Lockstep(RuleBasedStateMachine):
         return [
             (source, target)
             for source, target in permutations(known, 2)
-            if self.desc(source).placement != self.desc(target).placement
-            and self.alike(source, target)
-            and self.alike_rows(source, target)
+            if self.desc(source).placement != self.desc(target).placement and self.same_blocks(source, target)
         ]
 
     def caches_known_beside(self, node: str) -> list[CacheName]:
@@ -154,6 +152,14 @@ class Lockstep(RuleBasedStateMachine):
         keys = self.reference.nodes[node].key_index
         return [BlocksCacheKey(1, model) for kind, _, model in keys if kind == "blocks"]
 
+    def keyed_slots(self, node: str) -> list[tuple[CacheKey, CacheName]]:
+        """The keys of batch slots on a node, each with its cache."""
+        return [(key, cache) for key in self.bound_keys(node) if (cache := self.cache_of_key(node, key))]
+
+    def keyed_blocks(self, node: str) -> list[tuple[BlocksCacheKey, CacheName]]:
+        """The keys of blocks caches on a node, each with its cache."""
+        return [(key, cache) for key in self.bound_blocks_keys(node) if (cache := self.cache_of_key(node, key))]
+
     def desc(self, cache: CacheName | None) -> CacheDesc:
         return self.reference.caches[cache].cache_desc if cache else CacheDesc(2, (1, 8), "DT_INT8")
 
@@ -175,10 +181,20 @@ class Lockstep(RuleBasedStateMachine):
         """Whether two caches have as many tensors."""
         return self.num_tensors(cache) == self.num_tensors(other)
 
+    def same_blocks(self, cache: CacheName, other: CacheName) -> bool:
+        """Whether two caches have as many tensors, of blocks of one size."""
+        return self.alike(cache, other) and self.alike_rows(cache, other)
+
     def alike_rows(self, cache: CacheName, other: CacheName | None) -> bool:
         """Whether two caches are of a kind, with slots or blocks of one size."""
         kinds = self.is_blocks_cache(cache) == self.is_blocks_cache(other)
         return kinds and self.row_bytes(cache) == self.row_bytes(other)
+
+    def can_be_sent(self, source: CacheName, target: CacheName) -> bool:
+        """Whether the target has blocks of the source's size, or slots that are large enough, or blocks for a slot."""
+        if self.is_blocks_cache(source):
+            return self.alike_rows(source, target)
+        return self.is_blocks_cache(target) or self.row_bytes(source) <= self.row_bytes(target)
 
     def mapped_memories(self) -> list[MemoryName]:
         return list(self.reference.memories)
