@@ -328,11 +328,22 @@ class Lockstep(RuleBasedStateMachine):
             self.same(expected, found, f"node {node}")
 
     def _same_parts(self, expected: Any, found: Any, what: str) -> None:
+        """Compare, and say where the difference is."""
         if expected == found:
             return
-        if isinstance(expected, dict) and expected.keys() == found.keys():
-            different = next(part for part in expected if expected[part] != found[part])
-            expected, found, what = expected[different], found[different], f"{different} in {what}"
+        if isinstance(expected, dict) and isinstance(found, dict) and expected.keys() == found.keys():
+            for part in expected:
+                self._same_parts(expected[part], found[part], f"{part} in {what}")
+        if isinstance(expected, Memory) and isinstance(found, Memory):
+            self._same_parts(expected.addresses, found.addresses, f"addresses of {what}")
+            if isinstance(expected.contents, Returned) and isinstance(found.contents, Returned):
+                self._same_parts(expected.contents.value, found.contents.value, what)
+        if isinstance(expected, tuple) and isinstance(found, tuple) and len(expected) == len(found):
+            for number, part in enumerate(expected):
+                self._same_parts(part, found[number], f"part {number} of {what}")
+        if isinstance(expected, bytes) and isinstance(found, bytes) and len(expected) == len(found):
+            at = next(at for at in range(len(expected)) if expected[at] != found[at])
+            expected, found, what = expected[at : at + 16], found[at : at + 16], f"byte {at} of {what}"
         raise AssertionError(f"{what}: the reference has {expected}, the library {found}")
 
     def _as_in_reference(self, node: str, expected: Picture, found: Picture) -> Picture:
