@@ -101,8 +101,20 @@ class Lockstep(RuleBasedStateMachine):
         return [node for node in self.nodes if self.reference.nodes[node].state != "READY"]
 
     def are_linked(self, node: str, other: str) -> bool:
-        linked = self.reference.linked(node)
-        return isinstance(linked, Returned) and CLUSTER_IDS[other] in linked.value
+        links = self.reference.links(node, ())
+        return isinstance(links, Returned) and CLUSTER_IDS[other] in links.value[0]
+
+    def communicators(self, node: str) -> list[int]:
+        """The numbers of the communicators that a node has."""
+        return list(self.reference.nodes[node].communicators)
+
+    def in_remote_mode(self, node: str) -> bool:
+        settings = self.reference.nodes[node].settings
+        return settings is not None and settings.remote_mode
+
+    def new_name(self) -> str:
+        """For a communicator: nobody else has it."""
+        return f"communicator {next(self._numbers)}"
 
     def live_caches(self, node: str) -> list[CacheName]:
         """The caches of a node whose memory has not gone back, perhaps without their id."""
@@ -219,7 +231,7 @@ class Lockstep(RuleBasedStateMachine):
     def make(self, call: Call) -> Outcome:
         """Make a call on both sides; the outcome is the same."""
         outcome = self.library(call.node).call(self.on_library(call))
-        reference_call = self._with_port(call) if call.method == "init" else self.on_reference(call)
+        reference_call = self._with_port(self.on_reference(call))
         return self.same_outcome(self.reference.call(reference_call), outcome, call)
 
     def transfer_layers_of(self, call: Call) -> Outcome:
@@ -254,15 +266,18 @@ class Lockstep(RuleBasedStateMachine):
         return self._cache_addresses[place.of]
 
     def _with_port(self, call: Call) -> Call:
-        """An ``init`` that asks for any free port, told which one the library got."""
-        options = call.arguments[0]
+        """An ``init`` or ``switch_role`` that asks for any free port, told which one the library got."""
+        options = call.arguments[0] if call.method == "init" else (call.keywords or {}).get("switch_options")
         if not isinstance(options, dict) or options.get("llm.listenIpInfo") != f"{LOOPBACK}:0":
             return call
         picture = self.library(call.node).picture(call.node, Sight())
         if isinstance(picture, Raised) or picture.value.listen_address is None:
             return call
         ip, port = picture.value.listen_address
-        return replace(call, arguments=({**options, "llm.listenIpInfo": f"{ip}:{port}"},))
+        options = {**options, "llm.listenIpInfo": f"{ip}:{port}"}
+        if call.method == "init":
+            return replace(call, arguments=(options,))
+        return replace(call, keywords={**(call.keywords or {}), "switch_options": options})
 
     def same_outcome(self, expected: Outcome, found: Outcome, call: Call) -> Outcome:
         self.tally.count(call, found)
@@ -283,8 +298,9 @@ class Lockstep(RuleBasedStateMachine):
         """Wait until every node has heard what became of its links: of that the library gives no other notice."""
         deadline = time.monotonic() + PATIENCE_S
         for node in self.nodes:
-            expected = self.reference.linked(node)
-            while (found := self.library(node).linked(node)) != expected and time.monotonic() < deadline:
+            numbers = self.communicators(node)
+            expected = self.reference.links(node, numbers)
+            while (found := self.library(node).links(node, numbers)) != expected and time.monotonic() < deadline:
                 time.sleep(0.001)
             self.same(expected, found, f"the links of node {node}")
 
@@ -314,6 +330,7 @@ class Lockstep(RuleBasedStateMachine):
         sight = Sight(
             keys=list(dict.fromkeys([*KEYS, *self.bound_keys(node)])),
             blocks_keys=BLOCKS_KEYS if self.reference.nodes[node].pools else (),
+            communicators=self.communicators(node),
             caches=[cache for cache in self.caches if cache.node == node],
             views=self.reference.views_of(node),
         )
