@@ -44,7 +44,8 @@ class CommunicatorRules(Lockstep):
         self.make(call)
         self.await_links()
 
-    @now_and_then(5)
+    @precondition(lambda self: any(map(self.communicators, self.nodes)))
+    @now_and_then(2)
     @rule(call=communicators.communicator_calls("query_register_mem_status"))
     def query_communicator(self, call: Call) -> None:
         self.make(call)
