@@ -554,7 +554,7 @@ CASES = [
                 (
                     LX,
                     [
-                        Of(lambda s: [TransferWithCacheKeyConfig(by_id(s.theirs.c), layers, layers, 0)])
+                        Of(lambda s, layers=layers: [TransferWithCacheKeyConfig(by_id(s.theirs.c), layers, layers)])
                         for layers in (range(2, 3), range(1, 3), range(2**32))
                     ],
                 ),
