@@ -132,7 +132,7 @@ class CacheOwner:
         check_list("addrs", addrs, int)
         require(cache_desc.placement == "HOST", "cache_desc placement must be HOST")
         require(len(addrs) == cache_desc.num_tensors, f"{cache_desc.num_tensors} not equal addrs num {len(addrs)}")
-        return Cache(-1, cache_desc, None, True, list(addrs))
+        return Cache(-1, cache_desc, None, True, True, list(addrs))
 
     def _check_pool(self, desc: CacheDesc) -> None:
         require(desc.num_tensors > 0, "num_tensors should be bigger than zero")
@@ -208,7 +208,7 @@ class CacheOwner:
         for slot, key in zip(tenant.batch_slots, keys, strict=False):
             slot.bind(key)
         self.charts.cache.fire(tenant, "allocate")
-        return Cache(tenant.cache_id, desc, self.engine, tenant.is_blocks_cache)
+        return Cache(tenant.cache_id, desc, self.engine, tenant.is_blocks_cache, tenant.registered)
 
     # -- dropping references (api §3.3) ---------------------------------------------------------------------------
 
@@ -341,11 +341,10 @@ class CacheOwner:
         Of a cache that was deallocated too, as long as keys hold its memory. Not of the program's own memory, which it
         can look at without.
         """
+        require(not cache.has_own_memory, f"the memory of {cache} is the caller's")
         self._serving()
-        require(cache.engine is not None, f"the memory of {cache} is the caller's")
         require(cache.engine == self.engine, f"the engine of {cache} was finalized", "LLM_ENGINE_FINALIZED")
         tenant = self._open(self._tenant_of(cache))
-        require(not tenant.registered, f"the memory of {cache} is the caller's")
         view = View(cache.cache_id, self.next_view, self.engine)
         self.next_view += 1
         tenant.pin(("view", view.number))
@@ -409,6 +408,8 @@ class CacheOwner:
         require(offset == 0 or offset < shorter, f"offset {offset} is beyond the slot")
         length = source.row_bytes - offset if size == -1 else size
         require(offset + length <= shorter, f"{length} bytes at {offset} do not fit in the slot")
+        if target is source and dst_batch_index == src_batch_index:
+            return  # nothing moves, so that nothing need be there
         run = Run(src_batch_index * source.row_bytes + offset, dst_batch_index * target.row_bytes + offset, length)
         carry_out(moves_of(source.addresses, target.addresses, [run]), self.memory, self.memory)
 
@@ -422,9 +423,9 @@ class CacheOwner:
         require(cache.is_blocks_cache, "cache should be blocks cache")
         tenant = self._open(self._tenant_of(cache))
         pairs = [(block, target) for block, targets in copy_block_info.items() for target in targets]
-        sources, targets = [block for block, _ in pairs], [target for _, target in pairs]
-        check_blocks_exist("copy_block_info", [*copy_block_info, *targets], tenant)
-        runs = block_to_block(tenant.row_bytes, sources, targets)
+        check_blocks_exist("copy_block_info", [*copy_block_info, *(target for _, target in pairs)], tenant)
+        moving = [(block, target) for block, target in pairs if block != target]
+        runs = block_to_block(tenant.row_bytes, [block for block, _ in moving], [target for _, target in moving])
         carry_out(moves_of(tenant.addresses, tenant.addresses, runs), self.memory, self.memory)
 
     def swap_blocks(self, src_cache: Any, dst_cache: Any, src_to_dst: Any) -> None:

@@ -109,12 +109,14 @@ class Cache:
 
     ``engine`` tells apart the engines that may have given the same id: what another engine gave is unknown to this one.
     ``addrs`` are those of a ``create_cpu_cache`` object, until it is deallocated. Elsewhere the engine knows them.
+    ``has_own_memory`` says that the memory is the program's own, for good.
     """
 
     cache_id: int
     cache_desc: CacheDesc
     engine: Hashable
     is_blocks_cache: bool = False
+    has_own_memory: bool = False
     addrs: list[int] = field(default_factory=list, compare=False)
 
 

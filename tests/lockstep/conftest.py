@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for this folder's modules, here and in child processes
 
 from lockstep.child_process import Children
-from lockstep.rules import StepCount
+from lockstep.tally import Tally
 
 COMMON: dict[str, Any] = {
     "deadline": None,
@@ -27,11 +27,11 @@ settings.register_profile("ci", stateful_step_count=60, max_examples=200, **COMM
 settings.register_profile("night", stateful_step_count=200, max_examples=5000, **COMMON)
 
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
-STEPS = pytest.StashKey[dict[str, int]]()
+TALLIES = pytest.StashKey[dict[str, Tally]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[STEPS] = {}
+    config.stash[TALLIES] = {}
 
 
 @pytest.fixture
@@ -40,16 +40,26 @@ def profile() -> settings:
 
 
 @pytest.fixture
-def counter(request: pytest.FixtureRequest) -> Iterator[StepCount]:
-    """Counts the steps of a test, which the summary of the session tells."""
-    counter = StepCount()
-    yield counter
-    request.config.stash[STEPS][request.node.name] = counter.steps
+def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
+    """Counts what a test does, which the summary of the session tells."""
+    tally = Tally()
+    yield tally
+    request.config.stash[TALLIES][request.node.name] = tally
 
 
 @pytest.fixture
-def steps_of_all_tests(request: pytest.FixtureRequest) -> dict[str, int]:
-    return request.config.stash[STEPS]
+def tally_of_all_tests(request: pytest.FixtureRequest) -> Tally:
+    tallies = request.config.stash[TALLIES]
+    if len(tallies) < 2:
+        pytest.skip("not both searches were run")
+    return sum_of(tallies.values())
+
+
+def sum_of(tallies: Iterable[Tally]) -> Tally:
+    total = Tally()
+    for tally in tallies:
+        total.add(tally)
+    return total
 
 
 @pytest.fixture(autouse=True)
@@ -70,5 +80,9 @@ def children() -> Iterator[Children]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for name, steps in config.stash[STEPS].items():
-        terminalreporter.write_line(f"{name}: {steps:,} steps in lockstep")
+    tallies = config.stash[TALLIES]
+    for name, tally in tallies.items():
+        terminalreporter.write_line(f"{name}: {tally.steps:,} steps in lockstep")
+    if tallies:
+        for line in sum_of(tallies.values()).table():
+            terminalreporter.write_line(line)

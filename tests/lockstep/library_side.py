@@ -2,37 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from llmdd.spec import values
 
 from llmdd import (
+    BlocksCacheKey,
     Cache,
     CacheDesc,
     CacheKey,
     CacheKeyByIdAndIndex,
     CacheManager,
     DataType,
+    LayerSynchronizer,
     LLMClusterInfo,
     LLMDataDist,
     LLMException,
     LLMRole,
     LLMStatusCode,
+    MemInfo,
+    Memtype,
     Placement,
+    TransferConfig,
+    TransferWithCacheKeyConfig,
 )
 
+from .own_memory import OwnMemory
 from .terms import (
     DATADIST_METHODS,
+    PATIENCE_MS,
     PLACEMENTS,
     CacheName,
     Call,
     Memory,
+    MemoryName,
     Outcome,
     Picture,
     Raised,
     Returned,
+    Script,
+    Scripted,
+    Sight,
     ViewName,
     pattern,
 )
@@ -47,6 +59,7 @@ class LibrarySide:
         self.former_managers: dict[str, CacheManager] = {}
         self.caches: dict[CacheName, Cache] = {}
         self.views: dict[ViewName, list[np.ndarray]] = {}
+        self.memories: dict[MemoryName, OwnMemory] = {}
 
     def start(self, node: str, cluster_id: int, role: str) -> Outcome:
         self.datadists[node] = LLMDataDist(LLMRole[role], cluster_id)
@@ -57,31 +70,57 @@ class LibrarySide:
 
     def _call(self, call: Call) -> object:
         datadist = self.datadists[call.node]
-        callee = datadist if call.method in DATADIST_METHODS else datadist.cache_manager
-        answer = self._make(callee, call)
+        answer = _plain(self._make(self._callee(call), call))
         if call.method == "init":
             self.managers[call.node] = datadist.cache_manager
         elif call.method == "finalize" and call.node in self.managers:
             self.former_managers[call.node] = self.managers.pop(call.node)
         return answer
 
-    def _make(self, callee: object, call: Call) -> object:
+    def _callee(self, call: Call) -> object:
+        datadist = self.datadists[call.node]
+        if call.method in DATADIST_METHODS:
+            return datadist
+        return {"check_cache_key": CacheManager, "create_cpu_cache": Cache}.get(call.method) or datadist.cache_manager
+
+    def _make(self, callee: object, call: Call) -> Any:
         arguments = [self._translated(argument) for argument in call.arguments]
         keywords = {name: self._translated(argument) for name, argument in (call.keywords or {}).items()}
-        return _plain(getattr(callee, call.method)(*arguments, **keywords))
+        return getattr(callee, call.method)(*arguments, **keywords)
 
     def call_former_manager(self, call: Call) -> Outcome:
         return _outcome(lambda: self._make(self.former_managers[call.node], call))
 
-    def allocate(self, cache: CacheName, desc: Any, keys: Any, seed: int) -> Outcome:
-        return _outcome(lambda: self._allocate(cache, desc, keys, seed))
+    def make_cache(self, cache: CacheName, call: Call, seed: int) -> Outcome:
+        return _outcome(lambda: self._make_cache(cache, call, seed))
 
-    def _allocate(self, name: CacheName, desc: Any, keys: Any, seed: int) -> int:
-        manager = self.datadists[name.node].cache_manager
-        cache = manager.allocate_cache(self._translated(desc), self._translated(keys))
-        self.caches[name] = cache
-        _fill(cache.tensors, seed)
-        return cache.cache_id
+    def _make_cache(self, name: CacheName, call: Call, seed: int) -> int:
+        cache = self.caches[name] = self._make(self._callee(call), call)
+        if call.method.startswith("allocate"):
+            _fill(cache.tensors, seed)
+        return int(cache.cache_id)
+
+    def transfer_layers(self, call: Call) -> Outcome:
+        return _outcome(lambda: self._transfer_layers(call))
+
+    def _transfer_layers(self, call: Call) -> object:
+        keywords = {name: self._translated(argument) for name, argument in (call.keywords or {}).items()}
+        task = self.datadists[call.node].cache_manager.transfer_cache_async(**keywords)
+        code, results = task.synchronize(PATIENCE_MS), task.get_results(PATIENCE_MS)
+        return _plain(code), _plain(results), keywords["layer_synchronizer"].scripted.asked
+
+    def map_memory(self, memory: MemoryName, size: int) -> int:
+        self.memories[memory] = OwnMemory(size)
+        return self.memories[memory].address
+
+    def unmap_memory(self, memory: MemoryName) -> None:
+        self.memories.pop(memory).unmap()
+
+    def write_memory(self, memory: MemoryName, seed: int) -> None:
+        _fill([self.memories[memory].octets()], seed)
+
+    def read_memory(self, node: str) -> Mapping[MemoryName, bytes]:
+        return {name: memory.octets().tobytes() for name, memory in self.memories.items() if name.node == node}
 
     def fill(self, cache: CacheName, seed: int) -> Outcome:
         return _outcome(lambda: _fill(self.caches[cache].tensors, seed))
@@ -100,14 +139,10 @@ class LibrarySide:
     def linked(self, node: str) -> Outcome:
         return _outcome(lambda: tuple(sorted(self.datadists[node].cache_manager.peers)))
 
-    def picture(
-        self, node: str, keys: Sequence[values.CacheKey], caches: Sequence[CacheName], views: Sequence[ViewName]
-    ) -> Outcome:
-        return _outcome(lambda: self._picture(node, keys, caches, views))
+    def picture(self, node: str, sight: Sight) -> Outcome:
+        return _outcome(lambda: self._picture(node, sight))
 
-    def _picture(
-        self, node: str, keys: Sequence[values.CacheKey], caches: Sequence[CacheName], views: Sequence[ViewName]
-    ) -> Picture:
+    def _picture(self, node: str, sight: Sight) -> Picture:
         datadist = self.datadists[node]
         manager = datadist.cache_manager
         manager.check()
@@ -117,9 +152,10 @@ class LibrarySide:
             pools={placement: tuple(manager.pool_usage(Placement[placement])) for placement in PLACEMENTS},
             live_caches=manager.live_caches,
             live_keys=manager.live_keys,
-            bindings={key: _binding(manager, self._translated(key)) for key in keys},
-            memories={name: _memory(self.caches[name]) for name in caches},
-            views={name: _contents(self.views[name]) for name in views},
+            bindings={key: _binding(manager, self._translated(key)) for key in sight.keys},
+            blocks_keys={key: _is_bound(manager, self._translated(key)) for key in sight.blocks_keys},
+            memories={name: _memory(self.caches[name]) for name in sight.caches},
+            views={name: _contents(self.views[name]) for name in sight.views},
         )
 
     def forget(self) -> None:
@@ -128,6 +164,8 @@ class LibrarySide:
             datadist.finalize()
         for kept in (self.datadists, self.managers, self.former_managers, self.caches, self.views):
             kept.clear()
+        while self.memories:
+            self.memories.popitem()[1].unmap()
 
     def _translated(self, value: Any) -> Any:
         """What a value of the reference model, or a cache's name, is here. Anything else is itself."""
@@ -135,6 +173,14 @@ class LibrarySide:
             return self.caches[value]
         if type(value) in (list, tuple, set):
             return type(value)(self._translated(element) for element in value)
+        if type(value) is dict:
+            return {key: self._translated(element) for key, element in value.items()}
+        if isinstance(value, values.TransferWithCacheKeyConfig):
+            key = self._translated(value.cache_key)
+            ranges = value.src_layer_range, value.dst_layer_range
+            return TransferWithCacheKeyConfig(key, *ranges, value.src_batch_index)
+        if isinstance(value, Script):
+            return _Synchronizer(Scripted(value, self.call))
         translate = _TRANSLATIONS.get(type(value))
         return value if translate is None else translate(value)
 
@@ -168,6 +214,21 @@ def _binding(manager: CacheManager, key: CacheKey) -> tuple[int, int] | None:
     return None if found is None else (found.cache_id, found.batch_index)
 
 
+def _is_bound(manager: CacheManager, key: BlocksCacheKey) -> bool:
+    """Whether a blocks key is bound, which ``lookup`` does not know: a bound one is refused before a full pool is."""
+    placement = next(placement for placement in Placement if manager.pool_usage(placement).total_bytes > 0)
+    too_large = CacheDesc(1, (1, 2**50), DataType.DT_INT8, placement)
+    try:
+        manager.allocate_blocks_cache(too_large, key)
+    except LLMException as error:
+        if error.status_code is LLMStatusCode.LLM_OUT_OF_MEMORY:
+            return False
+        if "already bound" in str(error):
+            return True
+        raise
+    raise AssertionError(f"{too_large} was allocated")
+
+
 def _memory(cache: Cache) -> Memory:
     contents = _outcome(lambda: _contents(cache.tensors))
     return Memory(cache.cache_desc.placement.name, tuple(cache.tensor_addrs), contents)
@@ -199,7 +260,23 @@ def _cluster_info(info: values.ClusterInfo) -> LLMClusterInfo:
     return cluster
 
 
+class _Synchronizer(LayerSynchronizer):
+    """Does what a script says."""
+
+    def __init__(self, scripted: Scripted) -> None:
+        self.scripted = scripted
+
+    def synchronize_layer(self, layer_index: int, timeout_in_millis: int | None) -> bool:
+        assert timeout_in_millis is None, f"the timeout of a layer is {timeout_in_millis}"
+        return self.scripted.synchronize(layer_index)
+
+
 _TRANSLATIONS: dict[type, Callable[[Any], object]] = {
+    values.MemInfo: lambda info: MemInfo(Memtype[info.mem_type], info.addr, info.size),
+    values.TransferConfig: lambda config: TransferConfig(
+        config.dst_cluster_id, config.dst_addrs, config.src_layer_range, config.src_batch_index
+    ),
+    values.BlocksCacheKey: lambda key: BlocksCacheKey(key.cluster_id, key.model_id),
     values.CacheDesc: _cache_desc,
     values.CacheKey: lambda key: CacheKey(key.cluster_id, key.req_id, key.model_id, key.prefix_id),
     values.CacheKeyByIdAndIndex: lambda key: CacheKeyByIdAndIndex(key.cluster_id, key.cache_id, key.batch_index),

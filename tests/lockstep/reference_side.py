@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from llmdd.spec.reference import Cluster, Node
@@ -10,14 +11,19 @@ from llmdd.spec.statecharts import Refused, Statecharts
 from llmdd.spec.values import Cache, CacheKey, View
 
 from .terms import (
+    PATIENCE_MS,
     PLACEMENTS,
     CacheName,
     Call,
     Memory,
+    MemoryName,
     Outcome,
     Picture,
     Raised,
     Returned,
+    Script,
+    Scripted,
+    Sight,
     ViewName,
     pattern,
 )
@@ -33,6 +39,7 @@ class ReferenceSide:
         self.cluster = Cluster(CHARTS)
         self.caches: dict[CacheName, Cache] = {}
         self.views: dict[ViewName, View] = {}
+        self.memories: dict[MemoryName, tuple[int, int]] = {}
 
     @property
     def nodes(self) -> dict[str, Node]:
@@ -47,25 +54,56 @@ class ReferenceSide:
         self.cluster.kill(node)
         for view in [view for view in self.views if view.node == node]:
             del self.views[view]
+        for memory in [memory for memory in self.memories if memory.node == node]:
+            del self.memories[memory]
 
     def call(self, call: Call) -> Outcome:
+        return _outcome(lambda: self._make(call))
+
+    def _make(self, call: Call) -> Any:
         arguments = [self._translated(argument) for argument in call.arguments]
         keywords = {name: self._translated(argument) for name, argument in (call.keywords or {}).items()}
-        method = getattr(self.nodes[call.node], call.method)
-        return _outcome(lambda: method(*arguments, **keywords))
+        return getattr(self.nodes[call.node], call.method)(*arguments, **keywords)
 
     def call_former_manager(self, call: Call) -> Outcome:
         return _outcome(lambda: CHARTS.engine.step("FINALIZED", "call"))  # api D70
 
-    def allocate(self, cache: CacheName, desc: Any, keys: Any, seed: int) -> Outcome:
-        return _outcome(lambda: self._allocate(cache, desc, keys, seed))
+    def make_cache(self, cache: CacheName, call: Call, seed: int) -> Outcome:
+        return _outcome(lambda: self._make_cache(cache, call, seed))
 
-    def _allocate(self, name: CacheName, desc: Any, keys: Any, seed: int) -> int:
-        node = self.nodes[name.node]
-        cache = node.allocate_cache(self._translated(desc), self._translated(keys))
+    def _make_cache(self, name: CacheName, call: Call, seed: int) -> int:
+        cache: Cache = self._make(call)
         self.caches[name] = cache
-        self._fill(node, cache, cache, seed)
+        if call.method.startswith("allocate"):
+            self._fill(self.nodes[name.node], cache, cache, seed)
         return cache.cache_id
+
+    def transfer_layers(self, call: Call) -> Outcome:
+        return _outcome(lambda: self._transfer_layers(call))
+
+    def _transfer_layers(self, call: Call) -> object:
+        keywords = dict(call.keywords or {})
+        scripted = Scripted(keywords["layer_synchronizer"], self.call)
+        if isinstance(keywords["layer_synchronizer"], Script):
+            keywords["layer_synchronizer"] = scripted.synchronize
+        task = self._make(replace(call, keywords=keywords))
+        return task.synchronize(PATIENCE_MS), task.get_results(PATIENCE_MS), scripted.asked
+
+    def map_memory(self, memory: MemoryName, size: int) -> int:
+        address = self.nodes[memory.node].own_memory(size)
+        self.memories[memory] = address, size
+        return address
+
+    def unmap_memory(self, memory: MemoryName) -> None:
+        self.nodes[memory.node].free_memory(self.memories.pop(memory)[0])
+
+    def write_memory(self, memory: MemoryName, seed: int) -> None:
+        address, size = self.memories[memory]
+        self.nodes[memory.node].write_memory(address, pattern(seed, 0, size))
+
+    def read_memory(self, node: str) -> Mapping[MemoryName, bytes]:
+        read = self.nodes[node].read
+        return {name: read(*place) for name, place in self.memories.items() if name.node == node}
 
     def fill(self, cache: CacheName, seed: int) -> Outcome:
         return _outcome(lambda: self._fill_cache(self.nodes[cache.node], self.caches[cache], seed))
@@ -101,15 +139,11 @@ class ReferenceSide:
         node.live_caches  # noqa: B018  refuses as every call does while the node is not initialised
         return tuple(sorted(link.cluster_id for link in node.links.values() if link.state == "LINKED"))
 
-    def picture(
-        self, node: str, keys: Sequence[CacheKey], caches: Sequence[CacheName], views: Sequence[ViewName]
-    ) -> Outcome:
+    def picture(self, node: str, sight: Sight) -> Outcome:
         self.nodes[node].check()
-        return _outcome(lambda: self._picture(node, keys, caches, views))
+        return _outcome(lambda: self._picture(node, sight))
 
-    def _picture(
-        self, name: str, keys: Sequence[CacheKey], caches: Sequence[CacheName], views: Sequence[ViewName]
-    ) -> Picture:
+    def _picture(self, name: str, sight: Sight) -> Picture:
         node = self.nodes[name]
         return Picture(
             listen_address=node.listen_address,
@@ -117,9 +151,10 @@ class ReferenceSide:
             pools={placement: tuple(node.pool_usage(placement)) for placement in PLACEMENTS},
             live_caches=node.live_caches,
             live_keys=len(node.key_index),
-            bindings={key: _binding(node, key) for key in keys},
-            memories={cache: _memory(node, self.caches[cache]) for cache in caches},
-            views={view: tuple(node.contents(self.views[view])) for view in views},
+            bindings={key: _binding(node, key) for key in sight.keys},
+            blocks_keys={key: key.identity in node.key_index for key in sight.blocks_keys},
+            memories={cache: _memory(node, self.caches[cache]) for cache in sight.caches},
+            views={view: tuple(node.contents(self.views[view])) for view in sight.views},
         )
 
     def live_caches(self, node: str) -> list[CacheName]:
@@ -141,6 +176,10 @@ class ReferenceSide:
             return self.caches[value]
         if type(value) in (list, tuple, set):
             return type(value)(self._translated(element) for element in value)
+        if type(value) is dict:
+            return {key: self._translated(element) for key, element in value.items()}
+        if isinstance(value, Script):
+            return Scripted(value, self.call).synchronize
         return value
 
 
@@ -158,7 +197,7 @@ def _binding(node: Node, key: CacheKey) -> tuple[int, int] | None:
 
 def _memory(node: Node, cache: Cache) -> Memory:
     contents = _outcome(lambda: _contents(node, cache))
-    return Memory(cache.cache_desc.placement, tuple(node.tensor_places(cache)), contents)
+    return Memory(cache.cache_desc.placement, tuple(node.tensor_addrs(cache)), contents)
 
 
 def _contents(node: Node, cache: Cache) -> tuple[bytes, ...]:

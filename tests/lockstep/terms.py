@@ -6,17 +6,36 @@ its :class:`CacheName`, which each side knows to be a cache of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import shake_128
 from typing import Any, Protocol
 
-from llmdd.spec.values import Address, CacheKey
+from llmdd.spec.values import Address, BlocksCacheKey, CacheKey
 
 PLACEMENTS = ("DEVICE", "HOST")
 
+#: Longer than anything takes that ends at all, on however busy a machine.
+PATIENCE_MS = 60_000
+
 #: What is called on an ``LLMDataDist``; everything else is called on its ``CacheManager``.
-DATADIST_METHODS = frozenset(("init", "finalize", "link_clusters", "unlink_clusters"))
+DATADIST_METHODS = frozenset(
+    (
+        "init",
+        "finalize",
+        "link_clusters",
+        "unlink_clusters",
+        "link",
+        "unlink",
+        "query_register_mem_status",
+        "switch_role",
+    )
+)
+
+#: What makes a cache. ``create_cpu_cache`` is called on ``Cache``.
+MAKING_METHODS = frozenset(
+    ("allocate_cache", "allocate_blocks_cache", "register_cache", "register_blocks_cache", "create_cpu_cache")
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -35,6 +54,26 @@ class ViewName:
     number: int
 
 
+@dataclass(frozen=True, order=True)
+class MemoryName:
+    """Memory of a program's own, by the node in whose process it is and a number that is given once."""
+
+    node: str
+    number: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """An address: so many bytes after the beginning of memory of the program's own, or of a tensor of a cache.
+
+    Whoever makes a call replaces it by what it is on each side.
+    """
+
+    of: MemoryName | CacheName
+    offset: int = 0
+    tensor: int = 0
+
+
 @dataclass(frozen=True)
 class Call:
     """A call of the contract, on the node of that name."""
@@ -43,6 +82,13 @@ class Call:
     method: str
     arguments: tuple[Any, ...] = ()
     keywords: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Script:
+    """A ``LayerSynchronizer``: for each layer it answers with a truth value, or raises (None), or makes a call."""
+
+    answers: tuple[bool | Call | None, ...]
 
 
 @dataclass(frozen=True)
@@ -63,16 +109,32 @@ class Raised:
 Outcome = Returned | Raised
 
 
+class Scripted:
+    """What a :class:`Script` does on a side. ``asked`` has the layers, and what the calls were answered with."""
+
+    def __init__(self, script: Script, make: Callable[[Call], Outcome]) -> None:
+        self._script = script
+        self._make = make
+        self.asked: list[tuple[int, Outcome | None]] = []
+
+    def synchronize(self, layer: int) -> bool:
+        answer = self._script.answers[layer]
+        self.asked.append((layer, self._make(answer) if isinstance(answer, Call) else None))
+        if answer is None:
+            raise ArithmeticError("as the script wants it")
+        return bool(answer)
+
+
 @dataclass(frozen=True)
 class Memory:
     """The memory of a cache as its user sees it.
 
-    ``places`` says where each tensor begins: on the reference side counted from the beginning of the pool, on the
-    library's an address. ``contents`` is what was answered to a look at the tensors: their bytes, or a refusal.
+    ``addresses`` says where each tensor begins. ``contents`` is what was answered to a look at the tensors: their
+    bytes, or a refusal.
     """
 
     placement: str
-    places: tuple[int, ...]
+    addresses: tuple[int, ...]
     contents: Outcome
 
 
@@ -86,8 +148,19 @@ class Picture:
     live_caches: int
     live_keys: int
     bindings: Mapping[CacheKey, tuple[int, int] | None]
+    blocks_keys: Mapping[BlocksCacheKey, bool]
     memories: Mapping[CacheName, Memory]
     views: Mapping[ViewName, tuple[bytes, ...]]
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What of a node is looked at, besides what every node has."""
+
+    keys: Sequence[CacheKey] = ()
+    blocks_keys: Sequence[BlocksCacheKey] = ()
+    caches: Sequence[CacheName] = ()
+    views: Sequence[ViewName] = ()
 
 
 class Side(Protocol):
@@ -102,8 +175,29 @@ class Side(Protocol):
     def call_former_manager(self, call: Call) -> Outcome:
         """Make a call on the manager that the node had until it was last finalized."""
 
-    def allocate(self, cache: CacheName, desc: Any, keys: Any, seed: int) -> Outcome:
-        """``allocate_cache``; the cache takes its name and is filled at once. The result is its id."""
+    def make_cache(self, cache: CacheName, call: Call, seed: int) -> Outcome:
+        """One of :data:`MAKING_METHODS`; the cache takes its name, and memory from a pool is filled at once.
+
+        The result is the cache's id.
+        """
+
+    def transfer_layers(self, call: Call) -> Outcome:
+        """``transfer_cache_async``, and wait until it has ended.
+
+        The result is what ``synchronize`` and ``get_results`` say then, and the layers that were synchronized.
+        """
+
+    def map_memory(self, memory: MemoryName, size: int) -> int:
+        """Get zero bytes of the program's own, whole pages of them with nothing around; tells their address."""
+
+    def unmap_memory(self, memory: MemoryName) -> None:
+        """Take such memory away, whoever still uses it."""
+
+    def write_memory(self, memory: MemoryName, seed: int) -> None:
+        """Write all of such memory."""
+
+    def read_memory(self, node: str) -> Mapping[MemoryName, bytes]:
+        """All such memory of a node's process."""
 
     def fill(self, cache: CacheName, seed: int) -> Outcome:
         """Write all of a cache's memory."""
@@ -120,10 +214,8 @@ class Side(Protocol):
     def linked(self, node: str) -> Outcome:
         """The ids of the clusters that transfers can reach."""
 
-    def picture(
-        self, node: str, keys: Sequence[CacheKey], caches: Sequence[CacheName], views: Sequence[ViewName]
-    ) -> Outcome:
-        """A :class:`Picture` of the node, with these keys, caches and views. Checks the node's own invariants too."""
+    def picture(self, node: str, sight: Sight) -> Outcome:
+        """A :class:`Picture` of the node. Checks the node's own invariants too."""
 
 
 def pattern(seed: int, tensor: int, size: int) -> bytes:

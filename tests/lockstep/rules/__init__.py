@@ -1,0 +1,13 @@
+"""Which calls are made, and when: by what they are about."""
+
+from __future__ import annotations
+
+from .blocks import BlocksRules
+from .caches import CacheRules
+from .engines import EngineRules
+from .memory import MemoryRules
+from .transfers import TransferRules
+
+
+class AllRules(EngineRules, MemoryRules, CacheRules, BlocksRules, TransferRules):
+    """Every call of the contract."""

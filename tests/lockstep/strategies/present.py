@@ -1,0 +1,155 @@
+"""What there is in the cluster, to be named in a call: mostly what fits, now and then anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import permutations
+from typing import TYPE_CHECKING
+
+from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn
+from llmdd.spec.values import INV, BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
+
+from ..terms import CacheName, MemoryName, ViewName
+from .odd import chance
+
+if TYPE_CHECKING:
+    from ..machine import Lockstep
+
+CLUSTER_IDS = {"a": 1, "b": 2, "c": 2**64 - 1}
+
+REQUEST_KEYS = [CacheKey(1, number, model) for number in (1, 2, 3, 4, INV - 1) for model in (0, 1)]
+PREFIX_KEYS = [CacheKey(1, INV, model, number) for number in (1, 2) for model in (0, INV)]
+KEYS = [*REQUEST_KEYS, *PREFIX_KEYS]
+BLOCKS_KEYS = [BlocksCacheKey(1, model) for model in (0, 1, 2, INV)]
+
+
+def machine_of(draw: DrawFn) -> Lockstep:
+    machine: Lockstep = draw(st.runner())
+    return machine
+
+
+@st.composite
+def nodes(draw: DrawFn) -> str:
+    """A node; mostly one where there are caches."""
+    machine = machine_of(draw)
+    busy = [node for node in machine.nodes if machine.live_caches(node)]
+    return draw(st.sampled_from(machine.nodes if not busy or chance(draw, 10) else busy))
+
+
+def node_with(draw: DrawFn, wanted: Callable[[str], object]) -> str:
+    """A node that has what is wanted; now and then, and where there is none, any."""
+    machine = machine_of(draw)
+    fitting = [node for node in machine.nodes if wanted(node)]
+    return draw(st.sampled_from(fitting)) if fitting and not chance(draw, 15) else draw(nodes())
+
+
+def other_node(draw: DrawFn, node: str) -> str:
+    """Another node; now and then, and where there is none, the same."""
+    others = [other for other in machine_of(draw).nodes if other != node]
+    return draw(st.sampled_from(others)) if others and not chance(draw, 20) else node
+
+
+def two_nodes(draw: DrawFn, wanted: Callable[[str, str], object]) -> tuple[str, str]:
+    """Two different nodes that are linked, mostly, and of which the wanted is true."""
+    machine = machine_of(draw)
+    pairs = [
+        (node, other)
+        for node, other in permutations(machine.nodes, 2)
+        if machine.are_linked(node, other) and wanted(node, other)
+    ]
+    if pairs and not chance(draw, 12):
+        return draw(st.sampled_from(pairs))
+    node = draw(nodes())
+    return node, other_node(draw, node)
+
+
+def any_cache(draw: DrawFn, node: str) -> CacheName | None:
+    """Any cache that lives on the node, or one that once did, or one of another node. None where there is none."""
+    machine = machine_of(draw)
+    candidates = machine.live_caches(node) or machine.caches_known_beside(node)
+    if chance(draw, 3):
+        candidates = machine.caches_known_beside(node)
+    return draw(st.sampled_from(candidates)) if candidates else None
+
+
+def one_of(draw: DrawFn, fitting: Sequence[CacheName], node: str) -> CacheName | None:
+    """One of some caches; now and then, and where there are none, :func:`any_cache`."""
+    return draw(st.sampled_from(fitting)) if fitting and not chance(draw, 15) else any_cache(draw, node)
+
+
+def cache_of(draw: DrawFn, node: str, like: CacheName | None = None) -> CacheName | None:
+    """A continuous cache that lives on the node, mostly, with as many tensors as another one."""
+    machine = machine_of(draw)
+    live = machine.live_slots_caches(node)
+    return one_of(draw, [cache for cache in live if machine.alike(cache, like)] if like else live, node)
+
+
+def blocks_cache_of(draw: DrawFn, node: str, like: CacheName | None = None) -> CacheName | None:
+    """A blocks cache that lives on the node, mostly, with as many tensors as another one.
+
+    If that is a blocks cache too, with blocks of its size.
+    """
+    machine = machine_of(draw)
+    live = machine.live_blocks_caches(node)
+    if like:
+        live = [cache for cache in live if machine.alike(cache, like)]
+        if machine.is_blocks_cache(like):
+            live = [cache for cache in live if machine.row_bytes(cache) == machine.row_bytes(like)]
+    return one_of(draw, live, node)
+
+
+def batch_index_of(draw: DrawFn, cache: CacheName | None) -> int:
+    """One of the cache's batch slots; now and then the one after the last."""
+    batch_size = machine_of(draw).row_count(cache)
+    return batch_size if chance(draw, 25) else draw(st.integers(0, batch_size - 1))
+
+
+def block_list(draw: DrawFn, cache: CacheName | None, length: int) -> list[int] | tuple[int, ...]:
+    """Some of a cache's blocks; now and then the one after the last among them."""
+    count = machine_of(draw).row_count(cache)
+    blocks = draw(st.lists(st.integers(0, count - 1), min_size=length, max_size=length))
+    if blocks and chance(draw, 25):
+        blocks[-1] = count
+    return tuple(blocks) if draw(st.booleans()) else blocks
+
+
+def slot_of(draw: DrawFn, node: str, cache: CacheName | None) -> CacheKeyByIdAndIndex:
+    """A batch slot of a cache on the node, by its id; now and then one that never was."""
+    if cache is None or chance(draw, 20):
+        return CacheKeyByIdAndIndex(CLUSTER_IDS[node], draw(st.sampled_from((0, -1, 1, 99, 2**63 - 1))))
+    cache_id = machine_of(draw).reference.caches[cache].cache_id
+    return CacheKeyByIdAndIndex(CLUSTER_IDS[node], cache_id, batch_index_of(draw, cache))
+
+
+def key_on(draw: DrawFn, node: str) -> CacheKey:
+    """A key that is bound on the node; now and then any key."""
+    bound = machine_of(draw).bound_keys(node)
+    key = draw(st.sampled_from(KEYS if not bound or chance(draw, 15) else bound))
+    return CacheKey(CLUSTER_IDS[node], key.req_id, key.model_id, key.prefix_id)
+
+
+def blocks_key_on(draw: DrawFn, node: str) -> BlocksCacheKey:
+    """A blocks key that is bound on the node; now and then any."""
+    bound = machine_of(draw).bound_blocks_keys(node)
+    key = draw(st.sampled_from(BLOCKS_KEYS if not bound or chance(draw, 15) else bound))
+    return BlocksCacheKey(CLUSTER_IDS[node], key.model_id)
+
+
+@st.composite
+def views(draw: DrawFn) -> ViewName:
+    return draw(st.sampled_from(machine_of(draw).open_views))
+
+
+@st.composite
+def memories(draw: DrawFn) -> MemoryName:
+    """Memory of a program's own that is still mapped."""
+    return draw(st.sampled_from(machine_of(draw).mapped_memories()))
+
+
+@st.composite
+def caches(draw: DrawFn) -> CacheName:
+    """A cache that lives on some node, or one that did."""
+    machine = machine_of(draw)
+    live = [cache for node in machine.nodes for cache in machine.live_caches(node)]
+    return draw(st.sampled_from(machine.caches if not live or chance(draw, 10) else live))
