@@ -37,6 +37,7 @@ from .values import (
 )
 
 if TYPE_CHECKING:
+    from .communicators import Communicator
     from .reference import Cluster
 
 MOST_DIMENSIONS = 32
@@ -60,7 +61,7 @@ class CacheOwner:
         self.pools: dict[str, Pool] = {}
         self.tenants: dict[int, Tenant] = {}
         self.key_index: dict[KeyIdentity, tuple[int, int]] = {}
-        self.communicators: dict[int, Any] = {}  # those that live, by their ids
+        self.communicators: dict[int, Communicator] = {}  # those that live, by their ids
         self.next_cache_id = 1
         self.next_view = 1
 

@@ -33,7 +33,7 @@ class Link:
     def drop_peer_pins(self) -> None:
         """Every transfer that the other end has in progress here is broken off."""
         for transfer in self.node.cluster.transfers_of(self.peer):
-            if transfer.remote == self.node.engine and not transfer.broken_off:
+            if transfer.remote == self.node.engine and not transfer.over and not transfer.broken_off:
                 self.node.cluster.break_off(transfer)
                 self.node.tenants[transfer.remote_cache].unpin(transfer.pin)
 

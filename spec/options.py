@@ -33,6 +33,7 @@ class Settings:
     unlinks_by_force: bool
     listen_address: Address | None
     sync_kv_timeout: int
+    link_retry_count: int
     pools: Mapping[str, PoolSettings]
 
 
@@ -63,6 +64,7 @@ def read_options(options: Any) -> Settings:
         unlinks_by_force="llm.TransferBackend" in options,  # api §4.3
         listen_address=listen_address,
         sync_kv_timeout=int(options.get("llm.SyncKvCacheWaitTime", 1000)),
+        link_retry_count=int(options.get("llm.LinkRetryCount", 1)),
         pools={  # 12
             placement: read_pool(key, options[key]) for placement, key in MEMORY_POOLS.items() if key in options
         },
@@ -99,6 +101,11 @@ def _listen_address(options: dict[Any, Any]) -> Address | None:
     text = options.get("llm.listenIpInfo")
     if not isinstance(text, str):
         return None  # absent, or refused in step 10
+    return read_listen_address(text)
+
+
+def read_listen_address(text: str) -> Address:
+    """The address that a text names; port 0 means any free one."""
     ip, _, port = text.rpartition(":")
     require(_is_ip(ip), f'llm.listenIpInfo format should be "ip:port", but is {text!r}')
     require(_is_number(port), f"the port {port!r} is not a number", "ValueError")

@@ -17,6 +17,8 @@ What this model leaves open, because the contract does:
 A transfer is three steps: *begin* (all checks, both sides pinned), *copy*, *finish* (the key consumed, both sides
 unpinned); ``pull_cache`` and its like are the three in a row. Other calls may come between them.
 
+Links by rank table, and switches of role, are in :mod:`.communicators`.
+
 The parts: :mod:`.caches` is what a node does alone, with :mod:`.tenants` in :mod:`.memory`; :mod:`.transfers` says what
 may be moved where, :mod:`.layerwise` what moves layer by layer.
 """
@@ -40,7 +42,7 @@ from .arguments import (
     check_type,
     require,
 )
-from .caches import CacheOwner
+from .communicators import Communicator, Member, meet
 from .layerwise import LayerTask, read_orders
 from .links import Link
 from .machine import ImpossibleEvent
@@ -81,7 +83,7 @@ MOST_LINKS = 512
 FIRST_FREE_PORT = 49152
 
 
-class Node(CacheOwner):
+class Node(Member):
     """A process with one ``LLMDataDist`` and its cache manager: lives by the ENGINE machine."""
 
     def _become_empty(self) -> None:
@@ -100,6 +102,7 @@ class Node(CacheOwner):
         self.listen_address = self.cluster.bind(settings.listen_address)
         self.settings = settings
         self.charts.engine.fire(self, "init")
+        self.cluster.meet()
 
     def acquire_resources(self) -> None:
         assert self.settings is not None
@@ -110,10 +113,12 @@ class Node(CacheOwner):
         if self.cluster.transfers_of(self.engine) or self.tasks:
             raise WouldWait("finalize waits for the calls in progress")
         self.charts.engine.fire(self, "finalize")
+        self.cluster.meet()
 
     def release_everything(self) -> None:
         for link in self.links.values():
             self._drop_link(link, "peer_unlinked")  # in good order: the other end need not unlink by force
+        self._drop_communicators()
         for tenant in list(self.tenants.values()):
             for pin in list(tenant.pins):
                 tenant.unpin(pin)
@@ -208,7 +213,8 @@ class Node(CacheOwner):
         return self.links.get(cluster_id) or Link(self, cluster_id)
 
     def _wait_for_transfers_over(self, link: Link) -> None:
-        own = [transfer for transfer in self.cluster.transfers_of(self.engine) if transfer.remote == link.peer]
+        calls = self.cluster.transfers_of(self.engine)
+        own = [transfer for transfer in calls if transfer.remote == link.peer and not transfer.over]
         require(not own, "a transfer over the link is in progress", "LLM_TIMEOUT")
 
     @staticmethod
@@ -424,13 +430,21 @@ class Node(CacheOwner):
     # -- both sides of a transfer ---------------------------------------------------------------------------------
 
     def _other_end(self, cluster_id: int) -> Node:
-        """The node at the other end of a link over which a transfer may begin."""
-        link = self.link_to(cluster_id)
-        link.fire("transfer")
-        other = self.cluster.running(link.peer)
+        """The node at the other end of a link, or of a communicator, over which a transfer may begin."""
+        communicator = self._way_to(cluster_id)
+        engine = communicator.connected[cluster_id][0] if communicator else self.link_to(cluster_id).peer
+        other = self.cluster.running(engine)
         if other is None:
             raise Refused("LLM_NOT_YET_LINK", f"cluster {cluster_id} has gone")
         return other
+
+    def _way_to(self, cluster_id: int) -> Communicator | None:
+        """The communicator over which a transfer to a cluster runs; None: over the one-sided link."""
+        link = self.link_to(cluster_id)
+        communicator = self.communicator_to(cluster_id) if link.state != "LINKED" else None
+        if communicator is None:
+            link.fire("transfer")
+        return communicator
 
     def _find(self, key: SlotKey) -> tuple[Tenant, int]:
         """What a key from another cluster stands for here: an open tenant and a batch index, perhaps out of range."""
@@ -467,6 +481,7 @@ class Node(CacheOwner):
         runs: Sequence[Run],
     ) -> int:
         here, there = addresses_of(local, local_tensors), addresses_of(remote, remote_tensors)
+        way = self._way_to(remote.node.cluster_id)
         transfer = Transfer(
             self.cluster.next_transfer,
             is_pull,
@@ -477,6 +492,7 @@ class Node(CacheOwner):
             remote_slot,
             remote_tensors,
             moves_of(there, here, runs) if is_pull else moves_of(here, there, runs),
+            way.number if way else 0,
         )
         self.cluster.next_transfer += 1
         local.pin(transfer.pin)
@@ -577,7 +593,8 @@ class Node(CacheOwner):
         require(self._has_links(), "there is no link", "LLM_NOT_YET_LINK")
 
     def _has_links(self) -> bool:
-        return any(link.state == "LINKED" for link in self.links.values())
+        links = any(link.state == "LINKED" for link in self.links.values())
+        return links or any(each.state == "OK" and each.connected for each in self.communicators.values())
 
     # -- what can be seen -----------------------------------------------------------------------------------------
 
@@ -593,12 +610,15 @@ class Node(CacheOwner):
             tuple(_observable_tenant(tenant) for _, tenant in sorted(self.tenants.items())),
             tuple(sorted((link.cluster_id, link.state) for link in self.links.values() if link.state != "UNLINKED")),
             self.next_cache_id,
+            (self.role, self.next_communicator),
+            tuple(communicator.observable() for communicator in self.communicators.values()),
             tuple(sorted(self.tasks)),
             tuple(sorted((address, bytes(piece)) for address, piece in self.memory.pieces.items())),
         )
 
     def check(self) -> None:
         """Every invariant of a node."""
+        self.check_communicators()
         assert (self.state == "READY") == (self.settings is not None), f"{self.name} is {self.state}"
         for tenant in self.tenants.values():
             self._check_tenant(tenant)
@@ -697,14 +717,21 @@ class Cluster:
             if transfer.remote == dead.engine or (transfer.local == dead.engine and transfer.broken_off):
                 self.break_off(transfer)
         if noticed:
-            for node in self.nodes.values():
+            for node in list(self.nodes.values()):
                 self.notice(node.name, dead.cluster_id)
+        self.meet()
 
     def notice(self, name: str, cluster_id: int) -> None:
         """A node notices that the process at the other end of a link has gone, if it has."""
         link = self.nodes[name].link_to(cluster_id)
         if self.running(link.peer) is None:
             link.fire("peer_gone")
+        self.nodes[name].lose_members(cluster_id)
+        self.meet()
+
+    def meet(self) -> None:
+        """Connect the members of communicators that can be connected now."""
+        meet(self)
 
     def running(self, engine: EngineId | None) -> Node | None:
         """The node that runs an engine, if any does."""
@@ -717,13 +744,13 @@ class Cluster:
 
     def listener(self, address: Address) -> Node | None:
         """The node that listens at an address."""
-        return next((node for node in self.nodes.values() if node.listen_address == address), None)
+        return next((node for node in self.nodes.values() if address in node.addresses()), None)
 
     def bind(self, address: Address | None) -> Address | None:
         """The address that a node will listen at; port 0 means any free one."""
         if address is None:
             return None
-        taken = {node.listen_address for node in self.nodes.values()}
+        taken = {address for node in self.nodes.values() for address in node.addresses()}
         ip, port = address
         if port == 0:
             port = FIRST_FREE_PORT

@@ -34,6 +34,7 @@ class Transfer:
     remote_slot: int
     remote_tensors: range
     moves: tuple[Move, ...]
+    over: int = 0  # the caller's number of the communicator over which it runs; 0: over a one-sided link
     copied: bool = False
     broken_off: bool = False
 

@@ -90,3 +90,11 @@ def bytes_at(node: Node, addresses: list[int], size: int) -> list[bytes]:
 def block(node: Node, cache: Cache, index: int, tensor: int = 0) -> bytes:
     size = cache.cache_desc.size // cache.cache_desc.shape[0]
     return node.contents(cache)[tensor][index * size : (index + 1) * size]
+
+
+def rank_table(ranks: int, **device: str) -> str:
+    """A rank table of so many devices of one server, with what else is said of each."""
+    devices = [
+        {"device_id": str(rank), "device_ip": "127.0.0.1", "rank_id": str(rank), **device} for rank in range(ranks)
+    ]
+    return json.dumps({"server_list": [{"server_id": "server", "device": devices}]})

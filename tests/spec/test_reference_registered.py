@@ -21,6 +21,7 @@ from .nodes import (
     options,
     own_tensors,
     prefix,
+    rank_table,
     refused,
     slot,
     two_nodes,
@@ -142,14 +143,14 @@ def test_memory_must_be_mapped_to_its_end(node: Node) -> None:
 
 
 def test_api_d51_what_is_registered_after_link_is_not_remote_accessible(node: Node) -> None:
-    node.communicators[1] = object()
+    assert node.link("pool", {1: 0, 2: 1}, rank_table(2)) == 1
     addresses = own_tensors(node, DESC)
     for call in (node.register_cache, node.register_blocks_cache):
         late = lambda call=call: call(DESC, [], remote_accessible=True)  # noqa: E731
         refused("LLM_PARAM_INVALID", late, node.cluster, "register remote accessible cache after link")
     accessible = [node.tenants[node.register_cache(DESC, addresses, (), given).cache_id] for given in (None, False)]
     assert [tenant.remote_accessible for tenant in accessible] == [False, False]
-    del node.communicators[1]
+    node.unlink(1)
     assert node.tenants[node.register_cache(DESC, addresses).cache_id].remote_accessible
 
 
