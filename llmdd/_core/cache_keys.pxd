@@ -1,4 +1,4 @@
-"""The keys by which a cache is found: immutable values, hashable and comparable."""
+"""The keys by which a cache is found: immutable, each equal to itself alone (api §1.7)."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 

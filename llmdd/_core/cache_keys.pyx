@@ -62,8 +62,8 @@ cdef class CacheKey:
     --------
     >>> CacheKey(1, req_id=7)
     CacheKey(cluster_id=1, req_id=7, prefix_id=18446744073709551615, model_id=0)
-    >>> CacheKey(1, 7) == CacheKey(prompt_cluster_id=1, req_id=7)
-    True
+    >>> CacheKey(prompt_cluster_id=1, req_id=7).cluster_id
+    1
     """
 
     def __cinit__(self, *args, **kwargs):
@@ -104,19 +104,6 @@ cdef class CacheKey:
 
     def _astuple(self):
         return self.cluster_id, self.req_id, self.model_id, self.prefix_id
-
-    def __eq__(self, other):
-        if type(other) is not CacheKey:
-            return NotImplemented
-        return self._astuple() == other._astuple()
-
-    def __lt__(self, other):
-        if type(other) is not CacheKey:
-            return NotImplemented
-        return self._astuple() < other._astuple()
-
-    def __hash__(self):
-        return hash(self._astuple())
 
     def __reduce__(self):
         return CacheKey, self._astuple()
@@ -178,19 +165,6 @@ cdef class BlocksCacheKey:
     def _astuple(self):
         return self.cluster_id, self.model_id
 
-    def __eq__(self, other):
-        if type(other) is not BlocksCacheKey:
-            return NotImplemented
-        return self._astuple() == other._astuple()
-
-    def __lt__(self, other):
-        if type(other) is not BlocksCacheKey:
-            return NotImplemented
-        return self._astuple() < other._astuple()
-
-    def __hash__(self):
-        return hash(self._astuple())
-
     def __reduce__(self):
         return BlocksCacheKey, self._astuple()
 
@@ -233,19 +207,6 @@ cdef class CacheKeyByIdAndIndex:
 
     def _astuple(self):
         return self.cluster_id, self.cache_id, self.batch_index
-
-    def __eq__(self, other):
-        if type(other) is not CacheKeyByIdAndIndex:
-            return NotImplemented
-        return self._astuple() == other._astuple()
-
-    def __lt__(self, other):
-        if type(other) is not CacheKeyByIdAndIndex:
-            return NotImplemented
-        return self._astuple() < other._astuple()
-
-    def __hash__(self):
-        return hash(self._astuple())
 
     def __reduce__(self):
         return CacheKeyByIdAndIndex, self._astuple()

@@ -26,7 +26,9 @@ cdef enum:
     CACHE_LINE = 64
     HEADER_BYTES = 4096
     POOL_COUNT = 2                 # indexed by Placement: 0 HOST, 1 DEVICE
-    PEER_LIMIT = 64                # pin bits of a reference slot
+    PEER_LIMIT = 1024              # pin bits of a reference slot
+    PEER_WORDS = 16                # words of 64 bits that hold them
+    MORE_PEER_WORDS = 15
     WORD_BITS = 32                 # reference bits of a word; the generation has the other half
     INLINE_WORDS = 6               # reference words inside the reference slot
     INDEX_OVERFLOW = 256           # entries behind the last home, so that probing never wraps
@@ -93,10 +95,15 @@ cdef struct Slot:
     uint8_t accessible             # to peers in remote mode (api §3.9)
     KeyRecord first_key
 
+cdef struct PinWords:
+    uint64_t readers               # one bit for each local peer that reads
+    uint64_t writers               # one for each that writes: nobody takes these away while it lives
+
 cdef struct ReferenceSlot:
-    uint64_t pins                  # one bit for each local peer that reads
-    uint64_t writer_pins           # one for each that writes: nobody takes these away while it lives
+    # The first 64 peers have their pins in the cache line of the reference words.
+    PinWords pins
     uint64_t words[INLINE_WORDS]
+    PinWords more_pins[MORE_PEER_WORDS]
 
 cdef struct ArenaHeader:
     char magic[8]
@@ -134,6 +141,7 @@ cdef struct ArenaHeader:
     uint64_t live_caches
     uint64_t live_keys
     uint64_t registrations         # positions that were ever used
+    uint64_t peer_words            # pin words of a reference slot in which a peer was ever given a bit
 
 cdef inline ArenaHeader *header_of(char *arena) noexcept nogil:
     return <ArenaHeader *>arena
@@ -143,6 +151,10 @@ cdef inline Slot *slot_at(char *arena, uint64_t slot) noexcept nogil:
 
 cdef inline ReferenceSlot *reference_slot_at(char *arena, uint64_t slot) noexcept nogil:
     return <ReferenceSlot *>(arena + header_of(arena).reference_slots_offset) + slot
+
+cdef inline PinWords *pin_words(ReferenceSlot *references, uint64_t number) noexcept nogil:
+    """The pin words of peers [64 * number, 64 * (number + 1))."""
+    return &references.pins if number == 0 else &references.more_pins[number - 1]
 
 cdef inline uint64_t *words_of(char *arena, Slot *slot) noexcept nogil:
     return <uint64_t *>(arena + slot.words)

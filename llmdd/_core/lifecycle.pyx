@@ -32,13 +32,14 @@ from llmdd._core.layout cimport (
     ArenaHeader,
     IndexEntry,
     KeyRecord,
+    PinWords,
     Pool,
-    ReferenceSlot,
     Slot,
     header_of,
     indexed_of,
     key_words,
     keys_of,
+    pin_words,
     record_of,
     reference_slot_at,
     registrations_of,
@@ -123,17 +124,22 @@ cdef unsigned int cache_state(char *arena, Slot *slot, unsigned int assumed) noe
     return CACHE_STATE_OF[facts]
 
 
-cdef inline uint64_t pinned_by(char *arena, uint64_t slot_number) noexcept nogil:
-    """The peers that transfer from or to a slot, as bits."""
-    cdef ReferenceSlot *references = reference_slot_at(arena, slot_number)
-    return atomic_load_word(&references.pins) | atomic_load_word(&references.writer_pins)
+cdef inline bint pinned_by_peers(char *arena, uint64_t slot_number) noexcept nogil:
+    """Whether some peer transfers from or to a slot."""
+    cdef PinWords *words
+    cdef uint64_t number
+    for number in range(header_of(arena).peer_words):
+        words = pin_words(reference_slot_at(arena, slot_number), number)
+        if atomic_load_word(&words.readers) or atomic_load_word(&words.writers):
+            return True
+    return False
 
 
 cdef unsigned int guards_of(char *arena, uint64_t slot_number, Slot *slot) noexcept nogil:
     cdef unsigned int guards = 0
     if slot.tenant and keys_remain(arena, slot):
         guards |= CACHE_GUARD_KEYS_REMAIN
-    if atomic_load_word(&slot.local_pins) or pinned_by(arena, slot_number):
+    if atomic_load_word(&slot.local_pins) or pinned_by_peers(arena, slot_number):
         guards |= CACHE_GUARD_PINNED
     return guards
 
@@ -280,10 +286,12 @@ cdef void finish_transfers(char *arena, Slot *slot) noexcept nogil:
 cdef void dismiss_peer(char *arena, unsigned int peer_bit) noexcept nogil:
     """Clear every pin of a peer that will transfer no more, and settle what it leaves."""
     cdef uint64_t slot_number
-    cdef uint64_t bit = <uint64_t>1 << peer_bit
+    cdef uint64_t bit = <uint64_t>1 << peer_bit % 64
+    cdef PinWords *words
     for slot_number in range(header_of(arena).slots_used):
-        atomic_fetch_clear(&reference_slot_at(arena, slot_number).pins, bit)
-        atomic_fetch_clear(&reference_slot_at(arena, slot_number).writer_pins, bit)
+        words = pin_words(reference_slot_at(arena, slot_number), peer_bit // 64)
+        atomic_fetch_clear(&words.readers, bit)
+        atomic_fetch_clear(&words.writers, bit)
         if slot_at(arena, slot_number).tenant:
             finish_transfers(arena, slot_at(arena, slot_number))
             settle(arena, slot_number)

@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from llmdd._core.cache cimport Cache
 from llmdd._core.cache_desc cimport CacheDesc
-from llmdd._core.layout cimport KeyRecord
+from llmdd._core.layout cimport PEER_WORDS, KeyRecord
 from llmdd._core.lifecycle cimport Allocation
 from llmdd._core.node_memory cimport NodeMemory
 
@@ -15,7 +15,7 @@ cdef class NodeCaches:
     cdef readonly bint remote_accessible
     cdef public dict peers         # cluster id -> PeerArena, kept by the links
     cdef public int communicators  # how many live, kept by the links
-    cdef uint64_t admitted         # one bit for each pin bit given to a peer
+    cdef uint64_t[PEER_WORDS] admitted   # one bit for each pin bit given to a peer
     cdef Cache make(self, str tag, CacheDesc desc, Allocation *request, tuple keys, list addresses)
     cdef int describe(self, CacheDesc desc, Allocation *request) except -1
     cdef int enter_arena(self, str tag, CacheDesc desc, Allocation *request, tuple keys) except -1

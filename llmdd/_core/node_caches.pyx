@@ -14,6 +14,7 @@ from llmdd._core.atomic cimport (
     atomic_fetch_clear,
     atomic_fetch_set,
     atomic_load_word,
+    atomic_store_word,
     monotonic_nanoseconds,
 )
 from llmdd._core.cache cimport Cache, new_cache
@@ -30,9 +31,10 @@ from llmdd._core.layout cimport (
     ArenaHeader,
     IndexEntry,
     KeyRecord,
-    ReferenceSlot,
+    PinWords,
     Slot,
     header_of,
+    pin_words,
     reference_slot_at,
     slot_at,
     words_of,
@@ -629,28 +631,39 @@ cdef class NodeCaches:
         )
 
     def admit_peer(self):
-        """A pin bit for one more peer on this host; LLMException (``LLM_FAILED``) when all 64 are taken. Never waits."""
+        """A pin bit for one more peer on this host; LLMException (``LLM_FAILED``) when all are taken. Never waits."""
         cdef uint64_t bit
+        cdef ArenaHeader *header
         self.memory.require_open("link_clusters")
+        header = header_of(self.memory.base)
         for bit in range(PEER_LIMIT):
-            if not atomic_fetch_set(&self.admitted, <uint64_t>1 << bit) >> bit & 1:
+            if not atomic_fetch_set(&self.admitted[bit // 64], <uint64_t>1 << bit % 64) >> bit % 64 & 1:
+                # Before the peer learns of its bit: whoever settles a slot looks at every word that can have one.
+                if bit // 64 >= header.peer_words:
+                    atomic_store_word(&header.peer_words, bit // 64 + 1)
                 return bit
         raise failure(
-            "link_clusters", LLMStatusCode.LLM_FAILED, f"{PEER_LIMIT} clusters of this host are linked, that is the limit"
+            "link_clusters",
+            LLMStatusCode.LLM_FAILED,
+            f"{PEER_LIMIT} links to clusters of this host stand, that is the limit",
         )
 
     def dismiss_peer(self, peer_bit):
         """A peer's process has gone, or has promised to transfer no more: clear its pins, settle what it left half done."""
         cdef unsigned int bit = peer_bit
+        cdef uint64_t *admitted
         if self.memory.closed:
             return
+        if bit >= PEER_LIMIT:
+            raise ValueError(f"peer bit {peer_bit} was given to nobody")
+        admitted = &self.admitted[bit // 64]
         self.memory.enter("unlink_clusters")
         try:
-            if not atomic_load_word(&self.admitted) >> bit & 1:
+            if not atomic_load_word(admitted) >> bit % 64 & 1:
                 raise ValueError(f"peer bit {peer_bit} was given to nobody")
             with nogil:
                 dismiss_peer(self.memory.base, bit)
-            atomic_fetch_clear(&self.admitted, <uint64_t>1 << bit)
+            atomic_fetch_clear(admitted, <uint64_t>1 << bit % 64)
         finally:
             self.memory.leave()
 
@@ -694,8 +707,7 @@ cdef class NodeCaches:
         uint64_t size, char *data, bint to_tensor
     ) except -1:
         cdef Slot *slot
-        cdef ReferenceSlot *references
-        cdef uint64_t pins
+        cdef PinWords *words
         cdef bint pinned
         cdef Place here, there
         cdef Piece piece
@@ -710,9 +722,8 @@ cdef class NodeCaches:
             if peer_bit >= PEER_LIMIT or slot_number >= header_of(self.memory.base).slots_used:
                 raise ValueError(f"there is no slot {slot_number}")
             slot = slot_at(self.memory.base, slot_number)
-            references = reference_slot_at(self.memory.base, slot_number)
-            pins = atomic_load_word(&references.writer_pins if to_tensor else &references.pins)
-            pinned = pins >> peer_bit & 1
+            words = pin_words(reference_slot_at(self.memory.base, slot_number), peer_bit // 64)
+            pinned = atomic_load_word(&words.writers if to_tensor else &words.readers) >> peer_bit % 64 & 1
             if not (pinned and slot.tenant and slot.registered and generation_of(slot) == generation):
                 raise failure(
                     "courier",

@@ -1,5 +1,6 @@
 SPEC_CHECKSUM: str
 LAYOUT_VERSION: int
+PEER_LIMIT: int
 
 class ImpossibleEvent(RuntimeError): ...
 

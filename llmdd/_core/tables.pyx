@@ -2,12 +2,14 @@
 """The machines of ``spec/`` as objects that step by name, for the code that is not hot: links and engines."""
 
 from llmdd._core.layout cimport LAYOUT_VERSION_NUMBER
+from llmdd._core.layout cimport PEER_LIMIT as LAYOUT_PEER_LIMIT
 from llmdd._core.status import LLMException, LLMStatusCode
 
 include "spec_machines.pxi"
 
 SPEC_CHECKSUM = SPEC_CHECKSUM_TEXT
 LAYOUT_VERSION = LAYOUT_VERSION_NUMBER
+PEER_LIMIT = LAYOUT_PEER_LIMIT
 
 
 class ImpossibleEvent(RuntimeError):

@@ -35,11 +35,13 @@ from llmdd._core.layout cimport (
     ArenaHeader,
     IndexEntry,
     KeyRecord,
+    PinWords,
     ReferenceSlot,
     Slot,
     batch_size_of,
     header_of,
     key_words,
+    pin_words,
     tensor_words,
 )
 from llmdd._core.lifecycle cimport tensor_place
@@ -70,8 +72,8 @@ cdef inline ReferenceSlot *remote_references(Transfer *transfer, uint64_t slot) 
 
 cdef inline uint64_t *pin_word(Transfer *transfer, uint64_t slot) noexcept nogil:
     """Where our pin stands: a writer's apart from a reader's, who may be evicted (protocol 11)."""
-    cdef ReferenceSlot *references = remote_references(transfer, slot)
-    return &references.writer_pins if transfer.push else &references.pins
+    cdef PinWords *words = pin_words(remote_references(transfer, slot), transfer.peer_bit // 64)
+    return &words.writers if transfer.push else &words.readers
 
 
 cdef inline bint lies_within(uint64_t offset, uint64_t size, uint64_t begin, uint64_t end) noexcept nogil:
@@ -145,7 +147,7 @@ cdef TransferResult pin(Transfer *transfer, const IndexEntry *entry, Slot *copy)
         return REMOTE_MISSING
     slot = remote_slot(transfer, entry.slot)
     # Pairs with the owner's close: our bit is set before we read the gate, the gate closed before it reads the bits.
-    atomic_fetch_set(pin_word(transfer, entry.slot), <uint64_t>1 << transfer.peer_bit)
+    atomic_fetch_set(pin_word(transfer, entry.slot), <uint64_t>1 << transfer.peer_bit % 64)
     if atomic_load_word(&slot.gate) == (<uint64_t>entry.generation << 1 | 1):
         # From here on the tenant cannot change, unless the owner breaks the rules.
         copy[0] = slot[0]
@@ -160,7 +162,7 @@ cdef TransferResult pin(Transfer *transfer, const IndexEntry *entry, Slot *copy)
 
 cdef void unpin(Transfer *transfer, uint64_t slot, bint dropped_key) noexcept nogil:
     """Clear our pin; tell the owner if it may be waiting for that, or must forget a key."""
-    atomic_fetch_clear(pin_word(transfer, slot), <uint64_t>1 << transfer.peer_bit)
+    atomic_fetch_clear(pin_word(transfer, slot), <uint64_t>1 << transfer.peer_bit % 64)
     if dropped_key or not atomic_load_word(&remote_slot(transfer, slot).gate) & 1:
         mark_released(transfer.arena, transfer.known, slot)
 

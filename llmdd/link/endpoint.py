@@ -41,6 +41,9 @@ from .sessions import Sessions
 
 _logger = logging.getLogger("llmdd.link")
 
+#: How many links one cluster holds in two-sided mode (api §6).
+MAX_LINKS = 512
+
 
 @dataclass(frozen=True)
 class LinkTarget:
@@ -131,6 +134,7 @@ class Endpoint:
             self.links.require(target.cluster_id, "link", peer_reachable=False)
             return False
         try:
+            self._require_room(target.cluster_id)
             session = await initiate(channel, self._identity, self._store, self._reaper, target.cluster_id)
         except BaseException:
             channel.close()
@@ -202,6 +206,7 @@ class Endpoint:
     async def serve_link(self, channel: Channel, request: LinkRequest) -> None:
         """Make the link that another cluster asks for; raises what it is refused with."""
         cluster_id = request.identity.cluster_id
+        self._require_room(cluster_id)
         before = self.links[cluster_id].session
         session = await answer(channel, request, self._identity, self._store, self._reaper)
         try:
@@ -218,6 +223,15 @@ class Endpoint:
             raise
         self._sessions.start(session, self, initiator=False)
         session.say(Linked())
+
+    def _require_room(self, cluster_id: int) -> None:
+        """In two-sided mode the number of links is limited (D65)."""
+        held = self.links.held()
+        if not self._identity.remote_accessible and cluster_id not in held and len(held) >= MAX_LINKS:
+            raise Refused(
+                LLMStatusCode.LLM_FAILED,
+                f"cluster {self._identity.cluster_id} has {MAX_LINKS} links, that is the limit",
+            )
 
     def _crossed(self, cluster_id: int, before: Session | None) -> bool:
         ours_counts = cluster_id in self._committing and self._identity.cluster_id < cluster_id

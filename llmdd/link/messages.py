@@ -38,6 +38,8 @@ from typing import Annotated, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
+from llmdd._core.tables import PEER_LIMIT
+
 PROTOCOL_VERSION = 2
 
 MAX_PAYLOAD = 16 * 1024
@@ -46,7 +48,7 @@ MAX_BULK_PAYLOAD = MAX_PIECE + 1024
 HEADER = struct.Struct("!I")
 
 UInt64 = Annotated[int, Meta(ge=0)]  # MessagePack has none larger
-PeerBit = Annotated[int, Meta(ge=0, le=63)]
+PeerBit = Annotated[int, Meta(ge=0, lt=PEER_LIMIT)]
 ShortText = Annotated[str, Meta(max_length=200)]
 Token = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]

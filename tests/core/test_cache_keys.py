@@ -218,38 +218,24 @@ def test_repr_names_every_field(key: Key, text: str) -> None:
 
 @pytest.mark.parametrize("key", KEYS, ids=repr)
 def test_repr_is_an_expression_for_the_key(key: Key) -> None:
-    assert eval(repr(key)) == key
+    assert repr(eval(repr(key))) == repr(key)
 
 
-def test_keys_are_equal_when_every_field_is() -> None:
-    for i, one in enumerate(KEYS):
-        for j, other in enumerate(copy.deepcopy(KEYS)):
-            assert (one == other) is (i == j)
-            assert (one != other) is (i != j)
-    assert len({*KEYS, *copy.deepcopy(KEYS)}) == len(KEYS)
-    assert BlocksCacheKey(1, 2) == BlocksCacheKey(prompt_cluster_id=1, model_id=2)
-    assert hash(BlocksCacheKey(1, 2)) == hash(BlocksCacheKey(prompt_cluster_id=1, model_id=2))
-
-
-def test_keys_equal_nothing_else() -> None:
-    assert CacheKey(1, 2) != (1, 2, 0, INV)
-    assert CacheKey(1, 2) is not None
-    assert BlocksCacheKey(1, 2) != CacheKeyByIdAndIndex(1, 2)
-
-
-def test_keys_of_one_kind_are_ordered_by_their_fields() -> None:
-    assert sorted([CacheKey(2, 1), CacheKey(1, 2), CacheKey(1, 1)]) == [CacheKey(1, 1), CacheKey(1, 2), CacheKey(2, 1)]
-    assert BlocksCacheKey(1, 2) < BlocksCacheKey(2, 0)
-    assert CacheKeyByIdAndIndex(1, 2, 3) < CacheKeyByIdAndIndex(1, 3, 0)
+def test_a_key_equals_itself_alone() -> None:
+    """api §1.7: keys define no ``__eq__``."""
+    for key in KEYS:
+        assert key == key
+        assert key != copy.deepcopy(key)
+    assert len({*KEYS, *copy.deepcopy(KEYS)}) == 2 * len(KEYS)
     with pytest.raises(TypeError):
-        CacheKey(1, 1) < BlocksCacheKey(1, 1)  # noqa: B015
+        CacheKey(1, 1) < CacheKey(1, 2)  # type: ignore[operator]  # noqa: B015
 
 
 @pytest.mark.parametrize("key", KEYS, ids=repr)
 def test_keys_survive_pickling_and_copying(key: Key) -> None:
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        assert pickle.loads(pickle.dumps(key, protocol)) == key
-    assert copy.copy(key) == copy.deepcopy(key) == key
+        assert repr(pickle.loads(pickle.dumps(key, protocol))) == repr(key)
+    assert repr(copy.copy(key)) == repr(copy.deepcopy(key)) == repr(key)
 
 
 @pytest.mark.parametrize("key", KEYS, ids=repr)

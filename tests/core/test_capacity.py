@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from llmdd import CacheDesc, CacheKey, CacheKeyByIdAndIndex, DataType, LLMException, LLMStatusCode
+from llmdd._core.peer import PeerArena
 
 PAGE = 4096
 
@@ -144,7 +146,7 @@ def test_a_batch_of_a_hundred_keys_over_eighty_tensors(make_store: Any, attach: 
     for key in keys:
         order.shuffle(layers)
         for layer in layers:
-            assert owner.lookup(key) == CacheKeyByIdAndIndex(1, cache.cache_id, key.req_id)
+            assert repr(owner.lookup(key)) == repr(CacheKeyByIdAndIndex(1, cache.cache_id, key.req_id))
             only = range(layer, layer + 1)
             puller.pull_cache(key, ours, src_layer_range=only, dst_layer_range=only)
             if layer != layers[-1]:  # once more does no harm
@@ -238,17 +240,40 @@ def test_ten_thousand_caches(make_store: Any) -> None:
     assert occupancy(store) == empty(store)
 
 
-def test_sixty_four_peers_and_no_more(make_store: Any) -> None:
+def test_a_thousand_peers_and_no_more(make_store: Any) -> None:
     store = make_store()
-    bits = [store.admit_peer() for _ in range(64)]
-    assert sorted(bits) == list(range(64))
-    with pytest.raises(LLMException, match="64") as refused:
+    bits = [store.admit_peer() for _ in range(1024)]
+    assert sorted(bits) == list(range(1024))
+    with pytest.raises(LLMException, match="1024") as refused:
         store.admit_peer()
     assert refused.value.status_code is LLMStatusCode.LLM_FAILED
-    store.dismiss_peer(17)
+    for bit in (17, 1000):
+        store.dismiss_peer(bit)
+        with pytest.raises(ValueError, match="given to nobody"):
+            store.dismiss_peer(bit)
+        assert store.admit_peer() == bit
     with pytest.raises(ValueError, match="given to nobody"):
-        store.dismiss_peer(17)
-    assert store.admit_peer() == 17
+        store.dismiss_peer(1024)
+
+
+@pytest.mark.parametrize("peer_bit", [0, 63, 64, 700, 1023])
+def test_every_peer_pins_with_a_bit_of_its_own(make_store: Any, peer_bit: int) -> None:
+    """A transfer holds the memory, and dismissing its peer lets it go, whichever bit the peer was given."""
+    owner, store = make_store(1), make_store(2)
+    bits = [owner.admit_peer() for _ in range(1024)]
+    for bit in bits:
+        if bit != peer_bit:
+            owner.dismiss_peer(bit)
+    store.peers = {1: PeerArena(*owner.export(), peer_bit, os.getpid())}
+    cache = owner.allocate_cache(CacheDesc(1, (1, 8), DataType.DT_INT8), keys_from(0, 1))
+    cache.tensors[0][:] = 7
+    owner.deallocate_cache(cache)
+    ours = store.allocate_cache(CacheDesc(1, (1, 8), DataType.DT_INT8))
+    store.pull_cache(*keys_from(0, 1), ours)
+    assert (ours.tensors[0] == 7).all()
+    assert owner.live_caches == 0
+    owner.dismiss_peer(peer_bit)
+    owner.check()
 
 
 def test_private_memory_is_given_to_nobody(make_store: Any) -> None:

@@ -23,6 +23,7 @@ from llmdd._core.cache_keys import CacheKey
 from llmdd._core.enumerations import DataType
 from llmdd._core.status import LLMException
 from llmdd._core.store import CacheStore
+from llmdd._core.tables import PEER_LIMIT
 from llmdd.link import LinkService, LinkTarget, handshake, messages
 
 LOCALHOST = "127.0.0.1"
@@ -69,7 +70,7 @@ class Node:
                 break
         for bit in free:
             self.store.dismiss_peer(bit)
-        return 64 - len(free)
+        return PEER_LIMIT - len(free)
 
     def bind(self, req_id: int, fill: int) -> None:
         """A cache filled with one number, to be pulled by its key."""

@@ -41,7 +41,7 @@ class OwnedMemory:
     def _check(self, peer_bit: int, slot: int, generation: int, tensor: int) -> None:
         self.copying.set()
         assert self.may_copy.wait(20)
-        assert 0 <= peer_bit < 64
+        assert 0 <= peer_bit < 1024
         if slot == NO_RIGHT:
             raise ValueError("the slot is not pinned")
         if slot == UNMAPPED:

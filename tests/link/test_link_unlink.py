@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import pytest
 
 from llmdd._core.status import LLMException, LLMStatusCode
-from llmdd._core.tables import LAYOUT_VERSION, SPEC_CHECKSUM
-from llmdd.link import LinkService, LinkTarget, messages
+from llmdd._core.tables import LAYOUT_VERSION, PEER_LIMIT, SPEC_CHECKSUM
+from llmdd.link import LinkService, LinkTarget, endpoint, messages
 from llmdd.transport import local
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
@@ -158,13 +158,29 @@ def test_a_foreign_server(make_node: Callable, reply: bytes) -> None:
 
 def test_no_pin_bit_left(make_node: Callable, eventually: Callable) -> None:
     client, server = make_node(1), make_node(2)
-    for _ in range(64):
+    for _ in range(PEER_LIMIT):
         server.store.admit_peer()
     target = server.listen()
     assert client.link(target) == "LLM_FAILED"
     assert server.service.link([LinkTarget(1, *client.service.listen("127.0.0.1", 0))], 5000)[0].name == "LLM_FAILED"
     assert (client.linked(), server.linked()) == ([], [])
     eventually(lambda: client.bits_out() == 0, "the bit granted in the handshake is free again")
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_too_many_links(make_node: Callable, monkeypatch: pytest.MonkeyPatch, remote: bool) -> None:
+    """In two-sided mode the number of links is limited, at either end; in remote mode it is not (D65)."""
+    monkeypatch.setattr(endpoint, "MAX_LINKS", 2)
+    server = make_node(1, remote_accessible=remote)
+    target = server.listen()
+    clients = [make_node(number, remote_accessible=remote) for number in (2, 3, 4)]
+    codes = [client.link(target) for client in clients]
+    assert codes == ["LLM_SUCCESS", "LLM_SUCCESS", "LLM_SUCCESS" if remote else "LLM_FAILED"]
+    others = [LinkTarget(client.cluster_id, *client.service.listen("127.0.0.1", 0)) for client in clients[2:]]
+    assert server.service.link(others, 5000)[0].name == ("LLM_ALREADY_LINK" if remote else "LLM_FAILED")
+    assert server.service.unlink([LinkTarget(2, None, None)], 5000, True)[0].name == "LLM_SUCCESS"
+    if not remote:
+        assert clients[2].link(target) == "LLM_SUCCESS"
 
 
 def test_a_peer_that_shares_no_memory(

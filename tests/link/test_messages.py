@@ -67,7 +67,7 @@ def test_a_damaged_message_is_a_message_or_a_protocol_error(message: messages.Me
         messages.Welcome(IDENTITY, "x" * 201, bytes(16)),
         messages.Welcome(IDENTITY, "x", bytes(15)),
         messages.Segments(bytes(16), {str(n): n for n in range(65)}, 0),
-        messages.Segments(bytes(16), {}, 64),
+        messages.Segments(bytes(16), {}, 1024),
         messages.Refusal(0, "x" * 1001),
         messages.LinkRequest(IDENTITY, 2, messages.CommunicatorTag(bytes(31), bytes(32), 1)),
         messages.Fetch(1, 0, 2**32, 0, 0, 1),
