@@ -9,7 +9,7 @@ import pytest
 from llmdd.spec.values import BlocksCacheKey, CacheDesc, CacheKey, CacheKeyByIdAndIndex
 
 from conformance.scene import B, C, Scene
-from conformance.world import by_id, in_time, info_of, prefix, refused, request
+from conformance.world import by_id, in_time, info_of, link, prefix, refused, request
 
 LX, NOT_EXIST, NOT_LINKED = "LLM_PARAM_INVALID", "LLM_KV_CACHE_NOT_EXIST", "LLM_NOT_YET_LINK"
 NOWHERE = CacheKeyByIdAndIndex(9, 1)
@@ -192,21 +192,23 @@ def test_9_has_no_effect_in_two_sided_mode(two_sided: Scene) -> None:
 
 def test_10_timeout(library: Any) -> None:
     """api §3.6 (10): longer than sync_kv_timeout: LX(TIMEOUT); nothing released, no byte arrives afterwards."""
-    size = 128 << 20
-    options = {"device_bytes": size, "host_bytes": None, "page_shift": 20}
+    size = 64 << 20
+    options = {"device_bytes": size + (1 << 20), "host_bytes": None, "page_shift": 20}
     prompt = library.node(1, **options)
     decoder = library.node(2, **options, SyncKvCacheWaitTime="1")
-    desc = CacheDesc(1, (1, size), "DT_UINT8")
-    prompt.allocate_cache(desc, [request(1)])
-    assert decoder.link_clusters([info_of(prompt)])[0] == "LLM_SUCCESS"
-    ours = in_time(lambda: decoder.allocate_cache(desc))
+    desc, small = CacheDesc(1, (1, size), "DT_UINT8"), CacheDesc(1, (1, 8), "DT_UINT8")
+    theirs = prompt.allocate_cache(desc, [request(1)])
+    prompt.write_tensor(theirs, 0, b"\x11" * size)
+    link(decoder, prompt)
+    ours, ours_small = in_time(lambda: decoder.allocate_cache(desc)), in_time(lambda: decoder.allocate_cache(small))
     with refused("LLM_TIMEOUT"):  # no machine copies so much in a millisecond
         decoder.pull_cache(request(1), ours)
     arrived = decoder.contents(ours)
-    assert prompt.lookup(request(1)) is not None
-    decoder.finalize()  # waits for whatever were still in progress
-    assert prompt.lookup(request(1)) is not None
-    assert len(arrived[0]) == size
+    assert prompt.lookup(request(1)) == by_id(theirs)
+    prompt.write_tensor(theirs, 0, b"\x22" * size)
+    in_time(lambda: decoder.pull_cache(by_id(theirs), ours_small, size=8))  # over the same link, after the other
+    assert decoder.contents(ours) == arrived
+    assert b"\x22" not in arrived[0]
 
 
 def test_concurrent_pulls_of_one_key(library: Any) -> None:

@@ -638,3 +638,17 @@ def test_a_source_that_is_deallocated_meanwhile(library: Any) -> None:
     assert task.synchronize() == SUCCESS
     assert [tensor[:96] for tensor in scene.there.contents(scene.theirs.unkeyed)] == sent
     library.until(lambda: scene.here.usage()[1] > free[1], "the memory of the source is free")
+
+
+@pytest.mark.parametrize(("batch_index", "code"), [(0, SUCCESS), (1, LX), (2**32 - 1, LX)])
+def test_blocks_by_id_and_index(remote_mode: Scene, batch_index: int, code: str) -> None:
+    """api §3.7, §1.9: a config may name a B cache by id; its batch size is 1 (§3.1)."""
+    scene = remote_mode
+    key = by_id(scene.theirs.b, batch_index)
+    config = TransferWithCacheKeyConfig(key, range(1), range(1))
+    before = scene.there.contents(scene.theirs.b)
+    task = scene.here.transfer_cache_async(scene.ours.b, Layers(), [config], [0], [3])
+    assert task.get_results() == [code]
+    sent = [tensor[:BLOCK_BYTES] for tensor in scene.here.contents(scene.ours.b)[:2]]
+    arrived = [tensor[:96] + sent[number] if code == SUCCESS else tensor for number, tensor in enumerate(before[:2])]
+    assert scene.there.contents(scene.theirs.b) == arrived + before[2:]
