@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hypothesis import strategies as st
@@ -116,9 +116,9 @@ def role_switches(draw: DrawFn) -> list[Call]:
     }
     if chance(draw, 4):
         other_ip, other_port = ADDRESSES[draw(st.sampled_from(sorted(ADDRESSES)))]
-        others_options = ({"llm.listenIpInfo": f"{other_ip}:{other_port}"}, {}, {"llm.other": 1}, None)
+        others_options: tuple[Any, ...] = ({"llm.listenIpInfo": f"{other_ip}:{other_port}"}, {}, {"llm.other": 1}, None)
         wanted = draw(st.sampled_from(others_options))
-    oddities = {
+    oddities: dict[str, Sequence[Any]] = {
         "role": (None, 1, "PROMPT_"),
         "switch_options": (1, "options", [], {"llm.listenIpInfo": None}, {"llm.listenIpInfo": LOOPBACK}),
     }

@@ -136,7 +136,8 @@ def addresses_of(draw: DrawFn, target: CacheName | None, layers: range) -> list[
     addresses: list[Place | int] = [Place(target, offset, tensor) for tensor in tensors]
     if chance(draw, 15):
         off = draw(st.sampled_from((1, -1, 4096, machine.row_bytes(target))))
-        addresses[-1] = draw(st.sampled_from((0, NOWHERE, 2**64 - 1, Place(target, offset + off, tensors[-1]))))
+        other: Any = draw(st.sampled_from((0, NOWHERE, 2**64 - 1, Place(target, offset + off, tensors[-1]))))
+        addresses[-1] = other
     if chance(draw, 20):
         addresses.pop()
     return addresses

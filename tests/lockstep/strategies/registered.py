@@ -144,7 +144,7 @@ def unregistrations(draw: DrawFn) -> Call:
 def remaps(draw: DrawFn) -> Call:
     node = draw(nodes())
     memories = [memory for memory in machine_of(draw).mapped_memories() if memory.node == node]
-    places = [Place(memory) for memory in memories] or [NOWHERE]
+    places: list[Any] = [Place(memory) for memory in memories] or [NOWHERE]
     infos: Any = [MemInfo("MEM_TYPE_DEVICE", place, PAGE_BYTES) for place in places]
     if draw(st.booleans()):
         infos = infos[0]
