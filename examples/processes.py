@@ -62,13 +62,18 @@ class Meeting:
 
     def exchange(self, value: Any = None) -> dict[str, Any]:
         """Wait until every process has come here too; what each of them had to say, by its name."""
-        everything = {self.name: value}
+        try:
+            return self._exchange({self.name: value})
+        except (EOFError, ConnectionError):
+            sys.exit(f"[{self.name}] another process has ended")
+
+    def _exchange(self, everything: dict[str, Any]) -> dict[str, Any]:
         if not self._passes_on:
             self._write(everything)
         for file in self._files:
             line = file.readline()
             if not line:
-                sys.exit(f"[{self.name}] another process has ended")
+                raise EOFError
             everything.update(json.loads(line))
         if self._passes_on:
             self._write(everything)
@@ -131,11 +136,14 @@ def connect_patiently(address: tuple[str, int]) -> socket.socket:
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
-            return socket.create_connection(address, timeout=PATIENCE_S)
+            connection = socket.create_connection(address, timeout=PATIENCE_S)
+            if connection.getsockname() != connection.getpeername():  # TCP can connect a port to itself
+                return connection
+            connection.close()
         except ConnectionRefusedError:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(0.02)
+        time.sleep(0.02)
 
 
 def start(role: LLMRole, cluster_id: int, **properties: Any) -> LLMDataDist:

@@ -84,6 +84,11 @@ def check_tensor_num_per_layer(tensor_num_per_layer: Any) -> None:
     require(tensor_num_per_layer > 0, "tensor_num_per_layer should be bigger than zero")
 
 
+def layer_count(layers: range) -> int:
+    """How many layers a range of step 1 has; ``len`` knows no number beyond 2**63."""
+    return max(0, layers.stop - layers.start)
+
+
 def check_pull_range(name: str, layers: Any) -> None:
     """A layer range of a pull (api §2.5)."""
     if layers is None:

@@ -41,7 +41,7 @@ from .steps import (
 State = bytes
 Transition = Callable[[State], "State | None"]
 
-_KEY_1, _KEY_2, _ID = ("pull_key_1",), ("pull_key_2",), ("pull_id",)
+_KEY_1, _KEY_2, _ID, _PUSH = ("pull_key_1",), ("pull_key_2",), ("pull_id",), ("push_id",)
 _TENSORS = ("pull_tensor_1", "pull_tensor_2")
 
 SMALL = {
@@ -50,6 +50,7 @@ SMALL = {
     "ids": Configuration(generations=2, requests=(_KEY_1, _ID)),
     "marks": Configuration(generations=1, requests=(_KEY_1, _KEY_1), levels=3),
     "views": Configuration(generations=2, requests=(_KEY_1, ()), views=True),
+    "pushes": Configuration(generations=2, requests=(_KEY_1, _PUSH), evictions=True),
     "evictions": Configuration(generations=2, requests=((*_KEY_1, *_KEY_2), _KEY_1), evictions=True, removals=False),
 }
 
@@ -59,6 +60,7 @@ FULL = {
     "layers and removals": Configuration(generations=2, requests=(_TENSORS, _KEY_2)),
     "three generations": Configuration(requests=((*_KEY_1, *_ID), (*_KEY_1, *_ID))),
     "views of two peers": Configuration(generations=2, requests=(_KEY_1, _KEY_1), views=True),
+    "pushes of two peers": Configuration(generations=2, requests=((*_KEY_1, *_PUSH), _PUSH), evictions=True),
     "all evictions": Configuration(generations=1, requests=(_KEY_1, _TENSORS), evictions=True),
 }
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .arguments import check_indices, check_integer, check_type, require
+from .arguments import check_indices, check_integer, check_type, layer_count, require
 from .memory import Move, carry_out
 from .statecharts import Refused
 from .tenants import Pin, Tenant
@@ -112,8 +112,8 @@ def _read_order(src_cache: Cache, config: Any) -> Order:
     if isinstance(config, TransferWithCacheKeyConfig):
         first = config.dst_layer_range.start
         return Order(config.cache_key.cluster_id, layers, config.src_batch_index, config.cache_key, first)
-    enough = len(config.dst_addrs) == TENSORS_PER_LAYER * len(layers)
-    require(enough, f"there are {len(config.dst_addrs)} dst_addrs for {len(layers)} layers")
+    enough = len(config.dst_addrs) == TENSORS_PER_LAYER * layer_count(layers)
+    require(enough, f"there are {len(config.dst_addrs)} dst_addrs for {layer_count(layers)} layers")
     return Order(config.dst_cluster_id, layers, config.src_batch_index, addresses=tuple(config.dst_addrs))
 
 

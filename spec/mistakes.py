@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from .protocol import OWNER_NAME, PEER_NAME
-from .steps import IDLE, Configuration, Go, Protocol, Step
+from .steps import IDLE, Configuration, FetchClear, Go, Protocol, Step
 
 
 def _retarget(step: Step, **targets: str) -> Step:
@@ -94,6 +94,12 @@ def dead_not_finished(right: Protocol) -> Protocol:
     return right.with_steps(OWNER_NAME, _retarget(step, finish_bound="notice"))
 
 
+def writers_evicted(right: Protocol) -> Protocol:
+    """The owner takes the pin of a peer away that writes."""
+    step = right.role(OWNER_NAME).step("evict")
+    return right.with_steps(OWNER_NAME, replace(step, operation=FetchClear("writer_pins", "leaver")))
+
+
 @dataclass(frozen=True)
 class Mistake:
     """A mistake, where it shows, and the promise that is broken first."""
@@ -105,6 +111,7 @@ class Mistake:
 
 _ONE_KEY = Configuration(generations=2, requests=(("pull_key_1",), ("pull_key_1",)))
 _LAYERS = Configuration(generations=1, requests=(("pull_key_1", "pull_tensor_1"), ("pull_tensor_2",)), removals=False)
+_PUSHES = Configuration(generations=2, requests=((), ("push_id",)), evictions=True, crashes=False)
 _REAPED = "every released cache is reaped"
 
 #: Mistakes that both checkers must find.
@@ -123,4 +130,5 @@ MISTAKES = {
     "gate-not-read-after-unpin": Mistake(gate_not_read_after_unpin, _REAPED, _ONE_KEY),
     "parent-cleared-without-second-look": Mistake(parent_cleared_without_second_look, _REAPED, _ONE_KEY),
     "dead-not-finished": Mistake(dead_not_finished, "a key that has given all its tensors is consumed", _LAYERS),
+    "writers-evicted": Mistake(writers_evicted, "nobody writes to memory that is not the pinned cache's", _PUSHES),
 }

@@ -142,7 +142,7 @@ def read_pool(key: str, text: str) -> PoolSettings:
     """The pool that a JSON text describes (api §3.10)."""
     try:
         described = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Refused("LLM_PARAM_INVALID", f"{key} is not JSON: {text!r}") from None
     require(isinstance(described, dict), f"{key} should be an object, but is {text!r}")
     size, shift = described.get("memory_size"), described.get("page_shift", 16)

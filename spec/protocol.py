@@ -25,22 +25,24 @@ The rules
     advances.
 10. Everything a peer may read of a tenant is written before the gate opens.
 11. A peer reads the generation once more after its copy, and discards what it copied if it has advanced. So one that
-    stands still in a *read* may be evicted, its pin cleared though it lives; never one that writes. (The core evicts
-    nobody so far.)
+    stands still in a *read* may be evicted, its pin cleared though it lives; never one that writes. Who writes sets his
+    pin in a word of its own, which no eviction touches.
 
 What is modelled
 ----------------
 One slot, whose tenant has two keys. Key 1 is pulled whole; key 2 has two tensors, pulled one by one or both at once. A
-pull and a push take the same steps, only the copy's direction differs. Every operation is sequentially consistent in
-the core, so interleavings are all there is. Three things are left out, since nobody can tell: loads by the owner of
+push differs from a pull in its copy's direction and in the word of its pin. Every operation is sequentially consistent
+in the core, so interleavings are all there is. Three things are left out, since nobody can tell: loads by the owner of
 words that only it writes; a load that is repeated with nothing in between; the tensor bits of key 1, which nobody
-clears. A search of the index yields an entry's generation, which may be stale at once; a torn entry is one more wrong
-hint, which rule 3 discards.
+clears. What lies outside the slot, the owner keeps from others until an evicted peer's process has ended. A search of
+the index yields an entry's generation, which may be stale at once; a torn entry is one more wrong hint, which rule 3
+discards.
 """
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from dataclasses import replace
 
 from .lifecycle import CACHE
@@ -100,7 +102,8 @@ def words(levels: int) -> tuple[Word, ...]:
         Word("memory", "owner", "generation whose tenant has the pages and the record; 0: they are in the pool"),
         Word("keys", "", "generation << 2 | a bit for each bound key"),
         Word("tensors", "", "generation << 2 | a bit for each tensor that key 2 has still to give"),
-        Word("pins", "", "a bit for each peer"),
+        Word("pins", "", "a bit for each peer that reads"),
+        Word("writer_pins", "", "a bit for each peer that writes"),
         Word("local_pins", "", "how many views and transfers of its own the owner's process has"),
         *(Word(f"released_{level}", "", f"mark of level {level}: the owner has to look") for level in range(levels)),
         Word("crashed", "", "the peers whose death the kernel can tell the owner", ghost=True),
@@ -138,7 +141,14 @@ def owner(configuration: Configuration) -> Role:
         ]
     if configuration.evictions:
         calls += [Call(f"evict_{bit}", "evict", f"confirmed & {bit}", {"leaver": str(bit)}) for bit in PEER_BITS]
-    steps = (*_allocate(), *_settle(), *_remove_key(), *_dismiss(), *_take_released(configuration.levels))
+    pushes = _pushes(configuration)
+    steps = (
+        *_allocate(),
+        *_settle(pushes),
+        *_remove_key(),
+        *_dismiss(pushes),
+        *_take_released(configuration.levels),
+    )
     return Role(OWNER_NAME, ("seen", "key", "leaver", "dropping"), tuple(calls), _reachable(calls, steps))
 
 
@@ -167,7 +177,7 @@ def _allocate() -> tuple[Step, ...]:
     )  # fmt: skip
 
 
-def _settle() -> tuple[Step, ...]:
+def _settle(pushes: bool) -> tuple[Step, ...]:
     """Notice what peers have dropped, close the slot when nothing refers to it, free it when nothing pins it."""
     closes = decision("drop_key", "close_slot", id="held", keys_remain=KEYS_REMAIN)
     closes_with_id = decision("drop_id", "close_slot", keys=KEYS_REMAIN)
@@ -231,10 +241,18 @@ def _settle() -> tuple[Step, ...]:
         Step(
             "read_pins",
             Load("pins"),
-            (Go(IDLE, "found"), Go("unindex_id")),
+            (Go(IDLE, "found"), Go("read_writer_pins" if pushes else "unindex_id")),
             "after the gate was closed: whom we do not see now will see the closed gate",
             "rule 10, design 3",
             ("set_pin", "clear_pin"),
+        ),
+        Step(
+            "read_writer_pins",
+            Load("writer_pins"),
+            (Go(IDLE, "found"), Go("unindex_id")),
+            "as with those who read",
+            "rule 10, design 3",
+            ("set_writer_pin", "clear_writer_pin"),
         ),
         Step(
             "unindex_id",
@@ -272,7 +290,14 @@ def _settle() -> tuple[Step, ...]:
         Step(
             "evict",
             FetchClear("pins", "leaver"),
-            (Go("notice", sets={"confirmed": "confirmed & ~leaver", "evicted": "evicted | leaver"}),),
+            (
+                Go(
+                    "notice",
+                    "found & leaver",
+                    {"confirmed": "confirmed & ~leaver", "evicted": "evicted | leaver"},
+                ),
+                Go("notice"),
+            ),
             "a reader that stands still finds out after its copy; a writer is never evicted",
             "protocol 11",
             ("check_generation",),
@@ -311,20 +336,29 @@ def _remove_key() -> tuple[Step, ...]:
     )
 
 
-def _dismiss() -> tuple[Step, ...]:
+def _dismiss(pushes: bool) -> tuple[Step, ...]:
     """A peer's process has gone: its pin is cleared in every slot, marked or not, and what it left half done is
     finished."""
+    dismissed = (
+        Go(IDLE, "not memory", {"crashed": "crashed & ~leaver"}),
+        Go("finish_bound", sets={"crashed": "crashed & ~leaver"}),
+    )
     return (
         Step(
             "clear_pins",
             FetchClear("pins", "leaver"),
-            (
-                Go(IDLE, "not memory", {"crashed": "crashed & ~leaver"}),
-                Go("finish_bound", sets={"crashed": "crashed & ~leaver"}),
-            ),
+            (Go("clear_writer_pins"),) if pushes else dismissed,
             "exact and idempotent: the bit belongs to nobody else before this is done",
             "rule 11",
             ("set_pin",),
+        ),
+        Step(
+            "clear_writer_pins",
+            FetchClear("writer_pins", "leaver"),
+            dismissed,
+            "as with those who read",
+            "rule 11",
+            ("set_writer_pin",),
         ),
         Step(
             "finish_bound",
@@ -431,6 +465,7 @@ def peer(configuration: Configuration) -> Role:
         Call("pull_tensor_2", "find_key_2", sets={"key": "2", "want": "2"}),
         Call("pull_key_2", "find_key_2", sets={"key": "2", "want": "0"}),
         Call("pull_id", "find_id", _asking_by_id(configuration), {"key": "1", "want": "0"}),
+        Call("push_id", "find_id_to_write", _asking_by_id(configuration), {"key": "1", "want": "0"}),
     )
     askers = {
         call.name: tuple(
@@ -439,33 +474,61 @@ def peer(configuration: Configuration) -> Role:
         for call in requests
     }
     calls = [replace(call, bits=askers[call.name]) for call in requests if askers[call.name]]
-    steps = (*_pin(), *_transfer(), *_unpin(), *_mark(configuration.levels))
-    registers = ("hint", "key", "want", "by_id", "seen", "told", "astray")
+    pushes = _pushes(configuration)
+    steps = (*_pin(pushes), *_transfer(pushes), *_unpin(), *_mark(configuration.levels))
+    registers = ("hint", "key", "want", "by_id", "writes", "seen", "told", "astray")
     return Role(PEER_NAME, registers, tuple(calls), _reachable(calls, steps), PEER_BITS, configuration.crashes)
+
+
+def _pushes(configuration: Configuration) -> bool:
+    return any("push_id" in asked for asked in configuration.requests)
+
+
+def _unpinned(pushes: bool) -> tuple[Go, ...]:
+    """To the end of a transfer: by the word in which its pin stands."""
+    return (Go("clear_writer_pin", "writes"), Go("clear_pin")) if pushes else (Go("clear_pin"),)
 
 
 def _asking_by_id(configuration: Configuration) -> str:
     return "1" if configuration.repeats else "gate & 1"
 
 
-def _pin() -> tuple[Step, ...]:
+def _pin(pushes: bool) -> tuple[Step, ...]:
     """Design steps 1 to 3."""
+    unpinned = _unpinned(pushes)
 
-    def find(name: str, by_id: str) -> Step:
+    def find(name: str, by_id: str, writes: str = "0") -> Step:
+        pin = "set_writer_pin" if writes == "1" else "set_pin"
+        sets = {"hint": "found", "by_id": by_id} | ({"writes": writes} if pushes else {})
+        entry = name.removeprefix("key_").removesuffix("_to_write")
         return Step(
             f"find_{name}",
-            Load(f"entry_{name.removeprefix('key_')}"),
-            (Go("set_pin", "found", {"hint": "found", "by_id": by_id}), Go(IDLE)),
+            Load(f"entry_{entry}"),
+            (Go(pin, "found", sets), Go(IDLE)),
             "a hint: the owner may be moving entries, and reuse the slot before we pin it",
             "design 1",
-            (f"index_{name}", "advance"),
+            (f"index_{name.removesuffix('_to_write')}", "advance"),
         )
 
     confirmed = {"confirmed": "confirmed | me"}
+
+    def begin(when: str) -> tuple[Go, ...]:
+        copy = Go("copy", when, confirmed)
+        return (Go("write", f"({when}) and writes", confirmed), copy) if pushes else (copy,)
+
     return (
         find("key_1", "0"),
         find("key_2", "0"),
         find("id", "1"),
+        find("id_to_write", "1", "1"),
+        Step(
+            "set_writer_pin",
+            FetchOr("writer_pins", "me"),
+            (Go("read_gate"),),
+            "before the gate is read, as with a reader's; nobody takes this one away while we live",
+            "design 2, protocol 11",
+            ("close_gate", "read_writer_pins"),
+        ),
         Step(
             "set_pin",
             FetchOr("pins", "me"),
@@ -480,7 +543,7 @@ def _pin() -> tuple[Step, ...]:
             (
                 Go("read_held", "found == (hint << 1 | 1) and by_id"),
                 Go("read_key", "found == (hint << 1 | 1)"),
-                Go("clear_pin"),
+                *unpinned,
             ),
             "open and of that generation after our pin was set: the owner will see the pin",
             "design 3, rule 9",
@@ -489,7 +552,7 @@ def _pin() -> tuple[Step, ...]:
         Step(
             "read_key",
             Load("keys"),
-            (Go("copy", BOUND, confirmed), Go("clear_pin")),
+            (*begin(BOUND), *unpinned),
             "whoever cleared the bit before has taken the key",
             "design 3, api §3.6",
             ("swap_key", "swap_removed", "swap_finished"),
@@ -505,10 +568,7 @@ def _pin() -> tuple[Step, ...]:
         Step(
             "read_keys",
             Load("keys"),
-            (
-                Go("copy", decision("pin", id="seen", keys="found >> 2 == hint and found & 3"), confirmed),
-                Go("clear_pin"),
-            ),
+            (*begin(decision("pin", id="seen", keys="found >> 2 == hint and found & 3")), *unpinned),
             "a transfer by id begins if anything refers to the cache",
             "api §3.6",
             ("swap_key", "swap_removed", "swap_finished"),
@@ -516,8 +576,21 @@ def _pin() -> tuple[Step, ...]:
     )
 
 
-def _transfer() -> tuple[Step, ...]:
+def _each_when(
+    goes: tuple[Go, ...], when: str, sets: Mapping[str, str], promises: tuple[Promise, ...]
+) -> tuple[Go, ...]:
+    """The same ways, each under one more condition and with what it sets and promises."""
+    return tuple(
+        replace(go, when=when if go.when == "1" else f"{when} and {go.when}", sets=sets, promises=promises)
+        for go in goes
+    )
+
+
+def _transfer(pushes: bool) -> tuple[Step, ...]:
     """Design steps 4 and 5."""
+    unpinned = _unpinned(pushes)
+    still_outstanding = (Go("clear_pin", "found >> 2 == hint and found & 3"),)
+    dropped = _each_when(unpinned, "swapped", {"told": "1", "dropped": "dropped | key"}, (DROPPED_ONCE, COMPLETED))
     complete = Promise("not astray", "no transfer succeeds with bytes of a successor")
     return (
         Step(
@@ -541,6 +614,21 @@ def _transfer() -> tuple[Step, ...]:
             may_end_at="clear_pin",
         ),
         Step(
+            "write",
+            Load("memory"),
+            (
+                Go(
+                    "check_generation",
+                    sets={"astray": "found > hint"},
+                    promises=(Promise("found == hint", "nobody writes to memory that is not the pinned cache's"),),
+                ),
+            ),
+            "the tensors stay the tenant's while our pin is set, and nobody takes it away",
+            "design 4, rule 10, protocol 11",
+            ("return_memory",),
+            may_end_at="clear_writer_pin",
+        ),
+        Step(
             "check_generation",
             Load("gate"),
             (
@@ -550,7 +638,7 @@ def _transfer() -> tuple[Step, ...]:
                     {"delivered": "delivered | (4 if key == 1 else want if want else 3)"},
                     (complete,),
                 ),
-                Go("clear_pin"),
+                *unpinned,
             ),
             "after the copy: if the owner took our pin away, what we copied may be somebody else's",
             "protocol 11",
@@ -559,7 +647,7 @@ def _transfer() -> tuple[Step, ...]:
         Step(
             "read_bound",
             Load("keys"),
-            (Go("load_tensors", f"{BOUND} and want"), Go("load_key", BOUND), Go("clear_pin")),
+            (Go("load_tensors", f"{BOUND} and want"), Go("load_key", BOUND), *unpinned),
             "another transfer may have consumed the key meanwhile; then there is nothing to drop",
             "rule 4",
             ("swap_key", "swap_removed", "swap_finished"),
@@ -583,7 +671,7 @@ def _transfer() -> tuple[Step, ...]:
         Step(
             "look_for_tensors",
             Load("tensors"),
-            (Go("clear_pin", "found >> 2 == hint and found & 3"), Go("load_key")),
+            (*still_outstanding, Go("load_key")),
             "after our own bit was cleared: of two who transfer the last tensors the later look sees none left",
             "rule 5",
             ("swap_tensors",),
@@ -591,7 +679,7 @@ def _transfer() -> tuple[Step, ...]:
         Step(
             "load_key",
             Load("keys"),
-            (Go("swap_key", BOUND, {"seen": "found"}), Go("clear_pin")),
+            (Go("swap_key", BOUND, {"seen": "found"}), *unpinned),
             "the value that the compare-and-swap expects",
             "protocol 1",
             ("swap_key", "swap_removed", "swap_finished", "write_keys"),
@@ -600,7 +688,7 @@ def _transfer() -> tuple[Step, ...]:
             "swap_key",
             CompareAndSwap("keys", "seen", "seen & ~key"),
             (
-                Go("clear_pin", "swapped", {"told": "1", "dropped": "dropped | key"}, (DROPPED_ONCE, COMPLETED)),
+                *dropped,
                 Go("load_key"),
             ),
             "after the copy and the tensors: a crash before it leaves the key to others",
@@ -623,6 +711,17 @@ def _unpin() -> tuple[Step, ...]:
             "the last that we do to the cache; before the gate is read again",
             "design 6",
             ("read_pins", "close_gate"),
+        ),
+        Step(
+            "clear_writer_pin",
+            FetchClear("writer_pins", "me"),
+            (
+                Go("look_before_mark_0", "told", {"confirmed": "confirmed & ~me"}),
+                Go("read_gate_again", sets={"confirmed": "confirmed & ~me"}),
+            ),
+            "the last that we do to the cache; before the gate is read again",
+            "design 6",
+            ("read_writer_pins", "close_gate"),
         ),
         Step(
             "read_gate_again",
@@ -753,7 +852,7 @@ def protocol(configuration: Configuration | None = None) -> Protocol:
         (
             Promise("not memory or held or keys & 3", "every released cache is reaped"),
             Promise("not memory or tensors & 3 or not keys & 2", "a key that has given all its tensors is consumed"),
-            Promise("not pins and not local_pins", "nobody's pin stays behind"),
+            Promise("not pins and not writer_pins and not local_pins", "nobody's pin stays behind"),
         ),
         configuration,
     )
@@ -761,5 +860,5 @@ def protocol(configuration: Configuration | None = None) -> Protocol:
 
 def everything() -> Configuration:
     """A configuration in which every step can be taken."""
-    asked = ("pull_key_1", "pull_tensor_1", "pull_tensor_2", "pull_key_2", "pull_id")
+    asked = ("pull_key_1", "pull_tensor_1", "pull_tensor_2", "pull_key_2", "pull_id", "push_id")
     return Configuration(requests=(asked, asked), views=True, evictions=True)

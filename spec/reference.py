@@ -40,6 +40,7 @@ from .arguments import (
     check_size,
     check_tensor_num_per_layer,
     check_type,
+    layer_count,
     require,
 )
 from .communicators import Communicator, Member, meet
@@ -413,7 +414,7 @@ class Node(Member):
         check_push_range("src_layer_range", src_layer_range)
         check_push_range("dst_layer_range", dst_layer_range)
         if src_layer_range is not None and dst_layer_range is not None:
-            equal = len(src_layer_range) == len(dst_layer_range)
+            equal = layer_count(src_layer_range) == layer_count(dst_layer_range)
             require(equal, "src_layer_range size should be equal to dst_layer_range size")
 
     def _pushed_tensors(

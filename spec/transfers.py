@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .arguments import require
+from .arguments import layer_count, require
 from .memory import Move
 from .tenants import Pin, Tenant
 
@@ -62,7 +62,7 @@ def check_layers(local: Tenant, local_layers: range | None, remote_layers: range
     require(local.num_tensors % per_layer == 0, f"{local.num_tensors} tensors are not whole layers of {per_layer}")
     selected = len(tensors_of_layers(local, local_layers, per_layer))
     if remote_layers is not None:
-        require(selected == len(remote_layers) * per_layer, "the layer ranges differ in length")
+        require(selected == layer_count(remote_layers) * per_layer, "the layer ranges differ in length")
 
 
 def tensors_of_layers(tenant: Tenant, layers: range | None, per_layer: int) -> range:

@@ -12,6 +12,7 @@ import pytest
 import llmdd
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+TESTS = REPOSITORY / "tests"
 PAGE = REPOSITORY / "docs" / "compatibility.md"
 
 
@@ -23,7 +24,7 @@ from dataclasses import replace
 import llmdd
 from llmdd.dropin import compatibility, original
 {before}
-compatibility.main(sys.argv[1:])
+compatibility.main(["--tests", {str(TESTS)!r}, *sys.argv[1:]])
 """
     return subprocess.run(
         [sys.executable, "-c", program, *arguments], cwd="/", capture_output=True, text=True, timeout=60
@@ -131,6 +132,13 @@ def with_option(name: str, changed: str) -> str:
             "original.CODES['LLM_REPEAT_REQUEST'] = (original.CODES['LLM_REPEAT_REQUEST'][0], 'often')",
             "LLM_REPEAT_REQUEST is not named in the sources",
         ),
+        ("del original.HELD_BY['CacheTask']", "CacheTask is said to be better, and no test is named"),
+        (
+            with_member("CacheManager", "copy_blocks", "verdict=original.SAME"),
+            "CacheManager.copy_blocks has tests, and is not said to be better",
+        ),
+        ("original.HELD_BY['CacheTask'] += ('d999*',)", "CacheTask: there is no test d999*"),
+        ("original.HELD_BY['CacheTask'] += ('d4',)", "CacheTask: there is no test d4"),
         ("original.IMPORT_PATHS['llm_datadist.status'] += ('Code',)", "llm_datadist.status.Code is not llmdd's"),
     ],
 )
@@ -160,3 +168,11 @@ def test_no_table_of_the_page_is_broken() -> None:
         for table in re.findall(r"(?:^\|.*\n)+", PAGE.read_text(), re.MULTILINE)
     }
     assert widths and all(len(each) == 1 for each in widths.values())
+
+
+def test_every_link_of_the_page_leads_to_a_test() -> None:
+    links = re.findall(r"\[([^\]]+)\]\(([^)]+)\)", PAGE.read_text())
+    assert links
+    for words, target in links:
+        source = (PAGE.parent / target).read_text()
+        assert re.search(rf"def test_(d?\d+_)?{words.replace(' ', '_')}\(", source), (words, target)

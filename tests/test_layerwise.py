@@ -135,8 +135,13 @@ class Scene:
 
 
 @pytest.fixture(params=[False, True], ids=["addresses", "keys"])
-def scene(request: pytest.FixtureRequest, make_datadist: Any, link: Any) -> Scene:
-    return Scene(request.param, make_datadist, link)
+def remote_mode(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture
+def scene(remote_mode: bool, make_datadist: Any, link: Any) -> Scene:
+    return Scene(remote_mode, make_datadist, link)
 
 
 @pytest.fixture
@@ -397,6 +402,27 @@ def test_a_failed_transfer_ends_its_config_with_its_own_code(scene: Scene, caplo
         "layer 0 was not sent to cluster 9",
         "layer 1 was not sent to cluster 2",
     ]
+
+
+def test_a_layer_that_takes_too_long_ends_its_config_and_the_next_one_has_its_own_time(
+    remote_mode: bool, make_datadist: Any, link: Any
+) -> None:
+    """A sender whose calls may take a millisecond: one layer is larger than any machine copies in that time."""
+    sender, receiver = (
+        make_datadist(cluster, device_bytes=160 << 20, page_shift=20, remote_accessible=remote_mode, timeout_ms=timeout)
+        for cluster, timeout in ((1, 1), (2, 5000))
+    )
+    link(sender, receiver)
+    large = CacheDesc(2, (1, 64 << 20), DataType.DT_UINT8)
+    small = CacheDesc(2, (1, 64), DataType.DT_UINT8)
+    codes = []
+    for desc in (large, small):
+        source, target = (each.cache_manager.allocate_cache(desc) for each in (sender, receiver))
+        config: Config = TransferConfig(2, target.tensor_addrs)
+        if remote_mode:
+            config = TransferWithCacheKeyConfig(CacheKeyByIdAndIndex(2, target.cache_id), range(1), range(1))
+        codes += sender.cache_manager.transfer_cache_async(source, ready(), [config]).get_results()
+    assert codes == [TIMEOUT, SUCCESS]
 
 
 def test_layers_that_nobody_wants_any_more_are_not_asked_for(scene: Scene) -> None:

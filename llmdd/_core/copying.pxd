@@ -45,3 +45,4 @@ cdef uint64_t plan_blocks(Piece *pieces, const uint64_t *sources, const uint64_t
 cdef CopyResult copy_pieces(const Place *target, const Place *source, const Piece *pieces, uint64_t count,
                             const Bounds *bounds) noexcept nogil
 cdef bint is_mapped(uint64_t address, uint64_t size) noexcept nogil
+cdef bint pieces_are_mapped(const Place *place, const Piece *pieces, uint64_t count, bint of_target) noexcept nogil

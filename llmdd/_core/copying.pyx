@@ -200,3 +200,23 @@ cdef CopyResult copy_pieces(
 cdef bint is_mapped(uint64_t address, uint64_t size) noexcept nogil:
     """Whether something is mapped at every address of a range of this process."""
     return memory_is_mapped(address, size)
+
+
+cdef bint pieces_are_mapped(const Place *place, const Piece *pieces, uint64_t count, bint of_target) noexcept nogil:
+    """Whether every piece of one tensor of ours is mapped; asked about all of them at once where they are."""
+    cdef uint64_t begin = <uint64_t>-1
+    cdef uint64_t end = 0
+    cdef uint64_t i, offset
+    if place.reach != OWN:
+        return True
+    for i in range(count):
+        offset = pieces[i].target if of_target else pieces[i].source
+        begin = min(begin, offset)
+        end = max(end, offset + pieces[i].size)
+    if is_mapped(<uint64_t>place.base + begin, end - begin):
+        return True
+    for i in range(count):
+        offset = pieces[i].target if of_target else pieces[i].source
+        if not is_mapped(<uint64_t>place.base + offset, pieces[i].size):
+            return False
+    return True

@@ -94,8 +94,8 @@ cdef struct Slot:
     KeyRecord first_key
 
 cdef struct ReferenceSlot:
-    uint64_t pins                  # one bit for each local peer
-    uint64_t reserved
+    uint64_t pins                  # one bit for each local peer that reads
+    uint64_t writer_pins           # one for each that writes: nobody takes these away while it lives
     uint64_t words[INLINE_WORDS]
 
 cdef struct ArenaHeader:

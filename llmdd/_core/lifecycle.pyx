@@ -33,6 +33,7 @@ from llmdd._core.layout cimport (
     IndexEntry,
     KeyRecord,
     Pool,
+    ReferenceSlot,
     Slot,
     header_of,
     indexed_of,
@@ -122,11 +123,17 @@ cdef unsigned int cache_state(char *arena, Slot *slot, unsigned int assumed) noe
     return CACHE_STATE_OF[facts]
 
 
+cdef inline uint64_t pinned_by(char *arena, uint64_t slot_number) noexcept nogil:
+    """The peers that transfer from or to a slot, as bits."""
+    cdef ReferenceSlot *references = reference_slot_at(arena, slot_number)
+    return atomic_load_word(&references.pins) | atomic_load_word(&references.writer_pins)
+
+
 cdef unsigned int guards_of(char *arena, uint64_t slot_number, Slot *slot) noexcept nogil:
     cdef unsigned int guards = 0
     if slot.tenant and keys_remain(arena, slot):
         guards |= CACHE_GUARD_KEYS_REMAIN
-    if atomic_load_word(&slot.local_pins) or atomic_load_word(&reference_slot_at(arena, slot_number).pins):
+    if atomic_load_word(&slot.local_pins) or pinned_by(arena, slot_number):
         guards |= CACHE_GUARD_PINNED
     return guards
 
@@ -276,6 +283,7 @@ cdef void dismiss_peer(char *arena, unsigned int peer_bit) noexcept nogil:
     cdef uint64_t bit = <uint64_t>1 << peer_bit
     for slot_number in range(header_of(arena).slots_used):
         atomic_fetch_clear(&reference_slot_at(arena, slot_number).pins, bit)
+        atomic_fetch_clear(&reference_slot_at(arena, slot_number).writer_pins, bit)
         if slot_at(arena, slot_number).tenant:
             finish_transfers(arena, slot_at(arena, slot_number))
             settle(arena, slot_number)

@@ -18,6 +18,7 @@ from llmdd._core.copying cimport (
     Piece,
     Place,
     copy_pieces,
+    pieces_are_mapped,
 )
 from llmdd._core.layout cimport Slot, slot_at
 from llmdd._core.lifecycle cimport pin_local, tensor_place, unpin_local
@@ -349,6 +350,10 @@ cdef class LocalCopies(NodeCaches):
             return 0
         bounds.deadline = monotonic_nanoseconds() + self.memory.timeout_ns
         bounds.broken = &NOT_BROKEN
+        for number in range(source.num_tensors):
+            to, origin = target.tensor(number), source.tensor(number)
+            if not pieces_are_mapped(&to, pieces, count, True) or not pieces_are_mapped(&origin, pieces, count, False):
+                raise failure(tag, LLMStatusCode.LLM_PARAM_INVALID, "memory of the caller's own is not mapped any more")
         for number in range(source.num_tensors):
             to, origin = target.tensor(number), source.tensor(number)
             with nogil:

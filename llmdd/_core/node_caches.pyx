@@ -30,6 +30,7 @@ from llmdd._core.layout cimport (
     ArenaHeader,
     IndexEntry,
     KeyRecord,
+    ReferenceSlot,
     Slot,
     header_of,
     reference_slot_at,
@@ -693,6 +694,9 @@ cdef class NodeCaches:
         uint64_t size, char *data, bint to_tensor
     ) except -1:
         cdef Slot *slot
+        cdef ReferenceSlot *references
+        cdef uint64_t pins
+        cdef bint pinned
         cdef Place here, there
         cdef Piece piece
         cdef Bounds bounds
@@ -706,7 +710,9 @@ cdef class NodeCaches:
             if peer_bit >= PEER_LIMIT or slot_number >= header_of(self.memory.base).slots_used:
                 raise ValueError(f"there is no slot {slot_number}")
             slot = slot_at(self.memory.base, slot_number)
-            pinned = atomic_load_word(&reference_slot_at(self.memory.base, slot_number).pins) >> peer_bit & 1
+            references = reference_slot_at(self.memory.base, slot_number)
+            pins = atomic_load_word(&references.writer_pins if to_tensor else &references.pins)
+            pinned = pins >> peer_bit & 1
             if not (pinned and slot.tenant and slot.registered and generation_of(slot) == generation):
                 raise failure(
                     "courier",

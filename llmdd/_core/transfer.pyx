@@ -68,6 +68,12 @@ cdef inline ReferenceSlot *remote_references(Transfer *transfer, uint64_t slot) 
     return <ReferenceSlot *>(transfer.arena + transfer.known.reference_slots_offset) + slot
 
 
+cdef inline uint64_t *pin_word(Transfer *transfer, uint64_t slot) noexcept nogil:
+    """Where our pin stands: a writer's apart from a reader's, who may be evicted (protocol 11)."""
+    cdef ReferenceSlot *references = remote_references(transfer, slot)
+    return &references.writer_pins if transfer.push else &references.pins
+
+
 cdef inline bint lies_within(uint64_t offset, uint64_t size, uint64_t begin, uint64_t end) noexcept nogil:
     return begin <= offset <= end and size <= end - offset
 
@@ -139,7 +145,7 @@ cdef TransferResult pin(Transfer *transfer, const IndexEntry *entry, Slot *copy)
         return REMOTE_MISSING
     slot = remote_slot(transfer, entry.slot)
     # Pairs with the owner's close: our bit is set before we read the gate, the gate closed before it reads the bits.
-    atomic_fetch_set(&remote_references(transfer, entry.slot).pins, <uint64_t>1 << transfer.peer_bit)
+    atomic_fetch_set(pin_word(transfer, entry.slot), <uint64_t>1 << transfer.peer_bit)
     if atomic_load_word(&slot.gate) == (<uint64_t>entry.generation << 1 | 1):
         # From here on the tenant cannot change, unless the owner breaks the rules.
         copy[0] = slot[0]
@@ -154,7 +160,7 @@ cdef TransferResult pin(Transfer *transfer, const IndexEntry *entry, Slot *copy)
 
 cdef void unpin(Transfer *transfer, uint64_t slot, bint dropped_key) noexcept nogil:
     """Clear our pin; tell the owner if it may be waiting for that, or must forget a key."""
-    atomic_fetch_clear(&remote_references(transfer, slot).pins, <uint64_t>1 << transfer.peer_bit)
+    atomic_fetch_clear(pin_word(transfer, slot), <uint64_t>1 << transfer.peer_bit)
     if dropped_key or not atomic_load_word(&remote_slot(transfer, slot).gate) & 1:
         mark_released(transfer.arena, transfer.known, slot)
 

@@ -62,8 +62,9 @@ class LibraryNode(Node):
 
     def _call(self, method: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         called_on = self.datadist if method in DATADIST_METHODS else self.datadist.cache_manager
-        if method == "switch_role" and arguments and isinstance(arguments[0], str):
-            arguments = (llmdd.LLMRole[arguments[0]], *arguments[1:])
+        if method == "switch_role":  # where alone a text means a role
+            arguments = tuple(_role(argument) for argument in arguments)
+            keywords = {name: _role(value) for name, value in keywords.items()}
         answer = _call_with_plain_values(called_on, method, arguments, keywords)
         if method == "init":
             self.manager = self.datadist.cache_manager
@@ -209,6 +210,12 @@ def _cluster_info(info: values.ClusterInfo) -> llmdd.LLMClusterInfo:
         cluster.append_remote_ip_info(*address)
     return cluster
 
+
+def _role(value: Any) -> Any:
+    return _ROLES.get(value, value) if isinstance(value, str) else value
+
+
+_ROLES = {role.name: role for role in llmdd.LLMRole}
 
 _TRANSLATIONS: dict[type, Callable[[Any], object]] = {
     values.CacheDesc: _cache_desc,

@@ -7,11 +7,11 @@ import subprocess
 import sys
 from typing import Any
 
-import llmdd.dropin
 import numpy as np
 import pytest
 
 import llmdd
+import llmdd.dropin
 
 V2_LIST = [
     "LLMClusterInfo",

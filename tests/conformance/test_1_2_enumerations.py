@@ -8,6 +8,7 @@ import pytest
 
 import llmdd
 from llmdd import CacheDesc, DataType, LLMRole, LLMStatusCode, Memtype, Placement, RegisterMemStatus
+from llmdd._core.enumerations import PushType
 
 BASE = 0x5010B000
 ENUMERATIONS: list[tuple[type[Enum], type[Enum], dict[str, int]]] = [
@@ -102,3 +103,10 @@ def test_str_names_the_class(enumeration: type[IntEnum]) -> None:
 def test_enumerations_are_exported(enumeration: type[Enum]) -> None:
     """api §1.2: each is a name of the package."""
     assert getattr(llmdd, enumeration.__name__) is enumeration
+
+
+def test_push_type() -> None:
+    """api §1.2: PushType, which is internal."""
+    members = {member.name: member.value for member in PushType}
+    assert members == {"NO_CACHE_KEY": 0, "BLOCKS_CACHE_KEY": 1, "CACHE_KEY_BY_ID": 2}
+    assert issubclass(PushType, Enum) and not issubclass(PushType, IntEnum)

@@ -127,7 +127,7 @@ LOCAL_CALLS: dict[str, Callable[[Any, Any, Any, int], object]] = {
 @pytest.mark.parametrize("name", LOCAL_CALLS)
 def test_a_local_call_that_cannot_proceed_in_time(library: Any, name: str) -> None:
     """api §2.1, D20: local calls that cannot proceed within sync_kv_timeout: LX(TIMEOUT), no effect."""
-    node = library.node(1, SyncKvCacheWaitTime="100")
+    node = library.node(1, SyncKvCacheWaitTime="200")
     manager = node.manager
     cache = node.allocate_cache(DESC, [request(1)])
     blocks = node.allocate_blocks_cache(DESC)

@@ -491,3 +491,34 @@ def test_order_of_checks(world: World, method: str, row: Row) -> None:
     with refused(row.error, row.fragment):
         scene.here.call(method, *arguments, **(row.keywords or {}))
     assert scene.picture() == before
+
+
+@pytest.mark.parametrize("method", ["allocate_cache", "allocate_blocks_cache"])
+def test_the_pool_comes_after_num_tensors_and_before_the_shape(world: World, method: str) -> None:
+    """api §2.5: num_tensors > 0, then the pool for that placement, then the dimensions and the keys."""
+    node = world.node(1, device_bytes=None)
+    call = getattr(node, method)
+    with refused(LX, "num_tensors should be bigger than zero"):
+        call(CacheDesc(0, (0, 8), "DT_UINT8"))
+    with refused(LX, "you should config memory pool firstly"):
+        call(CacheDesc(1, (0, 8), "DT_UINT8"))
+    keys = [request(1)] * 3 if method == "allocate_cache" else BlocksCacheKey(1)
+    with refused(LX, "you should config memory pool firstly"):
+        call(CacheDesc(1, (2, 8), "DT_UINT8"), keys)
+    call(CacheDesc(1, (2, 8), "DT_UINT8", "HOST"))
+
+
+def test_swap_blocks_compares_before_it_looks_at_indices(world: World) -> None:
+    """api §2.5: swap_blocks: equal block bytes, equal num_tensors, every index in range, placements, in this order."""
+    node = world.node(1)
+    device = node.allocate_blocks_cache(B)
+    larger = node.allocate_blocks_cache(CacheDesc(3, (4, BLOCK_BYTES + 1), "DT_UINT8"))
+    fewer = node.allocate_blocks_cache(CacheDesc(3, (4, BLOCK_BYTES), "DT_UINT8"))
+    with refused(LX, "must be equal"):
+        node.swap_blocks(device, larger, {9: 9})
+    with refused(LX):
+        node.swap_blocks(device, fewer, {9: 9})
+    with refused(LX, "must be in [0,"):
+        node.swap_blocks(device, device, {0: 9})
+    with refused(LX, "is not support"):
+        node.swap_blocks(device, device, {0: 1})

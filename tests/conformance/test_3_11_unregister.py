@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
 from llmdd.spec.values import BlocksCacheKey, CacheDesc
 
-from conformance.world import Node, World, by_id, link, prefix, refused, request
+from conformance.world import Node, World, by_id, link, outcome, prefix, refused, request
 
 NOT_EXIST = "LLM_KV_CACHE_NOT_EXIST"
 C = CacheDesc(2, (2, 64), "DT_UINT8")
@@ -110,3 +111,31 @@ def test_an_allocated_cache_is_not_unregistered(world: World) -> None:
         with refused("LLM_PARAM_INVALID"):
             node.unregister_cache(one.cache_id)
     assert (node.live_caches(), node.live_keys()) == (2, 1)
+
+
+def test_a_transfer_in_flight_finishes_first(library: Any) -> None:
+    """api §3.11: a transfer in flight is allowed to finish first: what is written afterwards is never pulled."""
+    size = 32 << 20
+    prompt, decoder = library.pair(device_bytes=size, host_bytes=None)
+    desc = CacheDesc(1, (1, size), "DT_UINT8")
+    ours = decoder.allocate_cache(desc)
+    address = prompt.own_memory(size)
+    for _ in range(5):
+        prompt.write(address, b"\x11" * size)
+        cache = prompt.register_cache(desc, [address])
+        begun = threading.Event()
+        answers: list[Any] = []
+
+        def pull(begun: threading.Event = begun, answers: list[Any] = answers, cache: Any = cache) -> None:
+            begun.set()
+            answers.append(outcome(lambda: decoder.pull_cache(by_id(cache), ours)))
+
+        puller = threading.Thread(target=pull)
+        puller.start()
+        begun.wait()
+        prompt.unregister_cache(cache.cache_id)
+        prompt.write(address, b"\x22" * size)
+        puller.join()
+        assert answers[0] in (None, NOT_EXIST)
+        if answers[0] is None:
+            assert decoder.contents(ours) == [b"\x11" * size]

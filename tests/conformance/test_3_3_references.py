@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from llmdd.spec.values import BlocksCacheKey, CacheDesc
 
-from conformance.world import Node, World, by_id, link, options_of, prefix, refused, request
+from conformance.world import Node, World, by_id, link, options_of, outcome, prefix, refused, request
 
 C = CacheDesc(2, (2, 64), "DT_UINT8")
 ONE_SLOT = CacheDesc(2, (1, 64), "DT_UINT8")
@@ -208,3 +210,64 @@ def test_a_link_holds_nothing(world: World) -> None:
     third = world.node(3)
     link(third, prompt)
     assert third.is_entirely_free()
+
+
+def pull_while(library: Any, make: Callable[[Node], Any], let_go: Callable[[Node, Any], None], blocks: bool) -> None:
+    """Have a cache pulled and let go of it meanwhile; use its memory for something else as soon as it is free."""
+    prompt, decoder = library.pair(device_bytes=LARGE_BYTES, host_bytes=None)
+    ours = decoder.allocate_blocks_cache(LARGE) if blocks else decoder.allocate_cache(LARGE)
+    for _ in range(5):
+        theirs = make(prompt)
+        begun = threading.Event()
+        answers: list[Any] = []
+
+        def pull(begun: threading.Event = begun, answers: list[Any] = answers, theirs: Any = theirs) -> None:
+            begun.set()
+            if blocks:
+                answers.append(outcome(lambda: decoder.pull_blocks(BlocksCacheKey(1), ours, [0], [0])))
+            else:
+                answers.append(outcome(lambda: decoder.pull_cache(by_id(theirs), ours)))
+
+        puller = threading.Thread(target=pull)
+        puller.start()
+        begun.wait()
+        let_go(prompt, theirs)
+        library.until(lambda: outcome(lambda: prompt.deallocate_cache(reuse(prompt))) is None, "the memory is free")
+        puller.join()
+        assert answers[0] in (None, "LLM_KV_CACHE_NOT_EXIST")
+        if answers[0] is None:
+            assert decoder.contents(ours) == [b"\x11" * LARGE_BYTES]
+        assert prompt.is_entirely_free()
+
+
+LARGE_BYTES = 32 << 20
+LARGE = CacheDesc(1, (1, LARGE_BYTES), "DT_UINT8")
+
+
+def reuse(node: Node) -> Any:
+    """All of the pool, overwritten at once."""
+    cache = node.allocate_cache(LARGE)
+    node.write_tensor(cache, 0, b"\x22" * LARGE_BYTES)
+    return cache
+
+
+def test_memory_is_never_returned_under_a_transfer(library: Any) -> None:
+    """api §3.3: a transfer in flight pins the cache: memory is never returned to the pool under a transfer."""
+
+    def make(prompt: Node) -> Any:
+        cache = prompt.allocate_cache(LARGE)
+        prompt.write_tensor(cache, 0, b"\x11" * LARGE_BYTES)
+        return cache
+
+    pull_while(library, make, lambda prompt, cache: prompt.deallocate_cache(cache), blocks=False)
+
+
+def test_transfers_of_blocks_finish_first(library: Any) -> None:
+    """api §3.3: allocated B: in-flight transfers finish first."""
+
+    def make(prompt: Node) -> Any:
+        cache = prompt.allocate_blocks_cache(LARGE, BlocksCacheKey(1))
+        prompt.write_tensor(cache, 0, b"\x11" * LARGE_BYTES)
+        return cache
+
+    pull_while(library, make, lambda prompt, cache: prompt.deallocate_blocks_cache(cache), blocks=True)

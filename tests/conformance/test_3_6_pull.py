@@ -9,7 +9,7 @@ import pytest
 from llmdd.spec.values import BlocksCacheKey, CacheDesc, CacheKey, CacheKeyByIdAndIndex
 
 from conformance.scene import B, C, Scene
-from conformance.world import by_id, info_of, prefix, refused, request
+from conformance.world import by_id, in_time, info_of, prefix, refused, request
 
 LX, NOT_EXIST, NOT_LINKED = "LLM_PARAM_INVALID", "LLM_KV_CACHE_NOT_EXIST", "LLM_NOT_YET_LINK"
 NOWHERE = CacheKeyByIdAndIndex(9, 1)
@@ -199,7 +199,7 @@ def test_10_timeout(library: Any) -> None:
     desc = CacheDesc(1, (1, size), "DT_UINT8")
     prompt.allocate_cache(desc, [request(1)])
     assert decoder.link_clusters([info_of(prompt)])[0] == "LLM_SUCCESS"
-    ours = decoder.allocate_cache(desc)
+    ours = in_time(lambda: decoder.allocate_cache(desc))
     with refused("LLM_TIMEOUT"):  # no machine copies so much in a millisecond
         decoder.pull_cache(request(1), ours)
     arrived = decoder.contents(ours)

@@ -17,7 +17,7 @@ from llmdd.spec.values import (
 
 import llmdd
 from conformance.scene import BLOCK_BYTES, B, C, Scene
-from conformance.world import Node, World, by_id, info_of, refused, request
+from conformance.world import Node, World, by_id, in_time, info_of, link, refused, request
 
 SUCCESS, LX, NOT_EXIST, NOT_LINKED = "LLM_SUCCESS", "LLM_PARAM_INVALID", "LLM_KV_CACHE_NOT_EXIST", "LLM_NOT_YET_LINK"
 FAILED, TIMEOUT = "LLM_FAILED", "LLM_TIMEOUT"
@@ -154,6 +154,14 @@ ARGUMENTS: list[tuple[Callable[[Scene], tuple[Any, ...]], str, str, bool]] = [
     (lambda s: (s.ours.c, Layers(), [TransferConfig(1, [1, 2, 3, 4], range(1))]), LX, "dst_addrs", False),
     (lambda s: (s.ours.c, Layers(), [TransferConfig(1, [1, 2], range(2, 3))]), LX, "out of range", False),
     (lambda s: (s.ours.c, Layers(), [TransferConfig(1, [1, 2, 3, 4], None, 2)]), LX, "", False),
+    (lambda s: (s.ours.c, None, None, None, None, 32), "TypeError", "layer_synchronizer only support", True),
+    (lambda s: (s.ours.c, Layers(), [5], None, None, 32), "TypeError", "", True),
+    (
+        lambda s: (s.here.allocate_cache(CacheDesc(3, (1, 8), "DT_UINT8")), Layers(), [to(s.theirs.c, range(9, 10))]),
+        LX,
+        "is not even",
+        True,
+    ),
     (
         lambda s: (s.ours.c, Layers(), [to(s.theirs.c, range(1)), to(s.theirs.c, range(5, 6))]),
         LX,
@@ -173,7 +181,7 @@ def test_argument_errors_are_raised_at_once(world: World, number: int) -> None:
     with refused(error, fragment):
         scene.here.transfer_cache_async(*given)
     assert scene.picture() == before
-    assert given[1].asked == []
+    assert given[1] is None or given[1].asked == []
 
 
 def test_everything_later_is_reported_through_the_task(remote_mode: Scene) -> None:
@@ -559,3 +567,74 @@ def test_a_link_that_was_dropped(remote_mode: Scene) -> None:
         NOT_LINKED
     )
     assert (C.num_tensors, B.num_tensors) == (4, 4)
+
+
+def test_several_destinations(world: World) -> None:
+    """api §3.7: one call may send to several clusters; each layer to all that want it, in list order."""
+    ours, one, two = (world.node(number, remote=True) for number in (1, 2, 3))
+    link(ours, one)
+    link(ours, two)
+    desc = CacheDesc(4, (1, 16), "DT_UINT8")
+    source = ours.fill(ours.allocate_cache(desc), 1)
+    targets = [one.allocate_cache(desc), two.fill(two.allocate_cache(desc), 2)]
+    untouched = two.contents(targets[1])[:2]
+    layers = Layers()
+    configs = [
+        TransferWithCacheKeyConfig(by_id(targets[0], cluster_id=2), range(2), range(2)),
+        TransferWithCacheKeyConfig(by_id(targets[1], cluster_id=3), range(1, 2), range(1, 2)),
+        TransferWithCacheKeyConfig(CacheKeyByIdAndIndex(4, 1), range(1), range(1)),
+    ]
+    task = ours.transfer_cache_async(source, layers, configs)
+    assert task.get_results() == [SUCCESS, SUCCESS, NOT_LINKED]
+    assert layers.layers == [0, 1]
+    assert one.contents(targets[0]) == ours.contents(source)
+    assert two.contents(targets[1]) == untouched + ours.contents(source)[2:]
+
+
+def test_overlapping_tasks(library: Any) -> None:
+    """api §3.7: one worker thread per call: tasks overlap, also those of one source."""
+    scene = Scene(library, True)
+    arrived = threading.Barrier(3)
+
+    def together(layer: int, timeout: Any) -> bool:
+        arrived.wait(60)  # every task is at the same layer at the same time
+        return True
+
+    targets = [scene.there.allocate_cache(C) for _ in range(3)]
+    tasks = [scene.here.transfer_cache_async(scene.ours.c, together, [to(target, range(2))]) for target in targets]
+    assert [task.synchronize() for task in tasks] == [SUCCESS] * 3
+    for target in targets:
+        sent = [tensor[:96] for tensor in scene.here.contents(scene.ours.c)]
+        assert [tensor[:96] for tensor in scene.there.contents(target)] == sent
+
+
+def test_each_layer_has_its_deadline(library: Any) -> None:
+    """api §3.7: each layer transfer is subject to sync_kv_timeout; the time to compute a layer does not count."""
+    size = 128 << 20
+    settings = {"device_bytes": 2 * size, "host_bytes": None, "page_shift": 20, "remote": True}
+    ours, theirs = library.node(1, **settings, SyncKvCacheWaitTime="1"), library.node(2, **settings)
+    link(ours, theirs)
+    desc = CacheDesc(2, (1, size), "DT_UINT8")
+    source, target = in_time(lambda: ours.allocate_cache(desc)), theirs.allocate_cache(desc)
+    config = TransferWithCacheKeyConfig(by_id(target, cluster_id=2), range(1), range(1))
+    assert ours.transfer_cache_async(source, Layers(), [config]).get_results() == [TIMEOUT]
+
+
+def test_a_source_that_is_deallocated_meanwhile(library: Any) -> None:
+    """api §3.7, §3.3: a task pins its source: its memory goes when the task has ended."""
+    scene = Scene(library, True)
+    going_on = threading.Event()
+    source = scene.here.fill(scene.here.allocate_cache(C), 5)
+    sent = [tensor[:96] for tensor in scene.here.contents(source)]
+    free = scene.here.usage()
+
+    def wait(layer: int, timeout: Any) -> bool:
+        return going_on.wait()
+
+    task = scene.here.transfer_cache_async(source, wait, [to(scene.theirs.unkeyed, range(2))])
+    scene.here.deallocate_cache(source)
+    assert scene.here.usage() == free
+    going_on.set()
+    assert task.synchronize() == SUCCESS
+    assert [tensor[:96] for tensor in scene.there.contents(scene.theirs.unkeyed)] == sent
+    library.until(lambda: scene.here.usage()[1] > free[1], "the memory of the source is free")

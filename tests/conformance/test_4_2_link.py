@@ -89,7 +89,6 @@ def test_failed(library: Any) -> None:
     members[0].unlink(number)
     with refused(NOT_LINKED):
         members[0].query_register_mem_status(number)
-    link_all(library, members)
 
 
 def test_attempts_share_the_time(library: Any) -> None:

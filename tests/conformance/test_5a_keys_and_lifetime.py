@@ -232,7 +232,7 @@ def test_d19_costs_do_not_grow_with_the_caches(library: Any) -> None:
 
 def test_d20_local_calls_are_bounded_in_time(library: Any) -> None:
     """api D20: waiting of local calls is bounded by sync_kv_timeout; on expiry LX(TIMEOUT) with no effect."""
-    node = library.node(1, SyncKvCacheWaitTime="50")
+    node = library.node(1, SyncKvCacheWaitTime="200")
     holding, over = threading.Event(), threading.Event()
 
     def hold() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from llmdd.spec.values import BlocksCacheKey, CacheDesc, CacheKeyByIdAndIndex
 
-from conformance.world import Node, World, by_id, info_of, link, pattern, refused, request
+from conformance.world import Node, World, by_id, in_time, info_of, link, pattern, refused, request
 
 LX, NOT_EXIST = "LLM_PARAM_INVALID", "LLM_KV_CACHE_NOT_EXIST"
 C = CacheDesc(4, (2, 16), "DT_UINT8")
@@ -159,7 +159,7 @@ def test_d34_one_deadline_for_each_call(library: Any) -> None:
     """api D34: one deadline per call: a call longer than sync_kv_timeout raises."""
     prompt, decoder, desc = slow_pair(library)
     theirs = prompt.allocate_cache(desc)
-    ours = decoder.allocate_cache(desc)
+    ours = in_time(lambda: decoder.allocate_cache(desc))
     with refused("LLM_TIMEOUT"):
         decoder.pull_cache(by_id(theirs), ours)
 
@@ -178,8 +178,9 @@ def test_d36_the_code_of_a_timeout(library: Any) -> None:
     """api D36: LLM_TIMEOUT, not LLM_WAIT_PROCESS_TIMEOUT; the key is kept."""
     prompt, decoder, desc = slow_pair(library)
     prompt.allocate_cache(desc, [request(1)])
+    ours = in_time(lambda: decoder.allocate_cache(desc))
     with refused("LLM_TIMEOUT"):
-        decoder.pull_cache(request(1), decoder.allocate_cache(desc))
+        decoder.pull_cache(request(1), ours)
     assert prompt.live_keys() == 1
 
 

@@ -11,7 +11,7 @@ from llmdd.spec.values import CacheDesc, ClusterInfo
 from rank_tables import rank_table
 
 from conformance.reference_world import ReferenceWorld
-from conformance.world import Node, World, by_id, info_of, link, outcome, refused
+from conformance.world import Node, World, by_id, in_time, info_of, link, outcome, refused
 
 SUCCESS, LX, NOT_LINKED = "LLM_SUCCESS", "LLM_PARAM_INVALID", "LLM_NOT_YET_LINK"
 C = CacheDesc(1, (1, 16), "DT_UINT8")
@@ -19,10 +19,10 @@ LOCAL = (("127.0.0.1", 0),)
 
 
 def can_pull(puller: Node, owner: Node) -> Any:
-    theirs, ours = owner.allocate_cache(C), puller.allocate_cache(C)
+    theirs, ours = in_time(lambda: owner.allocate_cache(C)), in_time(lambda: puller.allocate_cache(C))
     answer = outcome(lambda: puller.pull_cache(by_id(theirs, cluster_id=owner.cluster_id), ours))
-    owner.deallocate_cache(theirs)
-    puller.deallocate_cache(ours)
+    in_time(lambda: owner.deallocate_cache(theirs))
+    in_time(lambda: puller.deallocate_cache(ours))
     return answer
 
 
@@ -98,8 +98,8 @@ def test_d60_busy(library: Any) -> None:
     large = CacheDesc(1, (1, size), "DT_UINT8")
     small = CacheDesc(1, (1, 16), "DT_UINT8")
     assert client.link_clusters([info_of(server)])[0] == SUCCESS
-    theirs, ours = server.allocate_cache(large), client.allocate_cache(large)
-    theirs_small, ours_small = server.allocate_cache(small), client.allocate_cache(small)
+    theirs, ours = server.allocate_cache(large), in_time(lambda: client.allocate_cache(large))
+    theirs_small, ours_small = server.allocate_cache(small), in_time(lambda: client.allocate_cache(small))
     seen: set[Any] = set()
     for _ in range(20):
         begun = threading.Event()
@@ -144,7 +144,7 @@ def test_d63_a_timeout_does_not_damage_the_link(library: Any) -> None:
     server, client = library.node(1, **settings), library.node(2, **settings, SyncKvCacheWaitTime="2")
     assert client.link_clusters([info_of(server)])[0] == SUCCESS
     large = CacheDesc(1, (1, size), "DT_UINT8")
-    theirs, ours = server.allocate_cache(large), client.allocate_cache(large)
+    theirs, ours = server.allocate_cache(large), in_time(lambda: client.allocate_cache(large))
     with refused("LLM_TIMEOUT"):
         client.pull_cache(by_id(theirs), ours)
     library.until(lambda: can_pull(client, server) is None, "a small pull over the same link")
@@ -173,6 +173,16 @@ def test_d65_512_links() -> None:
     world.nodes[1].unlink_clusters([ClusterInfo(1, (), ())], force=True)
     server.unlink_clusters([ClusterInfo(2, (), ())], force=True)
     assert world.nodes[-1].link_clusters([info_of(server)])[0] == SUCCESS
+
+
+@pytest.mark.xfail(strict=True, reason="an owner has pin bits for 64 peers on its host")
+def test_d65_512_links_of_the_library(library: Any) -> None:
+    """api D65: ``link_clusters``: 512 in two-sided mode, then FAILED: asked of the library."""
+    server = library.node(1, device_bytes=None, host_bytes=None)
+    for number in range(512):
+        link(library.node(2 + number, listen=None, device_bytes=None, host_bytes=None), server)
+    client = library.node(999, device_bytes=None, host_bytes=None)
+    assert client.link_clusters([info_of(server)]) == ("LLM_FAILED", ["LLM_FAILED"])
 
 
 def test_d65_512_communicators(world: World) -> None:

@@ -554,8 +554,8 @@ CASES = [
                 (
                     LX,
                     [
-                        Of(lambda s: [TransferWithCacheKeyConfig(by_id(s.theirs.c), layers, layers, 0)])
-                        for layers in (range(2, 3), range(1, 3), range(2**32))
+                        Of(lambda s, layers=layers: [TransferWithCacheKeyConfig(by_id(s.theirs.c), layers, layers)])
+                        for layers in (range(2, 3), range(1, 3), range(2**32), range(2**63), range(2**64))
                     ],
                 ),
                 (LX, [Of(lambda s: [TransferWithCacheKeyConfig(by_id(s.theirs.c), range(1), range(1), SLOTS)])]),

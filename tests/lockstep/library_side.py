@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from llmdd import (
     MemInfo,
     Memtype,
     Placement,
+    RegisterMemStatus,
     TransferConfig,
     TransferWithCacheKeyConfig,
 )
@@ -86,6 +88,8 @@ class LibrarySide:
     def _make(self, callee: object, call: Call) -> Any:
         arguments = [self._translated(argument) for argument in call.arguments]
         keywords = {name: self._translated(argument) for name, argument in (call.keywords or {}).items()}
+        if call.method == "switch_role" and keywords["role"] in LLMRole.__members__:
+            keywords["role"] = LLMRole[keywords["role"]]
         return getattr(callee, call.method)(*arguments, **keywords)
 
     def call_former_manager(self, call: Call) -> Outcome:
@@ -136,8 +140,15 @@ class LibrarySide:
         del self.views[view]
         return Returned()
 
-    def linked(self, node: str) -> Outcome:
-        return _outcome(lambda: tuple(sorted(self.datadists[node].cache_manager.peers)))
+    def links(self, node: str, communicators: Sequence[int]) -> Outcome:
+        return _outcome(lambda: (self._linked(node), self._statuses(node, communicators)))
+
+    def _linked(self, node: str) -> tuple[int, ...]:
+        return tuple(sorted(self.datadists[node].cache_manager.peers))
+
+    def _statuses(self, node: str, communicators: Sequence[int]) -> dict[int, str]:
+        datadist = self.datadists[node]
+        return {number: datadist.query_register_mem_status(number).name for number in communicators}
 
     def picture(self, node: str, sight: Sight) -> Outcome:
         return _outcome(lambda: self._picture(node, sight))
@@ -148,12 +159,14 @@ class LibrarySide:
         manager.check()
         return Picture(
             listen_address=datadist.listen_address,
-            linked=tuple(sorted(manager.peers)),
+            linked=self._linked(node),
             pools={placement: tuple(manager.pool_usage(Placement[placement])) for placement in PLACEMENTS},
             live_caches=manager.live_caches,
             live_keys=manager.live_keys,
             bindings={key: _binding(manager, self._translated(key)) for key in sight.keys},
             blocks_keys={key: _is_bound(manager, self._translated(key)) for key in sight.blocks_keys},
+            role=_role(datadist),
+            communicators=self._statuses(node, sight.communicators),
             memories={name: _memory(self.caches[name]) for name in sight.caches},
             views={name: _contents(self.views[name]) for name in sight.views},
         )
@@ -200,13 +213,20 @@ def _outcome(call: Callable[[], object]) -> Outcome:
 
 def _plain(result: object) -> object:
     """A result without the library's types."""
-    if isinstance(result, LLMStatusCode):
+    if isinstance(result, LLMStatusCode | RegisterMemStatus):
         return result.name
     if isinstance(result, CacheKeyByIdAndIndex):
         return values.CacheKeyByIdAndIndex(result.cluster_id, result.cache_id, result.batch_index)
     if isinstance(result, list | tuple):
         return type(result)(_plain(element) for element in result)
     return result
+
+
+def _role(datadist: LLMDataDist) -> str:
+    """The role, of which nothing but the representation tells."""
+    found = re.search(r"role=LLMRole\.(\w+)", repr(datadist))
+    assert found is not None, f"{datadist!r} says no role"
+    return found[1]
 
 
 def _binding(manager: CacheManager, key: CacheKey) -> tuple[int, int] | None:

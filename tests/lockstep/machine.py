@@ -101,8 +101,20 @@ class Lockstep(RuleBasedStateMachine):
         return [node for node in self.nodes if self.reference.nodes[node].state != "READY"]
 
     def are_linked(self, node: str, other: str) -> bool:
-        linked = self.reference.linked(node)
-        return isinstance(linked, Returned) and CLUSTER_IDS[other] in linked.value
+        links = self.reference.links(node, ())
+        return isinstance(links, Returned) and CLUSTER_IDS[other] in links.value[0]
+
+    def communicators(self, node: str) -> list[int]:
+        """The numbers of the communicators that a node has."""
+        return list(self.reference.nodes[node].communicators)
+
+    def in_remote_mode(self, node: str) -> bool:
+        settings = self.reference.nodes[node].settings
+        return settings is not None and settings.remote_mode
+
+    def new_name(self) -> str:
+        """For a communicator: nobody else has it."""
+        return f"communicator {next(self._numbers)}"
 
     def live_caches(self, node: str) -> list[CacheName]:
         """The caches of a node whose memory has not gone back, perhaps without their id."""
@@ -125,9 +137,7 @@ class Lockstep(RuleBasedStateMachine):
         return [
             (source, target)
             for source, target in permutations(known, 2)
-            if self.desc(source).placement != self.desc(target).placement
-            and self.alike(source, target)
-            and self.alike_rows(source, target)
+            if self.desc(source).placement != self.desc(target).placement and self.same_blocks(source, target)
         ]
 
     def caches_known_beside(self, node: str) -> list[CacheName]:
@@ -154,6 +164,14 @@ class Lockstep(RuleBasedStateMachine):
         keys = self.reference.nodes[node].key_index
         return [BlocksCacheKey(1, model) for kind, _, model in keys if kind == "blocks"]
 
+    def keyed_slots(self, node: str) -> list[tuple[CacheKey, CacheName]]:
+        """The keys of batch slots on a node, each with its cache."""
+        return [(key, cache) for key in self.bound_keys(node) if (cache := self.cache_of_key(node, key))]
+
+    def keyed_blocks(self, node: str) -> list[tuple[BlocksCacheKey, CacheName]]:
+        """The keys of blocks caches on a node, each with its cache."""
+        return [(key, cache) for key in self.bound_blocks_keys(node) if (cache := self.cache_of_key(node, key))]
+
     def desc(self, cache: CacheName | None) -> CacheDesc:
         return self.reference.caches[cache].cache_desc if cache else CacheDesc(2, (1, 8), "DT_INT8")
 
@@ -175,10 +193,20 @@ class Lockstep(RuleBasedStateMachine):
         """Whether two caches have as many tensors."""
         return self.num_tensors(cache) == self.num_tensors(other)
 
+    def same_blocks(self, cache: CacheName, other: CacheName) -> bool:
+        """Whether two caches have as many tensors, of blocks of one size."""
+        return self.alike(cache, other) and self.alike_rows(cache, other)
+
     def alike_rows(self, cache: CacheName, other: CacheName | None) -> bool:
         """Whether two caches are of a kind, with slots or blocks of one size."""
         kinds = self.is_blocks_cache(cache) == self.is_blocks_cache(other)
         return kinds and self.row_bytes(cache) == self.row_bytes(other)
+
+    def can_be_sent(self, source: CacheName, target: CacheName) -> bool:
+        """Whether the target has blocks of the source's size, or slots that are large enough, or blocks for a slot."""
+        if self.is_blocks_cache(source):
+            return self.alike_rows(source, target)
+        return self.is_blocks_cache(target) or self.row_bytes(source) <= self.row_bytes(target)
 
     def mapped_memories(self) -> list[MemoryName]:
         return list(self.reference.memories)
@@ -203,7 +231,7 @@ class Lockstep(RuleBasedStateMachine):
     def make(self, call: Call) -> Outcome:
         """Make a call on both sides; the outcome is the same."""
         outcome = self.library(call.node).call(self.on_library(call))
-        reference_call = self._with_port(call) if call.method == "init" else self.on_reference(call)
+        reference_call = self._with_port(self.on_reference(call))
         return self.same_outcome(self.reference.call(reference_call), outcome, call)
 
     def transfer_layers_of(self, call: Call) -> Outcome:
@@ -238,15 +266,18 @@ class Lockstep(RuleBasedStateMachine):
         return self._cache_addresses[place.of]
 
     def _with_port(self, call: Call) -> Call:
-        """An ``init`` that asks for any free port, told which one the library got."""
-        options = call.arguments[0]
+        """An ``init`` or ``switch_role`` that asks for any free port, told which one the library got."""
+        options = call.arguments[0] if call.method == "init" else (call.keywords or {}).get("switch_options")
         if not isinstance(options, dict) or options.get("llm.listenIpInfo") != f"{LOOPBACK}:0":
             return call
         picture = self.library(call.node).picture(call.node, Sight())
         if isinstance(picture, Raised) or picture.value.listen_address is None:
             return call
         ip, port = picture.value.listen_address
-        return replace(call, arguments=({**options, "llm.listenIpInfo": f"{ip}:{port}"},))
+        options = {**options, "llm.listenIpInfo": f"{ip}:{port}"}
+        if call.method == "init":
+            return replace(call, arguments=(options,))
+        return replace(call, keywords={**(call.keywords or {}), "switch_options": options})
 
     def same_outcome(self, expected: Outcome, found: Outcome, call: Call) -> Outcome:
         self.tally.count(call, found)
@@ -267,8 +298,9 @@ class Lockstep(RuleBasedStateMachine):
         """Wait until every node has heard what became of its links: of that the library gives no other notice."""
         deadline = time.monotonic() + PATIENCE_S
         for node in self.nodes:
-            expected = self.reference.linked(node)
-            while (found := self.library(node).linked(node)) != expected and time.monotonic() < deadline:
+            numbers = self.communicators(node)
+            expected = self.reference.links(node, numbers)
+            while (found := self.library(node).links(node, numbers)) != expected and time.monotonic() < deadline:
                 time.sleep(0.001)
             self.same(expected, found, f"the links of node {node}")
 
@@ -298,6 +330,7 @@ class Lockstep(RuleBasedStateMachine):
         sight = Sight(
             keys=list(dict.fromkeys([*KEYS, *self.bound_keys(node)])),
             blocks_keys=BLOCKS_KEYS if self.reference.nodes[node].pools else (),
+            communicators=self.communicators(node),
             caches=[cache for cache in self.caches if cache.node == node],
             views=self.reference.views_of(node),
         )
@@ -312,11 +345,22 @@ class Lockstep(RuleBasedStateMachine):
             self.same(expected, found, f"node {node}")
 
     def _same_parts(self, expected: Any, found: Any, what: str) -> None:
+        """Compare, and say where the difference is."""
         if expected == found:
             return
-        if isinstance(expected, dict) and expected.keys() == found.keys():
-            different = next(part for part in expected if expected[part] != found[part])
-            expected, found, what = expected[different], found[different], f"{different} in {what}"
+        if isinstance(expected, dict) and isinstance(found, dict) and expected.keys() == found.keys():
+            for part in expected:
+                self._same_parts(expected[part], found[part], f"{part} in {what}")
+        if isinstance(expected, Memory) and isinstance(found, Memory):
+            self._same_parts(expected.addresses, found.addresses, f"addresses of {what}")
+            if isinstance(expected.contents, Returned) and isinstance(found.contents, Returned):
+                self._same_parts(expected.contents.value, found.contents.value, what)
+        if isinstance(expected, tuple) and isinstance(found, tuple) and len(expected) == len(found):
+            for number, part in enumerate(expected):
+                self._same_parts(part, found[number], f"part {number} of {what}")
+        if isinstance(expected, bytes) and isinstance(found, bytes) and len(expected) == len(found):
+            at = next(at for at in range(len(expected)) if expected[at] != found[at])
+            expected, found, what = expected[at : at + 16], found[at : at + 16], f"byte {at} of {what}"
         raise AssertionError(f"{what}: the reference has {expected}, the library {found}")
 
     def _as_in_reference(self, node: str, expected: Picture, found: Picture) -> Picture:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,7 +46,7 @@ class ReferenceSide:
         return self.cluster.nodes
 
     def start(self, node: str, cluster_id: int, role: str) -> Outcome:
-        self.cluster.start(node, cluster_id)
+        self.cluster.start(node, cluster_id).role = role
         return Returned()
 
     def kill(self, node: str) -> None:
@@ -131,13 +131,20 @@ class ReferenceSide:
         self.nodes[view.node].close_view(self.views.pop(view))
         return Returned()
 
-    def linked(self, node: str) -> Outcome:
-        return _outcome(lambda: self._linked(node))
+    def links(self, node: str, communicators: Sequence[int]) -> Outcome:
+        return _outcome(lambda: (self._linked(node), self._statuses(node, communicators)))
 
     def _linked(self, name: str) -> tuple[int, ...]:
         node = self.nodes[name]
         node.live_caches  # noqa: B018  refuses as every call does while the node is not initialised
-        return tuple(sorted(link.cluster_id for link in node.links.values() if link.state == "LINKED"))
+        linked = {link.cluster_id for link in node.links.values() if link.state == "LINKED"}
+        for communicator in node.communicators.values():
+            if communicator.state == "OK":
+                linked.update(communicator.connected)
+        return tuple(sorted(linked))
+
+    def _statuses(self, node: str, communicators: Sequence[int]) -> dict[int, str]:
+        return {number: self.nodes[node].communicators[number].state for number in communicators}
 
     def picture(self, node: str, sight: Sight) -> Outcome:
         self.nodes[node].check()
@@ -153,6 +160,8 @@ class ReferenceSide:
             live_keys=len(node.key_index),
             bindings={key: _binding(node, key) for key in sight.keys},
             blocks_keys={key: key.identity in node.key_index for key in sight.blocks_keys},
+            role=node.role,
+            communicators=self._statuses(name, sight.communicators),
             memories={cache: _memory(node, self.caches[cache]) for cache in sight.caches},
             views={view: tuple(node.contents(self.views[view])) for view in sight.views},
         )

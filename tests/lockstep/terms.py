@@ -149,6 +149,8 @@ class Picture:
     live_keys: int
     bindings: Mapping[CacheKey, tuple[int, int] | None]
     blocks_keys: Mapping[BlocksCacheKey, bool]
+    role: str
+    communicators: Mapping[int, str]
     memories: Mapping[CacheName, Memory]
     views: Mapping[ViewName, tuple[bytes, ...]]
 
@@ -159,6 +161,7 @@ class Sight:
 
     keys: Sequence[CacheKey] = ()
     blocks_keys: Sequence[BlocksCacheKey] = ()
+    communicators: Sequence[int] = ()
     caches: Sequence[CacheName] = ()
     views: Sequence[ViewName] = ()
 
@@ -211,8 +214,8 @@ class Side(Protocol):
     def close_view(self, view: ViewName) -> Outcome:
         """Drop the arrays."""
 
-    def linked(self, node: str) -> Outcome:
-        """The ids of the clusters that transfers can reach."""
+    def links(self, node: str, communicators: Sequence[int]) -> Outcome:
+        """The ids of the clusters that transfers can reach, and the status of each of these communicators."""
 
     def picture(self, node: str, sight: Sight) -> Outcome:
         """A :class:`Picture` of the node. Checks the node's own invariants too."""

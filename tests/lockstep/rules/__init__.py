@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from .blocks import BlocksRules
 from .caches import CacheRules
+from .communicators import CommunicatorRules
 from .engines import EngineRules
 from .memory import MemoryRules
 from .transfers import TransferRules
 
 
-class AllRules(EngineRules, MemoryRules, CacheRules, BlocksRules, TransferRules):
+class AllRules(EngineRules, CommunicatorRules, MemoryRules, CacheRules, BlocksRules, TransferRules):
     """Every call of the contract."""

@@ -10,7 +10,7 @@ from hypothesis.stateful import initialize, precondition, rule
 from llmdd.spec.values import ClusterInfo
 
 from ..machine import Lockstep, now_and_then
-from ..strategies import caches, engines, links, registered
+from ..strategies import caches, communicators, engines, links, registered
 from ..strategies.former import calls_on_a_manager
 from ..strategies.present import CLUSTER_IDS, nodes
 from ..strategies.registered import PAGE_BYTES
@@ -29,6 +29,10 @@ class EngineRules(Lockstep):
             self.begin_node(node, options, role)
             self.map_memory(node, 3 * PAGE_BYTES)
         self.restore_links()
+        if len(self.nodes) > 1 and data.draw(st.booleans()):
+            for call in data.draw(communicators.meetings()):
+                self.make(call)
+                self.await_links()
         for node in self.nodes:
             for making in (
                 caches.allocations(node),
@@ -42,6 +46,7 @@ class EngineRules(Lockstep):
     @rule(call=engines.inits())
     def init(self, call: Call) -> None:
         self.make(call)
+        self.await_links()
 
     @now_and_then(7)
     @rule(call=engines.inits())
@@ -56,12 +61,12 @@ class EngineRules(Lockstep):
 
     @now_and_then(3)
     @rule(call=links.links())
-    def link(self, call: Call) -> None:
+    def link_clusters(self, call: Call) -> None:
         self.make(call)
 
     @now_and_then(3)
     @rule(call=links.unlinks())
-    def unlink(self, call: Call) -> None:
+    def unlink_clusters(self, call: Call) -> None:
         self.make(call)
         self.await_links()
 

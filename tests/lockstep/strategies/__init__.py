@@ -8,6 +8,8 @@ odd: of a wrong type, out of range, or naming what does not exist.
     Odd arguments.
 ``present``
     What there is in the cluster, to be named in a call.
-``engines``, ``links``, ``caches``, ``registered``, ``blocks``, ``slots``, ``layerwise``
+``engines``, ``links``, ``communicators``, ``caches``, ``registered``, ``slots``, ``blocks``, ``layerwise``
     Calls, by what they are about.
+``former``
+    Any of those on a manager whose engine was finalized.
 """

@@ -13,14 +13,14 @@ from . import odd
 from .odd import chance, mixed_in
 from .present import (
     block_list,
-    blocks_cache_of,
     blocks_key_on,
-    cache_of,
+    by_id,
     key_on,
     machine_of,
     node_with,
+    one_of,
+    route,
     slot_of,
-    two_nodes,
 )
 from .slots import layers
 
@@ -51,7 +51,7 @@ SWAPS: tuple[Any, ...] = (None, 1, [(0, 1)], {"0": 1}, {0: None}, {-1: 0}, {0: -
 @st.composite
 def block_copies(draw: DrawFn) -> Call:
     node = node_with(draw, machine_of(draw).live_blocks_caches)
-    cache = blocks_cache_of(draw, node)
+    cache = one_of(draw, machine_of(draw).live_blocks_caches(node), node)
     sources = dict.fromkeys(block_list(draw, cache, draw(st.integers(1, 3))))
     copies: Any = {source: list(block_list(draw, cache, draw(st.integers(1, 2)))) for source in sources}
     oddities = {"cache": odd.CACHES, "copy_block_info": COPIES}
@@ -85,15 +85,10 @@ def some_layers(draw: DrawFn, source: CacheName | None, target: CacheName | None
 def block_pulls(draw: DrawFn) -> Call:
     """``pull_blocks`` by a blocks key."""
     machine = machine_of(draw)
-    node, owner = two_nodes(
-        draw, lambda node, other: machine.live_blocks_caches(node) and machine.bound_blocks_keys(other)
-    )
-    key = blocks_key_on(draw, owner)
-    source = machine.cache_of_key(owner, key)
-    cache = blocks_cache_of(draw, node, like=source)
+    node, owner, cache, source, key = route(draw, machine.live_blocks_caches, machine.keyed_blocks, machine.same_blocks)
     count = draw(st.integers(1, 3))
     arguments = {
-        "src_cache_key": key,
+        "src_cache_key": blocks_key_on(draw, owner, key),
         "dst_cache": cache,
         "src_blocks": block_list(draw, source, count),
         "dst_blocks": block_list(draw, cache, count),
@@ -106,19 +101,9 @@ def block_pulls(draw: DrawFn) -> Call:
 def pulls_into_blocks(draw: DrawFn, by_key: bool) -> Call:
     """``pull_blocks`` of a batch slot, by its key or by the cache's id."""
     machine = machine_of(draw)
-
-    def fitting(node: str, other: str) -> bool:
-        wanted = machine.bound_keys(other) if by_key else machine.live_slots_caches(other)
-        return bool(machine.live_blocks_caches(node) and wanted)
-
-    node, owner = two_nodes(draw, fitting)
-    if by_key:
-        key: Any = key_on(draw, owner)
-        source = machine.cache_of_key(owner, key)
-    else:
-        source = cache_of(draw, owner)
-        key = slot_of(draw, owner, source)
-    cache = blocks_cache_of(draw, node, like=source)
+    theirs = machine.keyed_slots if by_key else by_id(machine.live_slots_caches)
+    node, owner, cache, source, wanted = route(draw, machine.live_blocks_caches, theirs, machine.alike)
+    key: Any = key_on(draw, owner, wanted) if by_key else slot_of(draw, owner, source)
     blocks_of_slot = -(-machine.row_bytes(source) // machine.row_bytes(cache))
     count = min(blocks_of_slot, machine.row_count(cache), 6)
     if not chance(draw, 3):
@@ -147,15 +132,10 @@ def _pull_oddities() -> dict[str, Sequence[Any]]:
 @st.composite
 def block_pushes(draw: DrawFn) -> Call:
     machine = machine_of(draw)
-    node, owner = two_nodes(
-        draw, lambda node, other: machine.live_blocks_caches(node) and machine.bound_blocks_keys(other)
-    )
-    key = blocks_key_on(draw, owner)
-    target = machine.cache_of_key(owner, key)
-    cache = blocks_cache_of(draw, node, like=target)
+    node, owner, cache, target, key = route(draw, machine.live_blocks_caches, machine.keyed_blocks, machine.same_blocks)
     count = draw(st.integers(1, 3))
     arguments = {
-        "dst_cache_key": key,
+        "dst_cache_key": blocks_key_on(draw, owner, key),
         "src_cache": cache,
         "src_blocks": block_list(draw, cache, count),
         "dst_blocks": block_list(draw, target, count),

@@ -1,4 +1,4 @@
-"""``init``, ``switch_role``."""
+"""``init``."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ ODD_OPTIONS: dict[Any, Sequence[Any]] = {
     ),
     "llm.SyncKvCacheWaitTime": tuple(number for number in ODD_NUMBERS if number not in ("1", "100", "101")),
     "llm.LinkRetryCount": ODD_NUMBERS,
-    "llm.LinkTotalTime": ODD_NUMBERS,
+    "llm.LinkTotalTime": tuple(number for number in ODD_NUMBERS if number != "1"),
     "llm.RdmaTrafficClass": ODD_NUMBERS,
     "llm.RdmaServiceLevel": ODD_NUMBERS,
     "ge.exec.deviceId": (*ODD_NUMBERS, "0;1"),

@@ -19,7 +19,7 @@ from llmdd.spec.values import (
 from ..terms import PATIENCE_MS, CacheName, Call, Place, Script
 from . import odd
 from .odd import NOWHERE, chance, mixed_in
-from .present import CLUSTER_IDS, batch_index_of, block_list, machine_of, one_of, other_node, two_nodes
+from .present import CLUSTER_IDS, batch_index_of, block_list, by_id, machine_of, one_of, other_node, route
 
 MOST_LAYERS = 17
 """Of any cache that is allocated."""
@@ -41,14 +41,13 @@ def layer_transfers(draw: DrawFn) -> Call:
     def sendable(node: str) -> list[CacheName]:
         return [cache for cache in whole_layers(draw, node) if machine.desc(cache).placement == "DEVICE"]
 
-    node, owner = two_nodes(draw, lambda node, other: sendable(node) and whole_layers(draw, other))
-    source = one_of(draw, sendable(node), node)
-    target = one_of(draw, fitting(draw, owner, source), owner)
+    takers = by_id(lambda node: whole_layers(draw, node))
+    node, owner, source, target, _ = route(draw, sendable, takers, machine.can_be_sent)
     blocks = block_arguments(draw, source, target)
     configs = [draw(configs_for(node, owner, source, target))]
     while chance(draw, 3) and len(configs) < 3:
         other = other_node(draw, node)
-        alike = [cache for cache in fitting(draw, other, source) if machine.alike_rows(cache, target)]
+        alike = [cache for cache in whole_layers(draw, other) if machine.alike_rows(cache, target)]
         configs.append(draw(configs_for(node, other, source, one_of(draw, alike, other))))
     arguments = {
         "src_cache": source,
@@ -65,16 +64,6 @@ def layer_transfers(draw: DrawFn) -> Call:
         "dst_block_memory_size": BLOCK_SIZES,
     }
     return Call(node, "transfer_cache_async", (), mixed_in(draw, arguments, oddities, one_in=8))
-
-
-def fitting(draw: DrawFn, node: str, source: CacheName | None) -> list[CacheName]:
-    """The caches that can take what the source has: blocks of its size, or slots that are large enough, or blocks."""
-    machine = machine_of(draw)
-    targets = whole_layers(draw, node)
-    if machine.is_blocks_cache(source):
-        return [cache for cache in targets if machine.alike_rows(cache, source)]
-    large = machine.row_bytes(source)
-    return [cache for cache in targets if machine.is_blocks_cache(cache) or machine.row_bytes(cache) >= large]
 
 
 def block_arguments(draw: DrawFn, source: CacheName | None, target: CacheName | None) -> dict[str, Any]:
@@ -147,7 +136,7 @@ def addresses_of(draw: DrawFn, target: CacheName | None, layers: range) -> list[
     addresses: list[Place | int] = [Place(target, offset, tensor) for tensor in tensors]
     if chance(draw, 15):
         off = draw(st.sampled_from((1, -1, 4096, machine.row_bytes(target))))
-        addresses[-2] = draw(st.sampled_from((0, NOWHERE, 2**64 - 1, Place(target, offset + off, tensors[-2]))))
+        addresses[-1] = draw(st.sampled_from((0, NOWHERE, 2**64 - 1, Place(target, offset + off, tensors[-1]))))
     if chance(draw, 20):
         addresses.pop()
     return addresses

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import permutations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
@@ -50,18 +50,47 @@ def other_node(draw: DrawFn, node: str) -> str:
     return draw(st.sampled_from(others)) if others and not chance(draw, 20) else node
 
 
-def two_nodes(draw: DrawFn, wanted: Callable[[str, str], object]) -> tuple[str, str]:
-    """Two different nodes that are linked, mostly, and of which the wanted is true."""
+class Route(NamedTuple):
+    """Between which nodes and which of their caches something may be transferred, and by what the remote is named."""
+
+    node: str
+    owner: str
+    ours: CacheName | None
+    theirs: CacheName | None
+    key: CacheKey | BlocksCacheKey | None = None
+
+
+#: A cache, and a key of it by which it is to be named.
+Named = tuple[CacheKey | BlocksCacheKey | None, CacheName]
+
+
+def route(
+    draw: DrawFn,
+    ours: Callable[[str], Sequence[CacheName]],
+    theirs: Callable[[str], Sequence[Named]],
+    fits: Callable[[CacheName, CacheName], bool],
+) -> Route:
+    """Some way between two linked nodes by which a transfer would succeed; now and then, and if there is none, any."""
     machine = machine_of(draw)
-    pairs = [
-        (node, other)
-        for node, other in permutations(machine.nodes, 2)
-        if machine.are_linked(node, other) and wanted(node, other)
+    found = [
+        Route(node, owner, cache, other, key)
+        for node, owner in permutations(machine.nodes, 2)
+        if machine.are_linked(node, owner)
+        for cache in ours(node)
+        for key, other in theirs(owner)
+        if fits(cache, other)
     ]
-    if pairs and not chance(draw, 12):
-        return draw(st.sampled_from(pairs))
+    if found and not chance(draw, 8):
+        return draw(st.sampled_from(found))
     node = draw(nodes())
-    return node, other_node(draw, node)
+    owner = other_node(draw, node)
+    key, other = draw(st.sampled_from([*theirs(owner), (None, any_cache(draw, owner))]))
+    return Route(node, owner, one_of(draw, ours(node), node), other, key)
+
+
+def by_id(caches_of: Callable[[str], Sequence[CacheName]]) -> Callable[[str], Sequence[Named]]:
+    """The caches of a node without a key."""
+    return lambda node: [(None, cache) for cache in caches_of(node)]
 
 
 def any_cache(draw: DrawFn, node: str) -> CacheName | None:
@@ -83,20 +112,6 @@ def cache_of(draw: DrawFn, node: str, like: CacheName | None = None) -> CacheNam
     machine = machine_of(draw)
     live = machine.live_slots_caches(node)
     return one_of(draw, [cache for cache in live if machine.alike(cache, like)] if like else live, node)
-
-
-def blocks_cache_of(draw: DrawFn, node: str, like: CacheName | None = None) -> CacheName | None:
-    """A blocks cache that lives on the node, mostly, with as many tensors as another one.
-
-    If that is a blocks cache too, with blocks of its size.
-    """
-    machine = machine_of(draw)
-    live = machine.live_blocks_caches(node)
-    if like:
-        live = [cache for cache in live if machine.alike(cache, like)]
-        if machine.is_blocks_cache(like):
-            live = [cache for cache in live if machine.row_bytes(cache) == machine.row_bytes(like)]
-    return one_of(draw, live, node)
 
 
 def batch_index_of(draw: DrawFn, cache: CacheName | None) -> int:
@@ -122,17 +137,21 @@ def slot_of(draw: DrawFn, node: str, cache: CacheName | None) -> CacheKeyByIdAnd
     return CacheKeyByIdAndIndex(CLUSTER_IDS[node], cache_id, batch_index_of(draw, cache))
 
 
-def key_on(draw: DrawFn, node: str) -> CacheKey:
-    """A key that is bound on the node; now and then any key."""
-    bound = machine_of(draw).bound_keys(node)
-    key = draw(st.sampled_from(KEYS if not bound or chance(draw, 15) else bound))
+def key_on(draw: DrawFn, node: str, wanted: CacheKey | BlocksCacheKey | None = None) -> CacheKey:
+    """The wanted key, or one that is bound on the node; now and then any key."""
+    key = wanted
+    if not isinstance(key, CacheKey) or chance(draw, 15):
+        bound = machine_of(draw).bound_keys(node)
+        key = draw(st.sampled_from(KEYS if not bound or chance(draw, 15) else bound))
     return CacheKey(CLUSTER_IDS[node], key.req_id, key.model_id, key.prefix_id)
 
 
-def blocks_key_on(draw: DrawFn, node: str) -> BlocksCacheKey:
-    """A blocks key that is bound on the node; now and then any."""
-    bound = machine_of(draw).bound_blocks_keys(node)
-    key = draw(st.sampled_from(BLOCKS_KEYS if not bound or chance(draw, 15) else bound))
+def blocks_key_on(draw: DrawFn, node: str, wanted: CacheKey | BlocksCacheKey | None = None) -> BlocksCacheKey:
+    """The wanted key, or one that is bound on the node; now and then any."""
+    key = wanted
+    if not isinstance(key, BlocksCacheKey) or chance(draw, 15):
+        bound = machine_of(draw).bound_blocks_keys(node)
+        key = draw(st.sampled_from(BLOCKS_KEYS if not bound or chance(draw, 15) else bound))
     return BlocksCacheKey(CLUSTER_IDS[node], key.model_id)
 
 

@@ -11,7 +11,7 @@ from hypothesis.strategies import DrawFn
 from ..terms import CacheName, Call
 from . import odd
 from .odd import chance, mixed_in
-from .present import batch_index_of, cache_of, key_on, machine_of, nodes, slot_of, two_nodes
+from .present import batch_index_of, by_id, cache_of, key_on, machine_of, nodes, route, slot_of
 
 
 @st.composite
@@ -74,16 +74,9 @@ def pulls(draw: DrawFn, by_key: bool = False, by_layers: bool = False) -> Call:
     """``pull_cache``, by key where that is allowed, or by id; of some layers, or of all."""
     machine = machine_of(draw)
     by_key = by_key and (not machine.remote_mode or chance(draw, 15))
-
-    wanted = machine.bound_keys if by_key else machine.live_slots_caches
-    node, owner = two_nodes(draw, lambda node, other: machine.live_slots_caches(node) and wanted(other))
-    if by_key:
-        key: Any = key_on(draw, owner)
-        source = machine.cache_of_key(owner, key)
-    else:
-        source = cache_of(draw, owner)
-        key = slot_of(draw, owner, source)
-    cache = cache_of(draw, node, like=source)
+    theirs = machine.keyed_slots if by_key else by_id(machine.live_slots_caches)
+    node, owner, cache, source, wanted = route(draw, machine.live_slots_caches, theirs, machine.alike)
+    key: Any = key_on(draw, owner, wanted) if by_key else slot_of(draw, owner, source)
     arguments = {
         "cache_key": key,
         "cache": cache,
@@ -106,10 +99,13 @@ def pulls(draw: DrawFn, by_key: bool = False, by_layers: bool = False) -> Call:
 
 @st.composite
 def pushes(draw: DrawFn) -> Call:
-    has_slots = machine_of(draw).live_slots_caches
-    node, owner = two_nodes(draw, lambda node, other: has_slots(node) and has_slots(other))
-    target = cache_of(draw, owner)
-    cache = cache_of(draw, node, like=target)
+    machine = machine_of(draw)
+
+    def fits(ours: CacheName, theirs: CacheName) -> bool:
+        return machine.alike(ours, theirs) and machine.row_bytes(ours) <= machine.row_bytes(theirs)
+
+    has_slots = machine.live_slots_caches
+    node, owner, cache, target, _ = route(draw, has_slots, by_id(has_slots), fits)
     arguments = {
         "dst_cache_key": slot_of(draw, owner, target),
         "src_cache": cache,
