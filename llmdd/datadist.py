@@ -292,6 +292,21 @@ class LLMDataDist:
         LLMException
             ``LLM_PARAM_INVALID``: another argument that is wrong, or 512 communicators; ``LLM_LINK_FAILED``: the rank
             table gives no address for every rank; ``LLM_FEATURE_NOT_ENABLED``: the transfer backend is ``hixl``.
+
+        Examples
+        --------
+        >>> config = LLMConfig()
+        >>> config.enable_cache_manager = True
+        >>> member = LLMDataDist(LLMRole.DECODER, cluster_id=2)
+        >>> member.init(config.generate_options())
+        >>> table = '''{"server_list": [{"server_id": "node-0", "device": [
+        ...     {"device_id": "0", "device_ip": "127.0.0.9", "rank_id": "0"},
+        ...     {"device_id": "1", "device_ip": "127.0.0.9", "rank_id": "1"}]}]}'''
+        >>> communicator = member.link("pool", {1: 0, 2: 1}, table)
+        >>> member.query_register_mem_status(communicator)  # cluster 1 has not called yet
+        <RegisterMemStatus.PREPARING: 1>
+        >>> member.unlink(communicator)
+        >>> member.finalize()
         """
         links = self._require_ready()
         check_link_arguments(comm_name, cluster_rank_info, rank_table)
@@ -366,6 +381,17 @@ class LLMDataDist:
             ``LLM_PARAM_INVALID``: an address that is none; ``LLM_EXIST_LINK``: a link or communicator stands or is
             held; ``LLM_FAILED``: the address cannot be listened at; ``LLM_FEATURE_NOT_ENABLED``: the transfer backend
             is ``hixl`` and the address another. The role and the listener are then as before.
+
+        Examples
+        --------
+        >>> config = LLMConfig()
+        >>> config.enable_cache_manager = True
+        >>> config.listen_ip_info = "127.0.0.1:0"
+        >>> instance = LLMDataDist(LLMRole.PROMPT, cluster_id=1)
+        >>> instance.init(config.generate_options())
+        >>> instance.switch_role(LLMRole.DECODER)  # listens nowhere now
+        >>> instance.switch_role(LLMRole.PROMPT, config.generate_options())
+        >>> instance.finalize()
         """
         self._require_ready()
         check_type("role", role, LLMRole)

@@ -176,6 +176,13 @@ def test_members_that_were_connected_are_let_go_when_another_never_comes(
     eventually(lambda: all_ok(members, again), "all are connected")
 
 
+def test_the_longest_deadline_there_is(make_instance: Make) -> None:
+    member = make_instance(1, LinkTotalTime=str(2**32 - 1), LinkRetryCount="100")
+    number = member.link("pool", [1, 2], rank_table(2))
+    assert member.status(number) == "PREPARING"
+    assert member.unlink(number) == "LLM_SUCCESS"
+
+
 def other_map(members: list, table: str) -> list[int]:
     return [members[0].link("pool", [1, 2], table), members[1].link("pool", [1, 2, 3], table)]
 
