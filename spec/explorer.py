@@ -621,8 +621,9 @@ class Player:
 
     def start(self, name: str) -> None:
         node = self.cluster.start(name, CLUSTER_IDS[name])
-        for _ in range(NUM_TENSORS):
-            node.own_memory(BATCH_SIZE)
+        if any(MAKERS[call][1] for call, _ in self.scenario.makings):
+            for _ in range(NUM_TENSORS):
+                node.own_memory(BATCH_SIZE)
         pages = NUM_TENSORS * (self.scenario.most_caches if name == OWNER else 1)
         node.init(
             {

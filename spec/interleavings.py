@@ -41,7 +41,8 @@ from .steps import (
 State = bytes
 Transition = Callable[[State], "State | None"]
 
-_KEY_1, _KEY_2, _ID, _PUSH = ("pull_key_1",), ("pull_key_2",), ("pull_id",), ("push_id",)
+_KEY_1, _KEY_2, _ID = ("pull_key_1",), ("pull_key_2",), ("pull_id",)
+_PUSH, _ADDRESS = ("push_id",), ("push_address",)
 _TENSORS = ("pull_tensor_1", "pull_tensor_2")
 
 SMALL = {
@@ -51,6 +52,7 @@ SMALL = {
     "marks": Configuration(generations=1, requests=(_KEY_1, _KEY_1), levels=3),
     "views": Configuration(generations=2, requests=(_KEY_1, ()), views=True),
     "pushes": Configuration(generations=2, requests=(_KEY_1, _PUSH), evictions=True),
+    "addresses": Configuration(generations=2, requests=(_KEY_1, _ADDRESS), evictions=True),
     "evictions": Configuration(generations=2, requests=((*_KEY_1, *_KEY_2), _KEY_1), evictions=True, removals=False),
 }
 

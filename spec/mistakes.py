@@ -24,6 +24,17 @@ def pin_not_validated(right: Protocol) -> Protocol:
     return right.with_steps(PEER_NAME, replace(step, goes=(Go("copy", sets={"confirmed": "confirmed | me"}),)))
 
 
+def address_not_validated(right: Protocol) -> Protocol:
+    """Who pushes to an address looks whether the gate is open before his pin, and not after it."""
+    steps = right.role(PEER_NAME)
+    generation, pin = steps.step("read_generation"), steps.step("set_writer_pin")
+    return right.with_steps(
+        PEER_NAME,
+        replace(generation, goes=(replace(generation.goes[0], when="found & 1"), Go(IDLE))),
+        replace(pin, goes=(Go("write", "not key", {"confirmed": "confirmed | me"}), *pin.goes)),
+    )
+
+
 def generation_not_validated(right: Protocol) -> Protocol:
     """After the pin a peer looks whether the gate is open and the key bit set, and not whether for the same tenant."""
     steps = right.role(PEER_NAME)
@@ -117,6 +128,11 @@ _REAPED = "every released cache is reaped"
 #: Mistakes that both checkers must find.
 MISTAKES = {
     "pin-not-validated": Mistake(pin_not_validated, "a key reference is dropped once", _ONE_KEY),
+    "address-not-validated": Mistake(
+        address_not_validated,
+        "memory never goes back under a confirmed pin",
+        Configuration(generations=1, requests=(("push_address",), ())),
+    ),
     "generation-not-validated": Mistake(
         generation_not_validated, "nobody copies from or to memory that is not the pinned cache's", _ONE_KEY
     ),

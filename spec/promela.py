@@ -41,7 +41,7 @@ from .steps import (
 
 #: Where SPIN checks liveness. Without what the owner could do for ever, as long as users make it: its timer must get a
 #: turn.
-LIVENESS = {name: replace(SMALL[name], repeats=False) for name in ("layers", "removals", "ids", "views")}
+LIVENESS = {name: replace(SMALL[name], repeats=False) for name in ("layers", "removals", "ids", "addresses", "views")}
 
 RELEASED = "memory != 0 && held == 0 && (keys & 3) == 0"
 REAPED = "memory == 0 || held != 0"

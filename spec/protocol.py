@@ -31,12 +31,13 @@ The rules
 What is modelled
 ----------------
 One slot, whose tenant has two keys. Key 1 is pulled whole; key 2 has two tensors, pulled one by one or both at once. A
-push differs from a pull in its copy's direction and in the word of its pin. Every operation is sequentially consistent
-in the core, so interleavings are all there is. Three things are left out, since nobody can tell: loads by the owner of
-words that only it writes; a load that is repeated with nothing in between; the tensor bits of key 1, which nobody
-clears. What lies outside the slot, the owner keeps from others until an evicted peer's process has ended. A search of
-the index yields an entry's generation, which may be stale at once; a torn entry is one more wrong hint, which rule 3
-discards.
+push differs from a pull in its copy's direction and in the word of its pin; one to an address drops no key. Every
+operation is sequentially consistent in the core, so interleavings are all there is. Three things are left out, since
+nobody can tell: loads by the owner of words that only it writes; a load that is repeated with nothing in between; the
+tensor bits of key 1, which nobody clears. What lies outside the slot, the owner keeps from others until an evicted
+peer's process has ended. A search of the index yields an entry's generation, which may be stale at once; a torn entry
+is one more wrong hint, which rule 3 discards. An address leads to a slot, and its gate yields the generation; whether
+the tenant has the address is seen in its record, after the pin.
 """
 
 from __future__ import annotations
@@ -466,6 +467,7 @@ def peer(configuration: Configuration) -> Role:
         Call("pull_key_2", "find_key_2", sets={"key": "2", "want": "0"}),
         Call("pull_id", "find_id", _asking_by_id(configuration), {"key": "1", "want": "0"}),
         Call("push_id", "find_id_to_write", _asking_by_id(configuration), {"key": "1", "want": "0"}),
+        Call("push_address", "read_generation", _asking_by_id(configuration), {"key": "0", "want": "0"}),
     )
     askers = {
         call.name: tuple(
@@ -481,7 +483,7 @@ def peer(configuration: Configuration) -> Role:
 
 
 def _pushes(configuration: Configuration) -> bool:
-    return any("push_id" in asked for asked in configuration.requests)
+    return any(request in asked for asked in configuration.requests for request in ("push_id", "push_address"))
 
 
 def _unpinned(pushes: bool) -> tuple[Go, ...]:
@@ -521,6 +523,14 @@ def _pin(pushes: bool) -> tuple[Step, ...]:
         find("key_2", "0"),
         find("id", "1"),
         find("id_to_write", "1", "1"),
+        Step(
+            "read_generation",
+            Load("gate"),
+            (Go("set_writer_pin", sets={"hint": "found >> 1", "by_id": "1", "writes": "1"}),),
+            "a hint: an address leads to a slot, whoever its tenant is by now",
+            "design 1, api D46",
+            ("open_gate", "advance"),
+        ),
         Step(
             "set_writer_pin",
             FetchOr("writer_pins", "me"),
@@ -592,6 +602,7 @@ def _transfer(pushes: bool) -> tuple[Step, ...]:
     still_outstanding = (Go("clear_pin", "found >> 2 == hint and found & 3"),)
     dropped = _each_when(unpinned, "swapped", {"told": "1", "dropped": "dropped | key"}, (DROPPED_ONCE, COMPLETED))
     complete = Promise("not astray", "no transfer succeeds with bytes of a successor")
+    by_address = Go("clear_writer_pin", "found >> 1 == hint and not key", promises=(complete,))
     return (
         Step(
             "copy",
@@ -632,6 +643,7 @@ def _transfer(pushes: bool) -> tuple[Step, ...]:
             "check_generation",
             Load("gate"),
             (
+                *((by_address,) if pushes else ()),
                 Go(
                     "read_bound",
                     "found >> 1 == hint",
@@ -860,5 +872,5 @@ def protocol(configuration: Configuration | None = None) -> Protocol:
 
 def everything() -> Configuration:
     """A configuration in which every step can be taken."""
-    asked = ("pull_key_1", "pull_tensor_1", "pull_tensor_2", "pull_key_2", "pull_id", "push_id")
+    asked = ("pull_key_1", "pull_tensor_1", "pull_tensor_2", "pull_key_2", "pull_id", "push_id", "push_address")
     return Configuration(requests=(asked, asked), views=True, evictions=True)
