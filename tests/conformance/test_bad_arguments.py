@@ -220,6 +220,7 @@ NO_SLOT_KEY = [
             *(CacheKeyByIdAndIndex(1, cache_id) for cache_id in (0, -1, 999, 2**63 - 1, -(2**63))),
             Of(lambda s: by_id(s.theirs.c, 2)),
             Of(lambda s: by_id(s.theirs.c, 2**32 - 1)),
+            Of(lambda s: by_id(s.theirs.registered, 2)),  # behind which the memory goes on
             Of(lambda s: by_id(s.theirs.gone)),
             Of(lambda s: by_id(s.theirs.unregistered)),
         ],
@@ -422,6 +423,7 @@ CASES = [
                     [
                         Of(lambda s: by_id(s.theirs.c, 2)),
                         Of(lambda s: by_id(s.theirs.c, 2**32 - 1)),
+                        Of(lambda s: by_id(s.theirs.registered, 2)),  # behind which the memory goes on
                         Of(lambda s: by_id(s.theirs.b)),
                         Of(lambda s: by_id(s.theirs.closed)),
                     ],
