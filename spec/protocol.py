@@ -26,7 +26,7 @@ The rules
 10. Everything a peer may read of a tenant is written before the gate opens.
 11. A peer reads the generation once more after its copy, and discards what it copied if it has advanced. So one that
     stands still in a *read* may be evicted, its pin cleared though it lives; never one that writes. Who writes sets his
-    pin in a word of its own, which no eviction touches.
+    pin in a word of its own, which no eviction touches. (The core evicts nobody so far.)
 
 What is modelled
 ----------------

@@ -99,3 +99,14 @@ def test_repr_names_every_field() -> None:
     assert "cluster_id=1" in repr(BlocksCacheKey(1, 2)) and "model_id=2" in repr(BlocksCacheKey(1, 2))
     other = repr(BlocksCacheKey(prompt_cluster_id=1, model_id=2))
     assert "prompt_cluster_id=1" in other and "model_id=2" in other
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: CacheKey(1, 2), lambda: BlocksCacheKey(1), lambda: CacheKeyByIdAndIndex(1, 2)]
+)
+def test_keys_define_no_eq(make: Any) -> None:
+    """api §1.7: keys define no ``__eq__``: each equals itself alone, and can be put in a set."""
+    one, other = make(), make()
+    assert one == one
+    assert one != other
+    assert len({one, other}) == 2

@@ -104,6 +104,7 @@ def test_from_blocks_to_a_cache_is_refused(world: World) -> None:
         lambda: decoder.pull_cache(by_id(blocks_there), slot_here),
         lambda: decoder.pull_blocks(BlocksCacheKey(1), slot_here, [0], [0]),
         lambda: decoder.push_cache(by_id(slot_there), blocks_here),
+        lambda: decoder.push_cache(by_id(blocks_there), slot_here),  # nor a slot to blocks in a push
     ):
         with refused(LX):
             call()

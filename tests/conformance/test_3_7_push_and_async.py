@@ -539,9 +539,14 @@ def test_whole_blocks_caches_that_differ(remote_mode: Scene, shape: tuple[int, i
     assert scene.there.contents(scene.theirs.b) == before
 
 
-def test_cache_to_blocks_without_a_list(remote_mode: Scene) -> None:
-    """api §3.7: C source, B destination, no dst list: LLM_PARAM_INVALID."""
+@pytest.mark.parametrize("block_bytes", [BLOCK_BYTES, 96, 200])
+def test_cache_to_blocks_without_a_list(remote_mode: Scene, block_bytes: int) -> None:
+    """api §3.7: C source, B destination, no dst list: LLM_PARAM_INVALID, however large the blocks are."""
     scene = remote_mode
+    scene.there.deallocate_blocks_cache(scene.theirs.b)
+    scene.theirs.b = scene.there.allocate_blocks_cache(
+        CacheDesc(4, (4, block_bytes), "DT_UINT8"), BlocksCacheKey(1, 10)
+    )
     config = TransferWithCacheKeyConfig(BlocksCacheKey(1, 10), range(1), range(1))
     before = scene.there.contents(scene.theirs.b)
     assert scene.here.transfer_cache_async(scene.ours.c, Layers(), [config]).synchronize() == LX
