@@ -20,7 +20,8 @@ from llmdd import LLMClusterInfo, LLMConfig, LLMDataDist, LLMRole, LLMStatusCode
 sys.path.insert(0, str(Path(__file__).parent / "processes"))
 
 # Child processes are forked from one that has imported all they need.
-multiprocessing.get_context("forkserver").set_forkserver_preload(["cluster_process", "closed_memory"])
+PRELOADED = ["llmdd.spec.values", "cluster_process", "closed_memory"]
+multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
 
 PATIENCE_S = 30.0
 

@@ -17,14 +17,15 @@ from .terms import Side
 #: A child that has not answered after so long hangs.
 PATIENCE_S = 120.0
 
+_processes = multiprocessing.get_context("forkserver")
+
 
 class ChildProcess:
     """A process in which nodes live."""
 
     def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._pipe, theirs = _processes.Pipe()
+        self._process = _processes.Process(target=_serve, args=(theirs,), daemon=True)
         self._process.start()
         theirs.close()
 

@@ -21,7 +21,7 @@ from llmdd.spec.values import INV, BlocksCacheKey, CacheDesc, CacheKey
 from .places import located
 from .reference_side import ReferenceSide
 from .strategies.engines import LOOPBACK
-from .strategies.present import BLOCKS_KEYS, CLUSTER_IDS, KEYS
+from .strategies.present import CLUSTER_IDS
 from .tally import Tally
 from .terms import CacheName, Call, Memory, MemoryName, Outcome, Picture, Place, Raised, Returned, Side, Sight, ViewName
 
@@ -328,8 +328,8 @@ class Lockstep(RuleBasedStateMachine):
 
     def _compare_pictures(self, node: str) -> None:
         sight = Sight(
-            keys=list(dict.fromkeys([*KEYS, *self.bound_keys(node)])),
-            blocks_keys=BLOCKS_KEYS if self.reference.nodes[node].pools else (),
+            keys=self.bound_keys(node),  # as many as there are: no other is bound then
+            blocks_keys=self.bound_blocks_keys(node) if self.reference.nodes[node].pools else (),
             communicators=self.communicators(node),
             caches=[cache for cache in self.caches if cache.node == node],
             views=self.reference.views_of(node),

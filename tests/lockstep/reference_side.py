@@ -147,7 +147,6 @@ class ReferenceSide:
         return {number: self.nodes[node].communicators[number].state for number in communicators}
 
     def picture(self, node: str, sight: Sight) -> Outcome:
-        self.nodes[node].check()
         return _outcome(lambda: self._picture(node, sight))
 
     def _picture(self, name: str, sight: Sight) -> Picture:

@@ -218,7 +218,7 @@ class Side(Protocol):
         """The ids of the clusters that transfers can reach, and the status of each of these communicators."""
 
     def picture(self, node: str, sight: Sight) -> Outcome:
-        """A :class:`Picture` of the node. Checks the node's own invariants too."""
+        """A :class:`Picture` of the node. The library's side checks the node's own invariants too."""
 
 
 def pattern(seed: int, tensor: int, size: int) -> bytes:

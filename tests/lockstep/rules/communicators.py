@@ -50,7 +50,7 @@ class CommunicatorRules(Lockstep):
     def query_communicator(self, call: Call) -> None:
         self.make(call)
 
-    @now_and_then(6)
+    @now_and_then(3)
     @rule(calls=communicators.role_switches())
     def switch_role(self, calls: Sequence[Call]) -> None:
         for call in calls:

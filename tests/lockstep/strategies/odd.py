@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
-from hypothesis.strategies import DrawFn
+from hypothesis.strategies import DrawFn, SearchStrategy
 from llmdd.spec.values import INV, BlocksCacheKey, CacheDesc, CacheKey, ClusterInfo, MemInfo
 
 BOTH_IDS = CacheKey(1, 1, 0, 1)
@@ -100,7 +101,12 @@ DESCS = (
 
 def chance(draw: DrawFn, one_in: int) -> bool:
     """True once in so many times, and never in the simplest example."""
-    return draw(st.integers(0, one_in - 1)) == one_in - 1
+    return draw(_die(one_in)) == one_in - 1
+
+
+@cache
+def _die(sides: int) -> SearchStrategy[int]:
+    return st.integers(0, sides - 1)
 
 
 def mixed_in(

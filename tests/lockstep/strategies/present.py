@@ -24,8 +24,11 @@ KEYS = [*REQUEST_KEYS, *PREFIX_KEYS]
 BLOCKS_KEYS = [BlocksCacheKey(1, model) for model in (0, 1, 2, INV)]
 
 
+RUNNER = st.runner()
+
+
 def machine_of(draw: DrawFn) -> Lockstep:
-    machine: Lockstep = draw(st.runner())
+    machine: Lockstep = draw(RUNNER)
     return machine
 
 
