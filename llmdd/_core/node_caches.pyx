@@ -15,6 +15,7 @@ from llmdd._core.atomic cimport (
     atomic_fetch_set,
     atomic_load_word,
     atomic_store_word,
+    count_bits,
     monotonic_nanoseconds,
 )
 from llmdd._core.cache cimport Cache, new_cache
@@ -28,6 +29,7 @@ from llmdd._core.layout cimport (
     KEY_CACHE_ID,
     KEY_NONE,
     PEER_LIMIT,
+    PEER_WORDS,
     ArenaHeader,
     IndexEntry,
     KeyRecord,
@@ -666,6 +668,12 @@ cdef class NodeCaches:
             atomic_fetch_clear(admitted, <uint64_t>1 << bit % 64)
         finally:
             self.memory.leave()
+
+    @property
+    def admitted_peers(self):
+        """How many pin bits are with peers."""
+        cdef int word
+        return sum([count_bits(atomic_load_word(&self.admitted[word])) for word in range(PEER_WORDS)])
 
     @property
     def has_released(self):

@@ -277,7 +277,7 @@ VALUES = (
     Class(
         "CacheKey",
         BETTER,
-        "Also by `prompt_cluster_id`. Keys compare and hash by value, and cannot be changed.",
+        "Also by `prompt_cluster_id`. Keys cannot be changed.",
         "cluster_id, req_id, model_id=0, prefix_id=18446744073709551615",
         tuple(map(attribute, ("cluster_id", "prompt_cluster_id", "req_id", "model_id", "prefix_id"))),
         ("1", "2", "3", "4"),
@@ -285,7 +285,7 @@ VALUES = (
     Class(
         "BlocksCacheKey",
         BETTER,
-        "Also by `prompt_cluster_id`. Ids that are negative or None are refused. Compares and hashes by value.",
+        "Also by `prompt_cluster_id`. Ids that are negative or None are refused.",
         "cluster_id, model_id=0",
         tuple(map(attribute, ("cluster_id", "prompt_cluster_id", "model_id"))),
         ("1", "2"),
@@ -293,7 +293,7 @@ VALUES = (
     Class(
         "CacheKeyByIdAndIndex",
         BETTER,
-        "Compares and hashes by value. An id below 1 names no cache; the original looks it up as a key.",
+        "An id below 1 names no cache; the original looks it up as a key.",
         "cluster_id, cache_id, batch_index=0",
         tuple(map(attribute, ("cluster_id", "cache_id", "batch_index"))),
         ("1", "2", "3"),
@@ -582,7 +582,7 @@ ADDITIONS: dict[str, dict[str, str]] = {
 INTERNAL: dict[str, frozenset[str]] = {
     "CacheManager": frozenset(
         {
-            "abandon", "admit_peer", "close", "communicators", "dismiss_peer", "export", "has_released", "peers",
+            "abandon", "admit_peer", "admitted_peers", "close", "communicators", "dismiss_peer", "export", "has_released", "peers",
             "pin_source", "read_registered", "reap", "send_to_addresses", "send_to_cache", "write_registered",
         }
     ),
@@ -636,9 +636,9 @@ HELD_BY: dict[str, tuple[str, ...]] = {
     "CacheDesc": ("d54*", "d71*"),
     "CacheDesc.size": ("d67*",),
     "CacheDesc.update_dim": ("d24*",),
-    "CacheKey": ("keys_are_equal_when_every_field_is", "keys_do_not_change"),
-    "BlocksCacheKey": ("keys_are_equal_when_every_field_is", "d71*"),
-    "CacheKeyByIdAndIndex": ("keys_are_equal_when_every_field_is", "d28*"),
+    "CacheKey": ("keys_do_not_change",),
+    "BlocksCacheKey": ("keys_do_not_change", "d71*"),
+    "CacheKeyByIdAndIndex": ("keys_do_not_change", "d28*"),
     "TransferWithCacheKeyConfig.dst_cluster_id": ("d43_the_cluster_follows_the_key",),
     "CacheTask": ("d43*", "d42*"),
     "LLMClusterInfo": ("d72*",),

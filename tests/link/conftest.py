@@ -21,9 +21,7 @@ from instance_process import Instance
 from llmdd._core.cache_desc import CacheDesc
 from llmdd._core.cache_keys import CacheKey
 from llmdd._core.enumerations import DataType
-from llmdd._core.status import LLMException
 from llmdd._core.store import CacheStore
-from llmdd._core.tables import PEER_LIMIT
 from llmdd.link import LinkService, LinkTarget, handshake, messages
 
 LOCALHOST = "127.0.0.1"
@@ -62,15 +60,7 @@ class Node:
 
     def bits_out(self) -> int:
         """How many pin bits are with peers."""
-        free = []
-        while True:
-            try:
-                free.append(self.store.admit_peer())
-            except LLMException:
-                break
-        for bit in free:
-            self.store.dismiss_peer(bit)
-        return PEER_LIMIT - len(free)
+        return self.store.admitted_peers
 
     def bind(self, req_id: int, fill: int) -> None:
         """A cache filled with one number, to be pulled by its key."""
