@@ -140,6 +140,10 @@ class Lockstep(RuleBasedStateMachine):
             if self.desc(source).placement != self.desc(target).placement and self.same_blocks(source, target)
         ]
 
+    def was_made_by(self, node: str, cache: CacheName) -> bool:
+        """Whether the node's present engine has made a cache."""
+        return bool(self.reference.caches[cache].engine == self.reference.nodes[node].engine)
+
     def caches_known_beside(self, node: str) -> list[CacheName]:
         """All caches, living or not, that a program could give to a call on the node."""
         return [cache for cache in self.caches if self.live_together(cache.node, node)]

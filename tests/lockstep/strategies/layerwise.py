@@ -103,7 +103,7 @@ def configs_for(
         if isinstance(key, BlocksCacheKey):
             batch_index = 0  # anything else is refused when the config is made
         return TransferWithCacheKeyConfig(key, layers, target_layers, batch_index)
-    addresses = addresses_of(draw, target, range(first_of_theirs, first_of_theirs + length))
+    addresses = addresses_of(draw, owner, target, range(first_of_theirs, first_of_theirs + length))
     wanted = None if length == ours and draw(st.booleans()) else layers
     return TransferConfig(CLUSTER_IDS[owner], addresses, wanted, batch_index)
 
@@ -124,11 +124,14 @@ def key_of(draw: DrawFn, owner: str, target: CacheName | None) -> BlocksCacheKey
     return CacheKeyByIdAndIndex(CLUSTER_IDS[owner], machine.reference.caches[target].cache_id, batch_index)
 
 
-def addresses_of(draw: DrawFn, target: CacheName | None, layers: range) -> list[Place | int]:
-    """Two addresses for each layer: of a slot, or of the first block; now and then one that lies a little off."""
+def addresses_of(draw: DrawFn, owner: str, target: CacheName | None, layers: range) -> list[Place | int]:
+    """Two addresses for each layer: of a slot, or of the first block; now and then one that lies a little off.
+
+    The model's pools begin at the same address in every engine, so that an address of another one's says nothing.
+    """
     machine = machine_of(draw)
     tensors = range(layers.start * 2, layers.stop * 2)
-    if target is None or machine.num_tensors(target) < tensors.stop:
+    if target is None or not machine.was_made_by(owner, target) or machine.num_tensors(target) < tensors.stop:
         return [NOWHERE for _ in tensors]
     offset = 0
     if not machine.is_blocks_cache(target):
