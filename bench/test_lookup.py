@@ -74,7 +74,8 @@ def test_lookup(compare: Comparer, population: Population, access: str) -> None:
     def verify() -> None:
         assert population.manager.live_keys == len(dictionary) == population.size
         for key, place in zip(population.keys, population.tuples, strict=True):
-            assert lookup(key) == dictionary[place]
+            found, expected = lookup(key), dictionary[place]
+            assert (found.cache_id, found.batch_index) == (expected.cache_id, expected.batch_index)
         assert lookup(CacheKey(CLUSTER_ID, population.size)) is None
 
     compare(
