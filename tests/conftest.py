@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Protocol
 
@@ -17,11 +19,27 @@ import pytest
 
 from llmdd import LLMClusterInfo, LLMConfig, LLMDataDist, LLMRole, LLMStatusCode
 
-sys.path.insert(0, str(Path(__file__).parent / "processes"))
+PROCESSES = Path(__file__).parent / "processes"
+sys.path.insert(0, str(PROCESSES))
 
-# Child processes are forked from one that has imported all they need.
-PRELOADED = ["llmdd.spec.values", "cluster_process", "closed_memory"]
-multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
+
+def start_forkserver() -> None:
+    """Child processes are forked from one that has imported all they need.
+
+    It imports from the folder that it is started in, which must not be one where llmdd's source is.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload(
+        ["llmdd.spec.values", "cluster_process", "closed_memory"]
+    )
+    before = os.getcwd()
+    os.chdir(PROCESSES)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.chdir(before)
+
+
+start_forkserver()
 
 PATIENCE_S = 30.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import subprocess
 import sys
 from typing import Any
@@ -58,8 +59,13 @@ SUBMODULE_NAMES = {
 def llm_datadist() -> Any:
     """The compatibility package, under the original's name, for as long as a test runs."""
     before = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "llm_datadist"}
+    loggers = [logging.getLogger(name) for name in ("llmdd", "LLM_DATADIST")]
+    logged = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
     llmdd.dropin.install()
     yield importlib.import_module("llm_datadist")
+    for logger, (handlers, level, propagate) in zip(loggers, logged, strict=True):
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
     for name in [name for name in sys.modules if name.split(".")[0] == "llm_datadist"]:
         del sys.modules[name]
     sys.modules.update(before)
