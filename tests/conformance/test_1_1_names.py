@@ -153,4 +153,4 @@ def test_numpy_types_of_data_types(llm_datadist: Any) -> None:
 def test_importing_does_not_touch_the_environment() -> None:
     """api §1.1, D78: importing sets no environment variable."""
     program = "import os; before = dict(os.environ); import llmdd; assert dict(os.environ) == before"
-    subprocess.run([sys.executable, "-c", program], check=True)
+    subprocess.run([sys.executable, "-c", program], check=True, cwd="/")

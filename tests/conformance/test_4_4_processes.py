@@ -30,7 +30,9 @@ def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
             return datadist
     """
     text = textwrap.dedent(prelude) + textwrap.dedent(program)
-    return subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=False, cwd="/"
+    )
 
 
 def test_instances_are_apart(world: World) -> None:

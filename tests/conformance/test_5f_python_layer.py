@@ -21,7 +21,7 @@ C = CacheDesc(2, (2, 16), "DT_UINT8")
 
 def run(program: str, **environment: str) -> None:
     unset = {name: value for name, value in os.environ.items() if name != "AUTO_USE_UC_MEMORY"}
-    subprocess.run([sys.executable, "-c", program], check=True, env=unset | environment, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, env=unset | environment, timeout=60, cwd="/")
 
 
 def test_d66_star_import() -> None:
