@@ -341,14 +341,14 @@ from llm_datadist import CacheKey
 
 def child(key, answers):
     import llm_datadist.v2.llm_datadist, llmdd
-    answers.put((key, type(key) is llmdd.CacheKey, llm_datadist.CacheKey is llmdd.CacheKey))
+    answers.put((repr(key), type(key) is llmdd.CacheKey, llm_datadist.CacheKey is llmdd.CacheKey))
 
 if __name__ == "__main__":
     context = multiprocessing.get_context({method!r})
     answers = context.Queue()
     process = context.Process(target=child, args=(CacheKey(1, 7), answers))
     process.start()
-    print(answers.get(timeout=50) == (CacheKey(1, 7), True, True))
+    print(answers.get(timeout=50) == (repr(CacheKey(1, 7)), True, True))
     process.join()
 """
     front = DROPIN if how == "command" else ()
