@@ -235,7 +235,9 @@ class Lockstep(RuleBasedStateMachine):
     def make(self, call: Call) -> Outcome:
         """Make a call on both sides; the outcome is the same."""
         outcome = self.library(call.node).call(self.on_library(call))
-        reference_call = self._with_port(self.on_reference(call))
+        reference_call = self.on_reference(call)
+        if isinstance(outcome, Returned):  # who is refused listens where it did
+            reference_call = self._with_port(reference_call)
         return self.same_outcome(self.reference.call(reference_call), outcome, call)
 
     def transfer_layers_of(self, call: Call) -> Outcome:
