@@ -1,4 +1,7 @@
-"""How long the search is: the profile named by ``HYPOTHESIS_PROFILE``, ``ci`` if none is."""
+"""How long the search is: the profile named by ``HYPOTHESIS_PROFILE``, ``ci`` if none is.
+
+``ci`` makes the same search every time, so that a change is judged by itself; ``night`` makes a new one.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,10 @@ from lockstep.tally import Tally
 
 COMMON: dict[str, Any] = {
     "deadline": None,
-    "derandomize": False,
     "print_blob": True,
     "suppress_health_check": list(HealthCheck),
 }
-settings.register_profile("ci", stateful_step_count=60, max_examples=220, **COMMON)
+settings.register_profile("ci", derandomize=True, database=None, stateful_step_count=60, max_examples=220, **COMMON)
 settings.register_profile("night", stateful_step_count=200, max_examples=5000, **COMMON)
 
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
