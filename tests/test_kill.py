@@ -30,8 +30,6 @@ from llmdd import (
     LLMStatusCode,
 )
 
-PROCESSES = Path(__file__).parent / "processes"
-
 SUCCESS = LLMStatusCode.LLM_SUCCESS
 NOT_EXIST = LLMStatusCode.LLM_KV_CACHE_NOT_EXIST
 NOT_LINKED = LLMStatusCode.LLM_NOT_YET_LINK
@@ -125,10 +123,9 @@ def open_descriptors() -> int:
 
 
 @pytest.fixture
-def nothing_left_behind(eventually: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def nothing_left_behind(eventually: Any) -> Iterator[None]:
     """Requested first, so that it looks last, when every instance has been finalized."""
-    monkeypatch.chdir(PROCESSES)  # where the process from which others are forked looks for what it imports
-    starter = _processes.Process(target=int)  # and which keeps descriptors here as long as it lives
+    starter = _processes.Process(target=int)  # what starting the first keeps open is not left behind by a test
     starter.start()
     starter.join()
     starter.close()
