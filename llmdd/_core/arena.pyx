@@ -9,11 +9,13 @@ from llmdd._core.layout cimport (
     HEADER_BYTES,
     INDEX_OVERFLOW,
     LAYOUT_VERSION_NUMBER,
+    MORE_PEER_WORDS,
     POOL_COUNT,
     RELEASED_LEVELS,
     ArenaHeader,
     IndexEntry,
     PageTree,
+    PinWords,
     ReferenceSlot,
     Slot,
     header_of,
@@ -75,6 +77,7 @@ cdef void plan_arena(ArenaHeader *header, const Capacities *capacities, const Po
         header.released_offsets[i] = reserve(&end, words * 8)
         words //= 64
     header.reference_slots_offset = reserve(&end, capacities.slots * sizeof(ReferenceSlot))
+    header.more_pins_offset = reserve(&end, capacities.slots * MORE_PEER_WORDS * sizeof(PinWords))
     header.words_offset = reserve(&end, capacities.words * CACHE_LINE)
     header.references_bytes = whole_pages(end) - header.control_bytes
 
@@ -137,6 +140,7 @@ cdef str what_is_wrong(const ArenaHeader *header, uint64_t control_bytes, uint64
         or again.registrations_offset != header.registrations_offset
         or again.records_offset != header.records_offset
         or again.reference_slots_offset != header.reference_slots_offset
+        or again.more_pins_offset != header.more_pins_offset
         or again.words_offset != header.words_offset
         or memcmp(again.released_offsets, header.released_offsets, sizeof(again.released_offsets)) != 0
     ):

@@ -4,7 +4,7 @@ Two segments, mapped one behind the other so that one base address serves both::
 
     control     header | key index | slots | free slots | registrations | record units | page trees | tenants of pages
                                                                                           peers: read-only
-    references  released bitmap | reference slots | word units                           peers: read and write
+    references  released bitmap | reference slots | pins of further peers | word units   peers: read and write
 
 Everything is sized by capacity at start and zero until used, so an untouched page costs nothing. Zero means free,
 empty, unused everywhere.
@@ -22,7 +22,7 @@ it is *registered*: the caller's own, somewhere in the owner's process.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 cdef enum:
-    LAYOUT_VERSION_NUMBER = 2
+    LAYOUT_VERSION_NUMBER = 3
     CACHE_LINE = 64
     HEADER_BYTES = 4096
     POOL_COUNT = 2                 # indexed by Placement: 0 HOST, 1 DEVICE
@@ -100,10 +100,9 @@ cdef struct PinWords:
     uint64_t writers               # one for each that writes: nobody takes these away while it lives
 
 cdef struct ReferenceSlot:
-    # The first 64 peers have their pins in the cache line of the reference words.
+    # One cache line. The pins of peers beyond the first 64 stand elsewhere, so that those who are not there cost nothing.
     PinWords pins
     uint64_t words[INLINE_WORDS]
-    PinWords more_pins[MORE_PEER_WORDS]
 
 cdef struct ArenaHeader:
     char magic[8]
@@ -124,6 +123,7 @@ cdef struct ArenaHeader:
     uint64_t record_capacity       # units of a cache line
     uint64_t released_offsets[RELEASED_LEVELS]
     uint64_t reference_slots_offset
+    uint64_t more_pins_offset      # MORE_PEER_WORDS of PinWords for each slot
     uint64_t words_offset
     uint64_t word_capacity         # units of a cache line
     uint64_t hash_seed[2]
@@ -152,9 +152,11 @@ cdef inline Slot *slot_at(char *arena, uint64_t slot) noexcept nogil:
 cdef inline ReferenceSlot *reference_slot_at(char *arena, uint64_t slot) noexcept nogil:
     return <ReferenceSlot *>(arena + header_of(arena).reference_slots_offset) + slot
 
-cdef inline PinWords *pin_words(ReferenceSlot *references, uint64_t number) noexcept nogil:
-    """The pin words of peers [64 * number, 64 * (number + 1))."""
-    return &references.pins if number == 0 else &references.more_pins[number - 1]
+cdef inline PinWords *pin_words(char *arena, const ArenaHeader *known, uint64_t slot, uint64_t number) noexcept nogil:
+    """The pin words of peers [64 * number, 64 * (number + 1)). `known` is the header to be believed."""
+    if number == 0:
+        return &(<ReferenceSlot *>(arena + known.reference_slots_offset) + slot).pins
+    return <PinWords *>(arena + known.more_pins_offset) + slot * MORE_PEER_WORDS + (number - 1)
 
 cdef inline uint64_t *words_of(char *arena, Slot *slot) noexcept nogil:
     return <uint64_t *>(arena + slot.words)

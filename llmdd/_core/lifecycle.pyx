@@ -126,10 +126,11 @@ cdef unsigned int cache_state(char *arena, Slot *slot, unsigned int assumed) noe
 
 cdef inline bint pinned_by_peers(char *arena, uint64_t slot_number) noexcept nogil:
     """Whether some peer transfers from or to a slot."""
+    cdef ArenaHeader *header = header_of(arena)
     cdef PinWords *words
     cdef uint64_t number
-    for number in range(header_of(arena).peer_words):
-        words = pin_words(reference_slot_at(arena, slot_number), number)
+    for number in range(header.peer_words):
+        words = pin_words(arena, header, slot_number, number)
         if atomic_load_word(&words.readers) or atomic_load_word(&words.writers):
             return True
     return False
@@ -289,7 +290,7 @@ cdef void dismiss_peer(char *arena, unsigned int peer_bit) noexcept nogil:
     cdef uint64_t bit = <uint64_t>1 << peer_bit % 64
     cdef PinWords *words
     for slot_number in range(header_of(arena).slots_used):
-        words = pin_words(reference_slot_at(arena, slot_number), peer_bit // 64)
+        words = pin_words(arena, header_of(arena), slot_number, peer_bit // 64)
         atomic_fetch_clear(&words.readers, bit)
         atomic_fetch_clear(&words.writers, bit)
         if slot_at(arena, slot_number).tenant:

@@ -37,7 +37,6 @@ from llmdd._core.layout cimport (
     Slot,
     header_of,
     pin_words,
-    reference_slot_at,
     slot_at,
     words_of,
 )
@@ -730,7 +729,7 @@ cdef class NodeCaches:
             if peer_bit >= PEER_LIMIT or slot_number >= header_of(self.memory.base).slots_used:
                 raise ValueError(f"there is no slot {slot_number}")
             slot = slot_at(self.memory.base, slot_number)
-            words = pin_words(reference_slot_at(self.memory.base, slot_number), peer_bit // 64)
+            words = pin_words(self.memory.base, header_of(self.memory.base), slot_number, peer_bit // 64)
             pinned = atomic_load_word(&words.writers if to_tensor else &words.readers) >> peer_bit % 64 & 1
             if not (pinned and slot.tenant and slot.registered and generation_of(slot) == generation):
                 raise failure(

@@ -49,19 +49,41 @@ cdef void page_tree_init(char *arena, PageTree *tree, uint64_t offset, uint64_t 
         set_run(arena, tree, 1, 0, tree.words * 64, pages, tree.words * 64, True)
 
 
-cdef Span span_of_word(uint64_t taken) noexcept nogil:
+cdef inline uint64_t longest_run(uint64_t free) noexcept nogil:
+    """Of how many bits the longest run of ones is, in a word with some zero: where runs of 1, 2, 4, ... begin, then by how
+    much one is longer."""
+    cdef uint64_t[7] begins
+    cdef uint64_t length, starts, longer
+    cdef int power = 0
+    if free == 0:
+        return 0
+    begins[0] = free
+    while power < 6:
+        begins[power + 1] = begins[power] & (begins[power] >> (<uint64_t>1 << power))
+        if begins[power + 1] == 0:
+            break
+        power += 1
+    starts = begins[power]
+    length = <uint64_t>1 << power
+    while power:
+        power -= 1
+        longer = starts & (begins[power] >> length)
+        if longer:
+            starts = longer
+            length += <uint64_t>1 << power
+    return length
+
+
+cdef inline Span span_of_word(uint64_t taken) noexcept nogil:
     cdef Span span
-    cdef uint64_t run = ~taken
-    cdef uint64_t best = 0
     if taken == 0:
         span.low = span.high = span.best = 0
-        return span
-    span.low = 64 - lowest_bit(taken)
-    span.high = 64 - (63 - highest_bit(taken))
-    while run:
-        run &= run << 1
-        best += 1
-    span.best = 64 - best
+    elif taken == ALL:
+        span.low = span.high = span.best = 64
+    else:
+        span.low = 64 - lowest_bit(taken)
+        span.high = 64 - (63 - highest_bit(taken))
+        span.best = 64 - longest_run(~taken)
     return span
 
 
@@ -96,6 +118,52 @@ cdef inline void set_uniform(char *arena, PageTree *tree, uint64_t node, uint64_
     span.low = span.high = span.best = size if taken else 0
 
 
+cdef inline bint set_in_word(uint64_t *word, uint64_t first, uint64_t end, bint taken) noexcept nogil:
+    """Make bits [first, end) of a bitmap word taken or free. False if some already was."""
+    cdef uint64_t mask = (ALL >> (64 - (end - first))) << first
+    cdef bint sound = (word[0] & mask) == (0 if taken else mask)
+    word[0] = word[0] | mask if taken else word[0] & ~mask
+    return sound
+
+
+cdef bint set_short_run(char *arena, PageTree *tree, uint64_t first, uint64_t count, bint taken) noexcept nogil:
+    """set_run for a run within one word of the bitmap: down to the word, and up as far as spans change."""
+    cdef uint64_t leaf = tree.words + first // 64
+    cdef uint64_t depth = lowest_bit(tree.words)
+    cdef uint64_t half = tree.words * 32
+    cdef uint64_t node
+    cdef Span span
+    cdef Span *noted
+    cdef bint sound
+    while depth:
+        node = leaf >> depth
+        span = nodes(arena, tree)[node]
+        if span.best == 0 or span.best == 2 * half:
+            set_uniform(arena, tree, 2 * node, half, span.best != 0)
+            set_uniform(arena, tree, 2 * node + 1, half, span.best != 0)
+        half //= 2
+        depth -= 1
+    sound = set_in_word(bitmap(arena, tree) + first // 64, first % 64, first % 64 + count, taken)
+    node = leaf // 2
+    half = 64
+    while node:
+        span = joined(span_of(arena, tree, 2 * node), span_of(arena, tree, 2 * node + 1), half)
+        noted = nodes(arena, tree) + node
+        if noted.low == span.low and noted.high == span.high and noted.best == span.best:
+            break
+        noted[0] = span
+        node //= 2
+        half *= 2
+    return sound
+
+
+cdef bint change_run(char *arena, PageTree *tree, uint64_t first, uint64_t count, bint taken) noexcept nogil:
+    """Make a run taken or free. False if some page of it already was."""
+    if first // 64 == (first + count - 1) // 64:
+        return set_short_run(arena, tree, first, count, taken)
+    return set_run(arena, tree, 1, 0, tree.words * 64, first, first + count, taken)
+
+
 cdef bint set_run(
     char *arena, PageTree *tree, uint64_t node, uint64_t begin, uint64_t size, uint64_t first, uint64_t end, bint taken
 ) noexcept nogil:
@@ -105,8 +173,6 @@ cdef bint set_run(
     """
     cdef uint64_t half = size // 2
     cdef uint64_t middle = begin + half
-    cdef uint64_t mask
-    cdef uint64_t *word
     cdef Span span
     cdef bint sound = True
     if first <= begin and begin + size <= end:
@@ -116,11 +182,7 @@ cdef bint set_run(
     if node >= tree.words:
         first = first - begin if first > begin else 0
         end = end - begin if end < begin + size else size
-        mask = (ALL >> (64 - (end - first))) << first
-        word = bitmap(arena, tree) + (node - tree.words)
-        sound = (word[0] & mask) == (0 if taken else mask)
-        word[0] = word[0] | mask if taken else word[0] & ~mask
-        return sound
+        return set_in_word(bitmap(arena, tree) + (node - tree.words), first, end, taken)
     span = nodes(arena, tree)[node]
     if span.best == 0 or span.best == size:
         set_uniform(arena, tree, 2 * node, half, span.best == size)
@@ -173,7 +235,7 @@ cdef uint64_t take_run(char *arena, PageTree *tree, uint64_t count) noexcept nog
         return NO_RUN
     first = find_run(arena, tree, count)
     if first != NO_RUN:
-        set_run(arena, tree, 1, 0, tree.words * 64, first, first + count, True)
+        change_run(arena, tree, first, count, True)
         tree.free_pages -= count
     return first
 
@@ -183,7 +245,7 @@ cdef bint return_run(char *arena, PageTree *tree, uint64_t first, uint64_t count
     if count == 0 or first + count > tree.pages:
         return False
     tree.free_pages += count
-    return set_run(arena, tree, 1, 0, tree.words * 64, first, first + count, False)
+    return change_run(arena, tree, first, count, False)
 
 
 cdef bint run_is_taken(char *arena, PageTree *tree, uint64_t first, uint64_t count) noexcept nogil:

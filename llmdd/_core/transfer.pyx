@@ -36,7 +36,6 @@ from llmdd._core.layout cimport (
     IndexEntry,
     KeyRecord,
     PinWords,
-    ReferenceSlot,
     Slot,
     batch_size_of,
     header_of,
@@ -66,13 +65,9 @@ cdef inline Slot *remote_slot(Transfer *transfer, uint64_t slot) noexcept nogil:
     return <Slot *>(transfer.arena + transfer.known.slots_offset) + slot
 
 
-cdef inline ReferenceSlot *remote_references(Transfer *transfer, uint64_t slot) noexcept nogil:
-    return <ReferenceSlot *>(transfer.arena + transfer.known.reference_slots_offset) + slot
-
-
 cdef inline uint64_t *pin_word(Transfer *transfer, uint64_t slot) noexcept nogil:
     """Where our pin stands: a writer's apart from a reader's, who may be evicted (protocol 11)."""
-    cdef PinWords *words = pin_words(remote_references(transfer, slot), transfer.peer_bit // 64)
+    cdef PinWords *words = pin_words(transfer.arena, transfer.known, slot, transfer.peer_bit // 64)
     return &words.writers if transfer.push else &words.readers
 
 

@@ -114,6 +114,7 @@ def test_a_pin_bit_that_cannot_be_is_refused(segments: Any, peer_bit: int) -> No
         "records_offset",
         "record_capacity",
         "reference_slots_offset",
+        "more_pins_offset",
         "words_offset",
         "word_capacity",
     ],
