@@ -14,6 +14,7 @@ static inline uint64_t atomic_load_word(const uint64_t *word) { return __atomic_
 static inline uint64_t atomic_load_acquire(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
 static inline uint64_t atomic_load_relaxed(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_RELAXED); }
 static inline void atomic_store_word(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_SEQ_CST); }
+static inline void atomic_store_relaxed(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELAXED); }
 static inline void atomic_store_release(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
 static inline uint64_t atomic_fetch_set(uint64_t *word, uint64_t bits) { return __atomic_fetch_or(word, bits, __ATOMIC_SEQ_CST); }
 static inline uint64_t atomic_fetch_clear(uint64_t *word, uint64_t bits) { return __atomic_fetch_and(word, ~bits, __ATOMIC_SEQ_CST); }

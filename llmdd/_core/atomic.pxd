@@ -8,6 +8,7 @@ cdef extern from "atomic.h" nogil:
     uint64_t atomic_load_acquire(const uint64_t *word) noexcept
     uint64_t atomic_load_relaxed(const uint64_t *word) noexcept
     void atomic_store_word(uint64_t *word, uint64_t value) noexcept
+    void atomic_store_relaxed(uint64_t *word, uint64_t value) noexcept
     void atomic_store_release(uint64_t *word, uint64_t value) noexcept
     uint64_t atomic_fetch_set(uint64_t *word, uint64_t bits) noexcept
     uint64_t atomic_fetch_clear(uint64_t *word, uint64_t bits) noexcept

@@ -4,7 +4,6 @@
 from cython cimport final, freelist
 from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
 
-from llmdd._core.layout cimport KEY_NONE, KEY_PREFIX, KEY_REQUEST
 from llmdd._core.status import invalid
 from llmdd._core.validation cimport checked_int64, checked_uint32, checked_uint64, wrong_type
 
@@ -92,15 +91,6 @@ cdef class CacheKey:
     @property
     def prompt_cluster_id(self):
         return self.cluster_id
-
-    cdef uint64_t kind(self) noexcept:
-        """The namespace the key binds in: a prefix wins if both ids are given (api §3.1)."""
-        if self.prefix_id != UINT64_MAX:
-            return KEY_PREFIX
-        return KEY_NONE if self.req_id == UINT64_MAX else KEY_REQUEST
-
-    cdef uint64_t identity(self) noexcept:
-        return self.req_id if self.prefix_id == UINT64_MAX else self.prefix_id
 
     def _astuple(self):
         return self.cluster_id, self.req_id, self.model_id, self.prefix_id

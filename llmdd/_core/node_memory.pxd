@@ -3,6 +3,7 @@
 from libc.stdint cimport int64_t, uint64_t
 
 from llmdd._core.arena cimport Capacities
+from llmdd._core.copying cimport CopyTeam
 from llmdd._core.layout cimport ArenaHeader
 from llmdd._core.segments cimport Mapping
 from llmdd._core.timed_lock cimport TimedLock
@@ -18,6 +19,7 @@ cdef class NodeMemory:
     cdef TimedLock lock
     cdef int64_t timeout_ns
     cdef list fds
+    cdef CopyTeam team
     cdef int enter(self, str tag) except -1
     cdef void leave(self) noexcept
     cdef int require_open(self, str tag) except -1

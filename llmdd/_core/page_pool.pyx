@@ -93,19 +93,28 @@ cdef inline Span span_of(char *arena, PageTree *tree, uint64_t node) noexcept no
     return nodes(arena, tree)[node]
 
 
-cdef inline Span joined(Span left, Span right, uint64_t half) noexcept nogil:
-    """The span of two neighbours of `half` pages each."""
-    cdef Span span
-    cdef uint64_t across = (half - left.high) + (half - right.low)
-    cdef uint64_t best = half - left.best
-    if half - right.best > best:
-        best = half - right.best
-    if across > best:
-        best = across
-    span.low = left.low + half if left.low else right.low
-    span.high = right.high + half if right.high else left.high
-    span.best = 2 * half - best
-    return span
+cdef inline bint join(Span *span, const Span *left, const Span *right, uint64_t half) noexcept nogil:
+    """Make `span` that of two neighbours of `half` pages each; whether it was another before."""
+    cdef uint64_t low = left.low + half if left.low else right.low
+    cdef uint64_t high = right.high + half if right.high else left.high
+    cdef uint64_t best = min(min(left.best, right.best) + half, left.high + right.low)
+    if span.low == low and span.high == high and span.best == best:
+        return False
+    span.low = low
+    span.high = high
+    span.best = best
+    return True
+
+
+cdef inline bint refresh(char *arena, PageTree *tree, uint64_t node, uint64_t half) noexcept nogil:
+    """Bring a node up to date with its children, which span `half` pages each; whether it changed."""
+    cdef Span left, right
+    cdef Span *spans = nodes(arena, tree)
+    if 2 * node < tree.words:
+        return join(spans + node, spans + 2 * node, spans + 2 * node + 1, half)
+    left = span_of_word(bitmap(arena, tree)[2 * node - tree.words])
+    right = span_of_word(bitmap(arena, tree)[2 * node + 1 - tree.words])
+    return join(spans + node, &left, &right, half)
 
 
 cdef inline void set_uniform(char *arena, PageTree *tree, uint64_t node, uint64_t size, bint taken) noexcept nogil:
@@ -131,27 +140,20 @@ cdef bint set_short_run(char *arena, PageTree *tree, uint64_t first, uint64_t co
     cdef uint64_t leaf = tree.words + first // 64
     cdef uint64_t depth = lowest_bit(tree.words)
     cdef uint64_t half = tree.words * 32
-    cdef uint64_t node
-    cdef Span span
-    cdef Span *noted
+    cdef uint64_t node, missing
     cdef bint sound
     while depth:
         node = leaf >> depth
-        span = nodes(arena, tree)[node]
-        if span.best == 0 or span.best == 2 * half:
-            set_uniform(arena, tree, 2 * node, half, span.best != 0)
-            set_uniform(arena, tree, 2 * node + 1, half, span.best != 0)
+        missing = nodes(arena, tree)[node].best
+        if missing == 0 or missing == 2 * half:
+            set_uniform(arena, tree, 2 * node, half, missing != 0)
+            set_uniform(arena, tree, 2 * node + 1, half, missing != 0)
         half //= 2
         depth -= 1
     sound = set_in_word(bitmap(arena, tree) + first // 64, first % 64, first % 64 + count, taken)
     node = leaf // 2
     half = 64
-    while node:
-        span = joined(span_of(arena, tree, 2 * node), span_of(arena, tree, 2 * node + 1), half)
-        noted = nodes(arena, tree) + node
-        if noted.low == span.low and noted.high == span.high and noted.best == span.best:
-            break
-        noted[0] = span
+    while node and refresh(arena, tree, node, half):
         node //= 2
         half *= 2
     return sound
@@ -191,7 +193,7 @@ cdef bint set_run(
         sound = set_run(arena, tree, 2 * node, begin, half, first, end, taken)
     if end > middle:
         sound = set_run(arena, tree, 2 * node + 1, middle, half, first, end, taken) and sound
-    nodes(arena, tree)[node] = joined(span_of(arena, tree, 2 * node), span_of(arena, tree, 2 * node + 1), half)
+    refresh(arena, tree, node, half)
     return sound
 
 
@@ -286,7 +288,9 @@ cdef uint64_t count_taken(char *arena, PageTree *tree, uint64_t node, uint64_t s
     if span.best == 0 or span.best == size:
         assert span.low == span.high == span.best, f"page tree node {node} is uniform and is not"
         return span.best
-    expected = joined(span_of(arena, tree, 2 * node), span_of(arena, tree, 2 * node + 1), half)
+    left, right = span_of(arena, tree, 2 * node), span_of(arena, tree, 2 * node + 1)
+    expected.low = expected.high = expected.best = 0
+    join(&expected, &left, &right, half)
     assert (span.low, span.high, span.best) == (expected.low, expected.high, expected.best), f"page tree node {node}"
     return count_taken(arena, tree, 2 * node, half) + count_taken(arena, tree, 2 * node + 1, half)
 

@@ -466,6 +466,7 @@ cdef class CacheStore(LocalCopies):
         transfer.remote_mode = self.remote_accessible
         transfer.bytes = slot.row_bytes if size < 0 else <uint64_t>size
         transfer.pieces = &piece
+        transfer.team = &self.memory.team
         if lists is not None:
             transfer.local_blocks = lists.ours
             transfer.remote_blocks = lists.theirs

@@ -8,7 +8,7 @@ Only where the peer's memory is its program's own and the kernel lets nobody els
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from llmdd._core.copying cimport CopyResult, Piece, Place
+from llmdd._core.copying cimport CopyResult, CopyTeam, Piece, Place
 from llmdd._core.layout cimport ArenaHeader, Slot
 
 cdef enum TransferResult:
@@ -92,6 +92,7 @@ cdef struct Transfer:
     uint64_t block_bytes           # of the target, as the caller knows them; 0: as the target cache has them
     Piece *pieces                  # room for one a block, one at least
     int64_t deadline               # on the monotonic clock, nanoseconds
+    CopyTeam *team                 # threads for large copies
     bint impatient                 # do not wait while the owner changes its index: INDEX_IN_MOTION
 
 cdef Place place_here(char *arena, const Slot *slot, char *pool, uint64_t tensor) noexcept nogil

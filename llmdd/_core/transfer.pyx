@@ -10,18 +10,21 @@ from llmdd._core.atomic cimport (
     atomic_load_word,
     monotonic_nanoseconds,
 )
+from llmdd._core.copying cimport copy_tensors as copy_mapped_tensors
 from llmdd._core.copying cimport (
     COPIED,
     COPY_BAD_ADDRESS,
     COPY_BROKEN_OFF,
     COPY_FORBIDDEN,
     COPY_OUT_OF_TIME,
+    COPY_OUTSIDE,
     FOREIGN,
     MAPPED,
     OWN,
     Bounds,
     CopyResult,
     Place,
+    Tensors,
     copy_pieces,
     plan_blocks,
     plan_slot,
@@ -443,11 +446,14 @@ cdef CopyResult copy_tensor(
 
 cdef TransferResult copy_tensors(Transfer *transfer, const IndexEntry *entry, const Slot *remote) noexcept nogil:
     cdef uint64_t pieces = plan(transfer, remote)
+    cdef uint64_t count = transfer.local_end - transfer.local_first
     cdef uint64_t i
     cdef Bounds bounds = bounds_of(transfer)
     cdef Place ours, theirs
     cdef CopyResult result
-    for i in range(transfer.local_end - transfer.local_first):
+    if not remote.registered and not transfer.local_slot.registered:
+        return result_of_copy(copy_between_pools(transfer, remote, count, pieces, &bounds))
+    for i in range(count):
         ours = our_place(transfer, transfer.local_first + i)
         if not remote_place(transfer, remote, transfer.remote_first + i, &theirs):
             return PEER_UNSOUND
@@ -457,6 +463,38 @@ cdef TransferResult copy_tensors(Transfer *transfer, const IndexEntry *entry, co
         if result != COPIED:
             return result_of_copy(result)
     return TRANSFERRED
+
+
+cdef inline Tensors tensors_of(char *arena, const Slot *slot, char *pool, uint64_t pool_bytes) noexcept nogil:
+    cdef Tensors tensors
+    tensors.pool = pool
+    tensors.pool_bytes = pool_bytes
+    tensors.tensor_bytes = slot.tensor_stride
+    tensors.first = slot.place
+    tensors.places = NULL if slot.contiguous else <const uint64_t *>(arena + slot.place)
+    return tensors
+
+
+cdef CopyResult copy_between_pools(
+    Transfer *transfer, const Slot *remote, uint64_t count, uint64_t pieces, const Bounds *bounds
+) noexcept nogil:
+    """Move the pieces of `count` tensors, all at once."""
+    cdef Tensors theirs = tensors_of(
+        transfer.arena, remote, transfer.pools[remote.placement], transfer.known.pools[remote.placement].bytes
+    )
+    cdef Tensors ours = tensors_of(
+        transfer.local_arena,
+        transfer.local_slot,
+        transfer.local_pool,
+        header_of(transfer.local_arena).pools[transfer.local_slot.placement].bytes,
+    )
+    if transfer.push:
+        return copy_mapped_tensors(
+            &theirs, transfer.remote_first, &ours, transfer.local_first, count, transfer.pieces, pieces, bounds, transfer.team
+        )
+    return copy_mapped_tensors(
+        &ours, transfer.local_first, &theirs, transfer.remote_first, count, transfer.pieces, pieces, bounds, transfer.team
+    )
 
 
 cdef TransferResult copy_to_landings(Transfer *transfer, const Landing *landings) noexcept nogil:
@@ -491,6 +529,10 @@ cdef inline Place our_place(Transfer *transfer, uint64_t tensor) noexcept nogil:
 
 
 cdef TransferResult result_of_copy(CopyResult result) noexcept nogil:
+    if result == COPIED:
+        return TRANSFERRED
+    if result == COPY_OUTSIDE:
+        return PEER_UNSOUND
     if result == COPY_OUT_OF_TIME:
         return OUT_OF_TIME
     if result == COPY_BROKEN_OFF:
