@@ -47,7 +47,7 @@ class IndexEntry(ctypes.Structure):
 
 
 class ArenaHeader(ctypes.Structure):
-    """As in ``layout.pxd``, version 2."""
+    """As in ``layout.pxd``, version 3."""
 
     _fields_ = [
         ("magic", ctypes.c_char * 8),
