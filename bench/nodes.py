@@ -12,12 +12,15 @@ TIMEOUT_MS = 30_000  # sync_kv_timeout: far beyond what any case takes
 
 
 @contextmanager
-def node(role: LLMRole, cluster_id: int, memory_size: int, page_shift: int) -> Iterator[LLMDataDist]:
-    """An initialised instance that listens, with a pool of `memory_size` bytes."""
+def node(
+    role: LLMRole, cluster_id: int, memory_size: int, page_shift: int, remote: bool = False
+) -> Iterator[LLMDataDist]:
+    """An initialised instance that listens, with a pool of `memory_size` bytes; in remote mode if `remote`."""
     config = LLMConfig()
     config.enable_cache_manager = True
     config.listen_ip_info = "127.0.0.1:0"
     config.sync_kv_timeout = TIMEOUT_MS
+    config.enable_remote_cache_accessible = remote
     config.mem_pool_cfg = json.dumps({"memory_size": memory_size, "page_shift": page_shift})
     with LLMDataDist(role, cluster_id) as datadist:
         datadist.init(config.generate_options())

@@ -17,7 +17,7 @@ CLUSTER_ID = 1
 PAGE_SHIFT = 10
 LOOKUPS_PER_ROUND = 20_000
 ROUNDS = 41
-TARGET = Target(max_ratio=3)
+TARGET = Target(max_ratio=1.5)
 
 Place = tuple[str, int, int]
 

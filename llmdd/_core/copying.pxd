@@ -50,8 +50,9 @@ cdef struct Tensors:
     const uint64_t *places         # the offset of each stands here. A peer's may change at any time
 
 cdef struct CopyTeam:
-    # How fast large copies have been, by the number of threads that shared them; 0: not tried yet.
+    # How fast large copies have been, by the number of threads that shared them.
     uint64_t[TEAM_SIZES] rates     # bytes in a microsecond
+    uint64_t[TEAM_SIZES] trials    # how often that was measured
     uint64_t copies
 
 cdef uint64_t plan_slot(Piece *pieces, uint64_t source, uint64_t target, uint64_t size) noexcept nogil

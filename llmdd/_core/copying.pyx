@@ -44,7 +44,8 @@ cdef enum:
     SHARED = 16 << 20              # a copy this large takes far longer than to start threads
     MOST_THREADS = 16
     PARTS_A_THREAD = 4             # so that who is held up is not waited for long
-    COPIES_BETWEEN_TRIALS = 32
+    COPIES_BETWEEN_TRIALS = 16     # of a team that is one size larger, or smaller, than the best
+    ENOUGH_TRIALS = 3
     PIECES_AT_ONCE = 64            # handed to the kernel in one call
 
 
@@ -281,22 +282,20 @@ cdef void divide(Work *work, uint64_t threads) noexcept nogil:
 
 
 cdef int size_of_team(CopyTeam *team) noexcept nogil:
-    """The power of two of threads to copy with: the fastest so far, where each further thread is worth it; now and then one
-    more or fewer, to see whether that still holds."""
+    """The power of two of threads to copy with: one, until twice as many have been a fifth faster, and so on; now and then
+    one size more or less, to see whether that holds."""
     cdef unsigned int processors = min(usable_processors(), MOST_THREADS)
     cdef uint64_t copies = atomic_fetch_add_word(&team.copies, 1)
     cdef int best = 0
     cdef int size
-    for size in range(TEAM_SIZES):
-        if 1 << size > <int>processors:
+    for size in range(1, TEAM_SIZES):
+        if 1 << size > <int>processors or atomic_load_relaxed(&team.trials[size]) < ENOUGH_TRIALS:
             break
-        if atomic_load_relaxed(&team.rates[size]) == 0:
-            return size
         if atomic_load_relaxed(&team.rates[size]) * 5 > atomic_load_relaxed(&team.rates[best]) * 6:
             best = size
-    if copies % COPIES_BETWEEN_TRIALS == 0:
-        size = best + 1 if copies // COPIES_BETWEEN_TRIALS % 2 else best - 1
-        if 0 <= size < TEAM_SIZES and 1 << size <= <int>processors:
+    if copies % COPIES_BETWEEN_TRIALS == COPIES_BETWEEN_TRIALS - 1:
+        size = best - 1 if best and copies // COPIES_BETWEEN_TRIALS % 2 else best + 1
+        if size < TEAM_SIZES and 1 << size <= <int>processors:
             return size
     return best
 
@@ -306,6 +305,7 @@ cdef void note_rate(CopyTeam *team, int size, uint64_t bytes, int64_t nanosecond
     cdef uint64_t before = atomic_load_relaxed(&team.rates[size])
     # Two who note at once lose one of the two: it is an average.
     atomic_store_relaxed(&team.rates[size], (3 * before + rate) // 4 if before else rate)
+    atomic_fetch_add_word(&team.trials[size], 1)
 
 
 cdef CopyResult copy_tensors(

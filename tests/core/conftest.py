@@ -72,7 +72,10 @@ class ArenaHeader(ctypes.Structure):
             )
         ),
         ("released_offsets", ctypes.c_uint64 * 4),
-        *((name, ctypes.c_uint64) for name in ("reference_slots_offset", "more_pins_offset", "words_offset", "word_capacity")),
+        *(
+            (name, ctypes.c_uint64)
+            for name in ("reference_slots_offset", "more_pins_offset", "words_offset", "word_capacity")
+        ),
         ("hash_seed", ctypes.c_uint64 * 2),
         ("pools", Pool * 2),
         ("record_tree", PageTree),
