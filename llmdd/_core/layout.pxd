@@ -33,6 +33,7 @@ cdef enum:
     INLINE_WORDS = 6               # reference words inside the reference slot
     INDEX_OVERFLOW = 256           # entries behind the last home, so that probing never wraps
     RELEASED_LEVELS = 4            # 64**4 slots at most
+    FREE_REGISTRATION = 1 << 30    # larger than any number of a slot
 
 cdef enum KeyKind:
     KEY_NONE = 0
@@ -118,7 +119,8 @@ cdef struct ArenaHeader:
     uint64_t index_offset
     uint64_t slots_offset
     uint64_t free_slots_offset
-    uint64_t registrations_offset  # a number for each registered cache: its slot, plus 1; 0: nobody's
+    uint64_t registrations_offset  # a number for each registered cache: its slot, plus 1; else FREE_REGISTRATION, and
+                                   # behind it the next one that is nobody's, plus 1
     uint64_t records_offset
     uint64_t record_capacity       # units of a cache line
     uint64_t released_offsets[RELEASED_LEVELS]
@@ -141,6 +143,7 @@ cdef struct ArenaHeader:
     uint64_t live_caches
     uint64_t live_keys
     uint64_t registrations         # positions that were ever used
+    uint64_t free_registration     # the head of those that are nobody's now, plus 1
     uint64_t peer_words            # pin words of a reference slot in which a peer was ever given a bit
 
 cdef inline ArenaHeader *header_of(char *arena) noexcept nogil:

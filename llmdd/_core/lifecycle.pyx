@@ -9,6 +9,7 @@ from llmdd._core.atomic cimport (
     atomic_fetch_clear,
     atomic_fetch_subtract,
     atomic_load_word,
+    atomic_store_release,
     atomic_store_word,
     lowest_bit,
 )
@@ -22,6 +23,7 @@ from llmdd._core.key_index cimport (
 )
 from llmdd._core.layout cimport (
     CACHE_LINE,
+    FREE_REGISTRATION,
     INLINE_WORDS,
     KEY_BLOCKS,
     KEY_CACHE_ID,
@@ -167,11 +169,13 @@ cdef void apply(char *arena, uint64_t slot_number, Slot *slot, spec_outcome outc
 
 cdef void return_pages(char *arena, Slot *slot) noexcept nogil:
     """Give the pages back to the pool; of a registered cache, strike it off the registrations."""
-    cdef Pool *pool = &header_of(arena).pools[slot.placement]
+    cdef ArenaHeader *header = header_of(arena)
+    cdef Pool *pool = &header.pools[slot.placement]
     cdef uint64_t pages = slot.tensor_stride >> pool.page_shift
     cdef uint64_t tensor
     if slot.registered:
-        registrations_of(arena)[slot.registration] = 0
+        registrations_of(arena)[slot.registration] = <uint32_t>(FREE_REGISTRATION | header.free_registration)
+        header.free_registration = slot.registration + 1
         return
     if slot.contiguous:
         return_run(arena, &pool.tree, slot.place >> pool.page_shift, pages * slot.num_tensors)
@@ -360,24 +364,26 @@ cdef void note_tenant(char *arena, uint64_t slot_number, Slot *slot) noexcept no
 
 
 cdef bint take_own_memory(char *arena, uint64_t slot_number, Slot *slot, const uint64_t *addresses) noexcept nogil:
-    """The caller's memory as it is, entered among the registrations at the lowest position that is nobody's.
+    """The caller's memory as it is, entered among the registrations at a position that is nobody's.
 
     Positions never move: a peer that looks through them meanwhile misses nobody who stays.
     """
     cdef ArenaHeader *header = header_of(arena)
     cdef uint32_t *registrations = registrations_of(arena)
-    cdef uint64_t position = 0
+    cdef uint64_t position = header.registrations
     slot.contiguous = False
     slot.registered = True
     if not take_records(arena, slot):
         return False
     memcpy(arena + slot.place, addresses, <uint64_t>slot.num_tensors * 8)
-    while position < header.registrations and registrations[position]:
-        position += 1
+    if header.free_registration:
+        position = header.free_registration - 1
+        header.free_registration = registrations[position] & ~<uint32_t>FREE_REGISTRATION
     slot.registration = <uint32_t>position
     registrations[position] = <uint32_t>slot_number + 1
     if position == header.registrations:
-        header.registrations += 1
+        # A peer that reads the new number finds the new entry.
+        atomic_store_release(&header.registrations, position + 1)
     return True
 
 
@@ -757,7 +763,7 @@ cdef int check_arena(char *arena) except -1:
             continue
         pages[slot.placement] += (slot.tensor_stride >> header.pools[slot.placement].page_shift) * slot.num_tensors
     for slot_number in range(header.registrations):
-        registered -= registrations_of(arena)[slot_number] != 0
+        registered -= registrations_of(arena)[slot_number] < FREE_REGISTRATION
     assert registered == 0, "the registrations are not those of the registered caches"
     assert caches == header.live_caches, f"{caches} caches live, {header.live_caches} counted"
     assert keys == header.live_keys, f"{keys} keys are indexed, {header.live_keys} counted"
