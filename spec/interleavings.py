@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .mistakes import MISTAKES
-from .protocol import protocol
+from .protocol import PEER_BITS, protocol
 from .steps import (
     CRASH,
     GONE,
@@ -51,9 +51,9 @@ SMALL = {
     "ids": Configuration(generations=2, requests=(_KEY_1, _ID)),
     "marks": Configuration(generations=1, requests=(_KEY_1, _KEY_1), levels=3),
     "views": Configuration(generations=2, requests=(_KEY_1, ()), views=True),
-    "pushes": Configuration(generations=2, requests=(_KEY_1, _PUSH), evictions=True),
-    "addresses": Configuration(generations=2, requests=(_KEY_1, _ADDRESS), evictions=True),
-    "evictions": Configuration(generations=2, requests=((*_KEY_1, *_KEY_2), _KEY_1), evictions=True, removals=False),
+    "pushes": Configuration(generations=2, requests=(_KEY_1, _PUSH), evictions=(2,)),
+    "addresses": Configuration(generations=2, requests=(_KEY_1, _ADDRESS), evictions=(2,)),
+    "evictions": Configuration(generations=2, requests=((*_KEY_1, *_KEY_2), _KEY_1), evictions=(1,), removals=False),
 }
 
 FULL = {
@@ -62,8 +62,8 @@ FULL = {
     "layers and removals": Configuration(generations=2, requests=(_TENSORS, _KEY_2)),
     "three generations": Configuration(requests=((*_KEY_1, *_ID), (*_KEY_1, *_ID))),
     "views of two peers": Configuration(generations=2, requests=(_KEY_1, _KEY_1), views=True),
-    "pushes of two peers": Configuration(generations=2, requests=((*_KEY_1, *_PUSH), _PUSH), evictions=True),
-    "all evictions": Configuration(generations=1, requests=(_KEY_1, _TENSORS), evictions=True),
+    "pushes of two peers": Configuration(generations=2, requests=((*_KEY_1, *_PUSH), _PUSH), evictions=PEER_BITS),
+    "all evictions": Configuration(generations=1, requests=(_KEY_1, _TENSORS), evictions=PEER_BITS),
 }
 
 SIZES = {"small": SMALL, "full": FULL}

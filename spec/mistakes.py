@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from .protocol import OWNER_NAME, PEER_NAME
-from .steps import IDLE, Configuration, FetchClear, Go, Protocol, Step
+from .steps import IDLE, Configuration, Go, Protocol, Step
 
 
 def _retarget(step: Step, **targets: str) -> Step:
@@ -55,8 +55,8 @@ def pins_read_before_gate_closes(right: Protocol) -> Protocol:
             _retarget(steps.step(name), close_gate="read_local_pins")
             for name in ("unindex_1", "unindex_2", "forget_id")
         ),
-        _retarget(steps.step("read_pins"), unindex_id="close_gate"),
-        _retarget(steps.step("close_gate"), read_local_pins="unindex_id"),
+        _retarget(steps.step("read_pins"), advance="close_gate"),
+        _retarget(steps.step("close_gate"), read_local_pins="advance"),
     )
 
 
@@ -106,9 +106,27 @@ def dead_not_finished(right: Protocol) -> Protocol:
 
 
 def writers_evicted(right: Protocol) -> Protocol:
-    """The owner takes the pin of a peer away that writes."""
-    step = right.role(OWNER_NAME).step("evict")
-    return right.with_steps(OWNER_NAME, replace(step, operation=FetchClear("writer_pins", "leaver")))
+    """The pin of a peer that writes counts no more either."""
+    step = right.role(OWNER_NAME).step("read_writer_pins")
+    return right.with_steps(OWNER_NAME, replace(step, goes=(Go(IDLE, "found & ~evicted"), *step.goes[1:])))
+
+
+def copy_not_validated(right: Protocol) -> Protocol:
+    """A reader does not look after its copy whether it was evicted meanwhile."""
+    step = right.role(PEER_NAME).step("check_generation")
+    return right.with_steps(PEER_NAME, replace(step, goes=(replace(step.goes[0], when="1"), *step.goes[1:])))
+
+
+def evicted_words_reused(right: Protocol) -> Protocol:
+    """The slot of an evicted reader, and its reference words, are given to others together with the pages."""
+    step = right.role(OWNER_NAME).step("look_for_evicted")
+    return right.with_steps(OWNER_NAME, _retarget(step, quarantine="return_memory"))
+
+
+def quarantine_not_ended(right: Protocol) -> Protocol:
+    """When a peer is dismissed, what was kept for it is kept on."""
+    step = right.role(OWNER_NAME).step("clear_pins")
+    return right.with_steps(OWNER_NAME, _retarget(step, look_for_readers=IDLE))
 
 
 @dataclass(frozen=True)
@@ -122,7 +140,9 @@ class Mistake:
 
 _ONE_KEY = Configuration(generations=2, requests=(("pull_key_1",), ("pull_key_1",)))
 _LAYERS = Configuration(generations=1, requests=(("pull_key_1", "pull_tensor_1"), ("pull_tensor_2",)), removals=False)
-_PUSHES = Configuration(generations=2, requests=((), ("push_id",)), evictions=True, crashes=False)
+_PUSHES = Configuration(generations=2, requests=((), ("push_id",)), evictions=(2,), crashes=False)
+_READS = Configuration(generations=2, requests=(("pull_key_1",), ()), evictions=(1,))
+_KEPT = "nobody touches words that are not the pinned cache's"
 _REAPED = "every released cache is reaped"
 
 #: Mistakes that both checkers must find.
@@ -134,7 +154,7 @@ MISTAKES = {
         Configuration(generations=1, requests=(("push_address",), ())),
     ),
     "generation-not-validated": Mistake(
-        generation_not_validated, "nobody copies from or to memory that is not the pinned cache's", _ONE_KEY
+        generation_not_validated, _KEPT, _ONE_KEY
     ),
     "pins-read-before-gate-closes": Mistake(pins_read_before_gate_closes, _REAPED, _ONE_KEY),
     "key-cleared-before-copy-ends": Mistake(
@@ -146,5 +166,8 @@ MISTAKES = {
     "gate-not-read-after-unpin": Mistake(gate_not_read_after_unpin, _REAPED, _ONE_KEY),
     "parent-cleared-without-second-look": Mistake(parent_cleared_without_second_look, _REAPED, _ONE_KEY),
     "dead-not-finished": Mistake(dead_not_finished, "a key that has given all its tensors is consumed", _LAYERS),
-    "writers-evicted": Mistake(writers_evicted, "nobody writes to memory that is not the pinned cache's", _PUSHES),
+    "writers-evicted": Mistake(writers_evicted, _KEPT, _PUSHES),
+    "copy-not-validated": Mistake(copy_not_validated, "no transfer succeeds with bytes of a successor", _READS),
+    "evicted-words-reused": Mistake(evicted_words_reused, _KEPT, _READS),
+    "quarantine-not-ended": Mistake(quarantine_not_ended, "every quarantine ends", _READS),
 }

@@ -21,12 +21,17 @@ The rules
     seen nothing below, and looks below once more *afterwards*.
  8. Whoever dies leaves at most his pin, keys that want finishing and a mark half made: dismissing him clears the one,
     finishes the others, and looks at every slot whether it was marked or not.
- 9. Memory goes back after the gate was closed and both kinds of pin were then read as none; then the generation
-    advances.
+ 9. Memory goes back after the gate was closed and both kinds of pin were then read as none. The generation advances
+    before anybody can be given that memory.
 10. Everything a peer may read of a tenant is written before the gate opens.
 11. A peer reads the generation once more after its copy, and discards what it copied if it has advanced. So one that
-    stands still in a *read* may be evicted, its pin cleared though it lives; never one that writes. Who writes sets his
-    pin in a word of its own, which no eviction touches. (The core evicts nobody so far.)
+    stands still in a *read* may be evicted though it lives: its pins as a reader count no more, and memory goes back
+    under them. Never one that writes: who writes sets his pin in a word of its own, which counts as long as he lives.
+12. Whose link is down is evicted, and nobody else: a reader who is only slow keeps what he pins. He stays evicted until
+    he has died, or has promised to transfer no more; only then is his bit given to another. To transfer again he must
+    link again, with another bit.
+13. An evicted reader finds only the pages changed when he goes on. Slot, record and reference words of the tenant stay as
+    they are, in *quarantine*, until his pin is cleared, which he tells by a mark as anybody does.
 
 What is modelled
 ----------------
@@ -34,8 +39,9 @@ One slot, whose tenant has two keys. Key 1 is pulled whole; key 2 has two tensor
 push differs from a pull in its copy's direction and in the word of its pin; one to an address drops no key. Every
 operation is sequentially consistent in the core, so interleavings are all there is. Three things are left out, since
 nobody can tell: loads by the owner of words that only it writes; a load that is repeated with nothing in between; the
-tensor bits of key 1, which nobody clears. What lies outside the slot, the owner keeps from others until an evicted
-peer's process has ended. A search of the index yields an entry's generation, which may be stale at once; a torn entry
+tensor bits of key 1, which nobody clears. Links are not modelled: any reader may be evicted at any moment, and goes on
+to transfer as if he knew of nothing. What lies outside the slot (key records, reference words) is touched by nobody
+unless it is the tenant's or in quarantine, which the steps promise; so it may be another slot's afterwards. A search of the index yields an entry's generation, which may be stale at once; a torn entry
 is one more wrong hint, which rule 3 discards. An address leads to a slot, and its gate yields the generation; whether
 the tenant has the address is seen in its record, after the pin.
 """
@@ -100,7 +106,9 @@ def words(levels: int) -> tuple[Word, ...]:
         Word("entry_1", "owner", "generation in the index entry of key 1; 0: it has none"),
         Word("entry_2", "owner", "generation in the index entry of key 2; 0: it has none"),
         Word("entry_id", "owner", "generation in the index entry of the cache's id; 0: it has none"),
-        Word("memory", "owner", "generation whose tenant has the pages and the record; 0: they are in the pool"),
+        Word("memory", "owner", "generation whose tenant has the pages; 0: they are in the pool"),
+        Word("evicted", "owner", "a bit for each peer whose pins as a reader count no more"),
+        Word("quarantined", "owner", "the pages went back under an evicted reader's pin; the rest stays the tenant's"),
         Word("keys", "", "generation << 2 | a bit for each bound key"),
         Word("tensors", "", "generation << 2 | a bit for each tensor that key 2 has still to give"),
         Word("pins", "", "a bit for each peer that reads"),
@@ -108,8 +116,8 @@ def words(levels: int) -> tuple[Word, ...]:
         Word("local_pins", "", "how many views and transfers of its own the owner's process has"),
         *(Word(f"released_{level}", "", f"mark of level {level}: the owner has to look") for level in range(levels)),
         Word("crashed", "", "the peers whose death the kernel can tell the owner", ghost=True),
-        Word("confirmed", "", "the peers, and the view (4), between a confirmed pin and its end", ghost=True),
-        Word("evicted", "", "the live peers whose pin the owner has taken away", ghost=True),
+        Word("confirmed", "", "the readers, and the view (4), between a confirmed pin and its end", ghost=True),
+        Word("writing", "", "the writers between a confirmed pin and its end", ghost=True),
         Word("delivered", "", "tensors 1, 2 of key 2, and key 1 (4), that were transferred completely", ghost=True),
         Word("dropped", "", "keys that this tenant has lost", ghost=True),
     )
@@ -127,7 +135,7 @@ def owner(configuration: Configuration) -> Role:
     """The one who allocates, closes and frees. It does one call at a time."""
     top = configuration.levels - 1
     calls = [
-        Call("allocate", "take_memory", f"memory == 0 and gate >> 1 <= {configuration.generations}"),
+        Call("allocate", "take_memory", f"not memory and not quarantined and gate >> 1 <= {configuration.generations}"),
         Call("deallocate", "notice", "held", {"dropping": "1"}),
         Call("reap", f"look_{top}", f"released_{top}", timed=True),
     ]
@@ -136,19 +144,23 @@ def owner(configuration: Configuration) -> Role:
     if configuration.removals:
         calls += [Call(f"remove_key_{key}", "find_bound", f"entry_{key}", {"key": str(key)}) for key in (1, 2)]
     if configuration.crashes:
+        first = "forget_eviction" if configuration.evictions else "clear_pins"
         calls += [
-            Call(f"dismiss_{bit}", "clear_pins", f"crashed & {bit}", {"leaver": str(bit)}, timed=True)
-            for bit in PEER_BITS
+            Call(f"dismiss_{bit}", first, f"crashed & {bit}", {"leaver": str(bit)}, timed=True) for bit in PEER_BITS
         ]
     if configuration.evictions:
-        calls += [Call(f"evict_{bit}", "evict", f"confirmed & {bit}", {"leaver": str(bit)}) for bit in PEER_BITS]
-    pushes = _pushes(configuration)
+        calls += [
+            Call(f"evict_{bit}", "evict", f"(pins | writer_pins) & ~evicted & {bit}", {"leaver": str(bit)})
+            for bit in configuration.evictions
+        ]
+    pushes, evictions = _pushes(configuration), bool(configuration.evictions)
     steps = (
         *_allocate(),
-        *_settle(pushes),
+        *_settle(pushes, evictions),
+        *_evict(),
         *_remove_key(),
-        *_dismiss(pushes),
-        *_take_released(configuration.levels),
+        *_dismiss(pushes, evictions),
+        *_take_released(configuration.levels, evictions),
     )
     return Role(OWNER_NAME, ("seen", "key", "leaver", "dropping"), tuple(calls), _reachable(calls, steps))
 
@@ -178,7 +190,7 @@ def _allocate() -> tuple[Step, ...]:
     )  # fmt: skip
 
 
-def _settle(pushes: bool) -> tuple[Step, ...]:
+def _settle(pushes: bool, evictions: bool) -> tuple[Step, ...]:
     """Notice what peers have dropped, close the slot when nothing refers to it, free it when nothing pins it."""
     closes = decision("drop_key", "close_slot", id="held", keys_remain=KEYS_REMAIN)
     closes_with_id = decision("drop_id", "close_slot", keys=KEYS_REMAIN)
@@ -242,66 +254,104 @@ def _settle(pushes: bool) -> tuple[Step, ...]:
         Step(
             "read_pins",
             Load("pins"),
-            (Go(IDLE, "found"), Go("read_writer_pins" if pushes else "unindex_id")),
+            (Go(IDLE, "found & ~evicted" if evictions else "found"), Go("read_writer_pins" if pushes else "advance")),
             "after the gate was closed: whom we do not see now will see the closed gate",
-            "rule 10, design 3",
+            "rule 10, design 3, protocol 11",
             ("set_pin", "clear_pin"),
         ),
         Step(
             "read_writer_pins",
             Load("writer_pins"),
-            (Go(IDLE, "found"), Go("unindex_id")),
-            "as with those who read",
+            (Go(IDLE, "found"), Go("advance")),
+            "as with those who read; whoever writes counts, evicted or not",
             "rule 10, design 3",
             ("set_writer_pin", "clear_writer_pin"),
         ),
         Step(
+            "advance",
+            Store("gate", "(gate >> 1) + 1 << 1"),
+            (Go("unindex_id"),),
+            "everything that names this tenant is stale from here on; before the pages can be anybody else's",
+            "protocol 1, protocol 11",
+            ("read_gate", "check_generation"),
+        ),
+        Step(
             "unindex_id",
             Store("entry_id", "0"),
-            (Go("return_memory"),),
+            (Go("look_for_evicted" if evictions else "return_memory"),),
             "its id is found no more",
             "seed §1",
             ("find_id",),
+        ),
+        Step(
+            "look_for_evicted",
+            Load("pins"),
+            (Go("quarantine", "found & evicted"), Go("return_memory")),
+            "after the gate was closed: of whom we do not see now, nobody will read the record",
+            "protocol 13",
+            ("set_pin", "clear_pin"),
+        ),
+        Step(
+            "quarantine",
+            Store("quarantined", "1"),
+            (Go("return_memory"),),
+            "he may go on any time, and finds slot, record and words as they were",
+            "protocol 13",
         ),
         Step(
             "return_memory",
             Store("memory", "0"),
             (
                 Go(
-                    "advance",
+                    IDLE,
                     promises=(
-                        Promise("found == gate >> 1", "memory goes back once"),
+                        Promise("found + 1 == gate >> 1", "memory goes back once"),
                         Promise("not held and not keys & 3", "memory goes back with its last reference"),
-                        Promise("not confirmed", "memory never goes back under a confirmed pin"),
+                        Promise(
+                            "not confirmed & ~evicted and not writing", "memory never goes back under a confirmed pin"
+                        ),
                     ),
                 ),
             ),
             "nothing refers to it, nothing can come to pin it",
             "seed §1, rule 10",
-            ("copy",),
+            ("copy", "write"),
         ),
         Step(
-            "advance",
-            Store("gate", "(gate >> 1) + 1 << 1"),
-            (Go(IDLE),),
-            "everything that names this tenant is stale from here on",
-            "protocol 1",
-            ("read_gate", "check_generation"),
+            "look_for_readers",
+            Load("pins"),
+            (Go(IDLE, "found & evicted"), Go("end_quarantine")),
+            "whoever clears his pin after this marks the slot after this",
+            "protocol 13",
+            ("clear_pin",),
         ),
+        Step(
+            "end_quarantine",
+            Store("quarantined", "0"),
+            (Go(IDLE),),
+            "nobody reads the record any more, or touches the words: the slot can have another tenant",
+            "protocol 13",
+        ),
+    )
+
+
+def _evict() -> tuple[Step, ...]:
+    """The link of a reader is down, and his process lives: his pins are ignored from here on, in every slot."""
+    return (
         Step(
             "evict",
-            FetchClear("pins", "leaver"),
-            (
-                Go(
-                    "notice",
-                    "found & leaver",
-                    {"confirmed": "confirmed & ~leaver", "evicted": "evicted | leaver"},
-                ),
-                Go("notice"),
-            ),
-            "a reader that stands still finds out after its copy; a writer is never evicted",
-            "protocol 11",
-            ("check_generation",),
+            Store("evicted", "evicted | leaver"),
+            (Go("look_for_pin"),),
+            "a reader that stands still finds out after its copy; a writer's pin counts all the same",
+            "protocol 11, protocol 12",
+        ),
+        Step(
+            "look_for_pin",
+            Load("pins"),
+            (Go("finish_bound", "found & leaver and memory"), Go(IDLE)),
+            "what only he has held goes back now; a pin that he sets later holds nothing",
+            "protocol 12",
+            ("set_pin",),
         ),
     )
 
@@ -337,14 +387,23 @@ def _remove_key() -> tuple[Step, ...]:
     )
 
 
-def _dismiss(pushes: bool) -> tuple[Step, ...]:
+def _dismiss(pushes: bool, evictions: bool) -> tuple[Step, ...]:
     """A peer's process has gone: its pin is cleared in every slot, marked or not, and what it left half done is
     finished."""
+    gone = {"crashed": "crashed & ~leaver"}
     dismissed = (
-        Go(IDLE, "not memory", {"crashed": "crashed & ~leaver"}),
-        Go("finish_bound", sets={"crashed": "crashed & ~leaver"}),
+        Go("finish_bound", "memory", gone),
+        *((Go("look_for_readers", "quarantined", gone),) if evictions else ()),
+        Go(IDLE, sets=gone),
     )
     return (
+        Step(
+            "forget_eviction",
+            Store("evicted", "evicted & ~leaver"),
+            (Go("clear_pins"),),
+            "the bit can be another's when this is done",
+            "protocol 12",
+        ),
         Step(
             "clear_pins",
             FetchClear("pins", "leaver"),
@@ -396,7 +455,7 @@ def _dismiss(pushes: bool) -> tuple[Step, ...]:
     )
 
 
-def _take_released(levels: int) -> tuple[Step, ...]:
+def _take_released(levels: int, evictions: bool) -> tuple[Step, ...]:
     """Walk down the marks to a slot and take it. A parent is cleared when nothing was seen below it."""
     steps = []
     for level in reversed(range(levels)):
@@ -444,7 +503,11 @@ def _take_released(levels: int) -> tuple[Step, ...]:
         Step(
             "take",
             FetchClear("released_0", "1"),
-            (Go("notice", "memory"), Go(IDLE)),
+            (
+                Go("notice", "memory"),
+                *((Go("look_for_readers", "quarantined"),) if evictions else ()),
+                Go(IDLE),
+            ),
             "before the slot is looked at: who marks later finds the bit clear and sets it again",
             "protocol 7",
             ("look_before_mark_0", "mark_0"),
@@ -456,6 +519,7 @@ def _take_released(levels: int) -> tuple[Step, ...]:
 # ---------------------------------------------------------------- a peer
 
 BOUND = "found >> 2 == hint and found & key"
+KEPT = Promise("memory == hint or quarantined", "nobody touches words that are not the pinned cache's")
 
 
 def peer(configuration: Configuration) -> Role:
@@ -477,9 +541,16 @@ def peer(configuration: Configuration) -> Role:
     }
     calls = [replace(call, bits=askers[call.name]) for call in requests if askers[call.name]]
     pushes = _pushes(configuration)
-    steps = (*_pin(pushes), *_transfer(pushes), *_unpin(), *_mark(configuration.levels))
+    steps = (*map(_on_kept_words, (*_pin(pushes), *_transfer(pushes))), *_unpin(), *_mark(configuration.levels))
     registers = ("hint", "key", "want", "by_id", "writes", "seen", "told", "astray")
     return Role(PEER_NAME, registers, tuple(calls), _reachable(calls, steps), PEER_BITS, configuration.crashes)
+
+
+def _on_kept_words(step: Step) -> Step:
+    """The step, with what it promises if it touches words that may lie outside the slot."""
+    if step.operation.word not in ("keys", "tensors"):
+        return step
+    return replace(step, goes=tuple(replace(go, promises=(KEPT, *go.promises)) for go in step.goes))
 
 
 def _pushes(configuration: Configuration) -> bool:
@@ -512,11 +583,9 @@ def _pin(pushes: bool) -> tuple[Step, ...]:
             (f"index_{name.removesuffix('_to_write')}", "advance"),
         )
 
-    confirmed = {"confirmed": "confirmed | me"}
-
     def begin(when: str) -> tuple[Go, ...]:
-        copy = Go("copy", when, confirmed)
-        return (Go("write", f"({when}) and writes", confirmed), copy) if pushes else (copy,)
+        copy = Go("copy", when, {"confirmed": "confirmed | me"})
+        return (Go("write", f"({when}) and writes", {"writing": "writing | me"}), copy) if pushes else (copy,)
 
     return (
         find("key_1", "0"),
@@ -610,7 +679,7 @@ def _transfer(pushes: bool) -> tuple[Step, ...]:
             (
                 Go(
                     "check_generation",
-                    sets={"astray": "found > hint"},
+                    sets={"astray": "found != hint"},
                     promises=(
                         Promise(
                             "found == hint or evicted & me",
@@ -619,7 +688,7 @@ def _transfer(pushes: bool) -> tuple[Step, ...]:
                     ),
                 ),
             ),
-            "the record and the tensors stay the tenant's while our pin is set",
+            "the tensors stay the tenant's while our pin counts",
             "design 4, rule 10",
             ("return_memory",),
             may_end_at="clear_pin",
@@ -630,11 +699,11 @@ def _transfer(pushes: bool) -> tuple[Step, ...]:
             (
                 Go(
                     "check_generation",
-                    sets={"astray": "found > hint"},
+                    sets={"astray": "found != hint"},
                     promises=(Promise("found == hint", "nobody writes to memory that is not the pinned cache's"),),
                 ),
             ),
-            "the tensors stay the tenant's while our pin is set, and nobody takes it away",
+            "the tensors stay the tenant's while our pin is set: it counts as long as we live",
             "design 4, rule 10, protocol 11",
             ("return_memory",),
             may_end_at="clear_writer_pin",
@@ -652,9 +721,9 @@ def _transfer(pushes: bool) -> tuple[Step, ...]:
                 ),
                 *unpinned,
             ),
-            "after the copy: if the owner took our pin away, what we copied may be somebody else's",
+            "after the copy: if our pin counted no more, what we copied may be somebody else's",
             "protocol 11",
-            ("evict", "advance"),
+            ("advance",),
         ),
         Step(
             "read_bound",
@@ -717,8 +786,8 @@ def _unpin() -> tuple[Step, ...]:
             "clear_pin",
             FetchClear("pins", "me"),
             (
-                Go("look_before_mark_0", "told", {"confirmed": "confirmed & ~me", "evicted": "evicted & ~me"}),
-                Go("read_gate_again", sets={"confirmed": "confirmed & ~me", "evicted": "evicted & ~me"}),
+                Go("look_before_mark_0", "told", {"confirmed": "confirmed & ~me"}),
+                Go("read_gate_again", sets={"confirmed": "confirmed & ~me"}),
             ),
             "the last that we do to the cache; before the gate is read again",
             "design 6",
@@ -728,8 +797,8 @@ def _unpin() -> tuple[Step, ...]:
             "clear_writer_pin",
             FetchClear("writer_pins", "me"),
             (
-                Go("look_before_mark_0", "told", {"confirmed": "confirmed & ~me"}),
-                Go("read_gate_again", sets={"confirmed": "confirmed & ~me"}),
+                Go("look_before_mark_0", "told", {"writing": "writing & ~me"}),
+                Go("read_gate_again", sets={"writing": "writing & ~me"}),
             ),
             "the last that we do to the cache; before the gate is read again",
             "design 6",
@@ -865,6 +934,7 @@ def protocol(configuration: Configuration | None = None) -> Protocol:
             Promise("not memory or held or keys & 3", "every released cache is reaped"),
             Promise("not memory or tensors & 3 or not keys & 2", "a key that has given all its tensors is consumed"),
             Promise("not pins and not writer_pins and not local_pins", "nobody's pin stays behind"),
+            Promise("not quarantined", "every quarantine ends"),
         ),
         configuration,
     )
@@ -873,4 +943,4 @@ def protocol(configuration: Configuration | None = None) -> Protocol:
 def everything() -> Configuration:
     """A configuration in which every step can be taken."""
     asked = ("pull_key_1", "pull_tensor_1", "pull_tensor_2", "pull_key_2", "pull_id", "push_id", "push_address")
-    return Configuration(requests=(asked, asked), views=True, evictions=True)
+    return Configuration(requests=(asked, asked), views=True, evictions=PEER_BITS)

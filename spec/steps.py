@@ -142,7 +142,7 @@ class Step:
 
 
 #: What a crash does to what only the checks see: the kernel can tell it, and nothing is claimed of the dead.
-CRASH = {"crashed": "crashed | me", "confirmed": "confirmed & ~me", "evicted": "evicted & ~me"}
+CRASH = {"crashed": "crashed | me", "confirmed": "confirmed & ~me", "writing": "writing & ~me"}
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,8 @@ class Role:
 class Configuration:
     """What a check lets happen.
 
-    ``requests`` are what each of the peers asks for, again and again. ``repeats`` lets the owner deallocate a cache
+    ``requests`` are what each of the peers asks for, again and again. ``evictions`` are the bits of the peers that may be
+    evicted. ``repeats`` lets the owner deallocate a cache
     again and again, and others ask by its id for one that is closed: each such call is harmless, but without an end to
     them the owner's timer might never get its turn, or never find the slot unpinned.
     """
@@ -212,7 +213,7 @@ class Configuration:
         ("pull_key_1", "pull_tensor_2"),
     )
     views: bool = False
-    evictions: bool = False
+    evictions: tuple[int, ...] = ()
     removals: bool = True
     repeats: bool = True
     crashes: bool = True
