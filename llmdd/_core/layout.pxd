@@ -94,11 +94,12 @@ cdef struct Slot:
     uint8_t blocks                 # the rows are blocks
     uint8_t registered             # the memory is the caller's
     uint8_t accessible             # to peers in remote mode (api §3.9)
+    uint8_t quarantined            # it has no tenant, but an evicted peer may still read what the last one had here
     KeyRecord first_key
 
 cdef struct PinWords:
-    uint64_t readers               # one bit for each local peer that reads
-    uint64_t writers               # one for each that writes: nobody takes these away while it lives
+    uint64_t readers               # one bit for each local peer that reads; those of evicted ones hold nothing
+    uint64_t writers               # one for each that writes: these hold the memory as long as it lives
 
 cdef struct ReferenceSlot:
     # One cache line. The pins of peers beyond the first 64 stand elsewhere, so that those who are not there cost nothing.
@@ -145,6 +146,7 @@ cdef struct ArenaHeader:
     uint64_t registrations         # positions that were ever used
     uint64_t free_registration     # the head of those that are nobody's now, plus 1
     uint64_t peer_words            # pin words of a reference slot in which a peer was ever given a bit
+    uint64_t evicted[PEER_WORDS]   # peers whose link is down though they live: as readers they pin nothing
 
 cdef inline ArenaHeader *header_of(char *arena) noexcept nogil:
     return <ArenaHeader *>arena

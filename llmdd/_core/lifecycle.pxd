@@ -37,6 +37,7 @@ cdef bint remove_key(char *arena, uint64_t kind, uint64_t id, uint64_t model_id)
 cdef IndexEntry *find_bound_key(char *arena, uint64_t kind, uint64_t id, uint64_t model_id) noexcept nogil
 cdef void settle(char *arena, uint64_t slot_number) noexcept nogil
 cdef uint64_t reap(char *arena, uint64_t limit) noexcept nogil
+cdef uint64_t evict_peer(char *arena, unsigned int peer_bit) noexcept nogil
 cdef void dismiss_peer(char *arena, unsigned int peer_bit) noexcept nogil
 cdef unsigned int pin_local(char *arena, uint64_t slot_number, uint32_t generation) noexcept nogil
 cdef void unpin_local(char *arena, uint64_t slot_number) noexcept nogil

@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from llmdd._core.atomic cimport (
+    atomic_fence_release,
     atomic_fetch_add_word,
     atomic_fetch_clear,
     atomic_fetch_subtract,
@@ -127,13 +128,31 @@ cdef unsigned int cache_state(char *arena, Slot *slot, unsigned int assumed) noe
 
 
 cdef inline bint pinned_by_peers(char *arena, uint64_t slot_number) noexcept nogil:
-    """Whether some peer transfers from or to a slot."""
+    """Whether some peer holds a slot by a transfer: whoever writes, and whoever reads and has not been evicted.
+
+    Who is here to free the slot has closed its gate before: whose pin it does not see will see the gate (apply).
+    """
     cdef ArenaHeader *header = header_of(arena)
     cdef PinWords *words
     cdef uint64_t number
     for number in range(header.peer_words):
         words = pin_words(arena, header, slot_number, number)
-        if atomic_load_word(&words.readers) or atomic_load_word(&words.writers):
+        # Pair with the peer's setting of its pin, which comes before its look at the gate, and with its clearing, which
+        # comes after all that it does to the cache.
+        if atomic_load_word(&words.readers) & ~header.evicted[number] or atomic_load_word(&words.writers):
+            return True
+    return False
+
+
+cdef bint read_by_evicted(char *arena, uint64_t slot_number) noexcept nogil:
+    """Whether an evicted peer may be reading what is written of a slot's tenant, or changing its reference words."""
+    cdef ArenaHeader *header = header_of(arena)
+    cdef uint64_t number
+    for number in range(header.peer_words):
+        # Pairs as in pinned_by_peers: of whom we do not see now, nobody comes to read.
+        if header.evicted[number] and atomic_load_word(
+            &pin_words(arena, header, slot_number, number).readers
+        ) & header.evicted[number]:
             return True
     return False
 
@@ -142,6 +161,7 @@ cdef unsigned int guards_of(char *arena, uint64_t slot_number, Slot *slot) noexc
     cdef unsigned int guards = 0
     if slot.tenant and keys_remain(arena, slot):
         guards |= CACHE_GUARD_KEYS_REMAIN
+    # Pairs with pin_local, which counts itself before it looks at the gate, and with unpin_local.
     if atomic_load_word(&slot.local_pins) or pinned_by_peers(arena, slot_number):
         guards |= CACHE_GUARD_PINNED
     return guards
@@ -159,12 +179,13 @@ cdef unsigned int batch_slot_state(char *arena, Slot *slot, uint64_t batch_index
 cdef void apply(char *arena, uint64_t slot_number, Slot *slot, spec_outcome outcome) noexcept nogil:
     """Carry out the effects of a transition of a cache, but for those of allocate."""
     if outcome.effects & CACHE_EFFECT_CLOSE_SLOT:
-        # Pairs with a peer's pin: it sets its bit, then reads the gate; we close the gate, then read the bits.
+        # Pairs with a peer's pin, and with pin_local: they set it, then read the gate; we close the gate, then read the
+        # pins. Both are sequentially consistent: one of the two sees the other.
         atomic_store_word(&slot.gate, slot.gate & ~<uint64_t>1)
+    if outcome.effects & CACHE_EFFECT_ADVANCE_GENERATION:
+        advance_generation(slot)
     if outcome.effects & CACHE_EFFECT_RETURN_MEMORY:
         return_memory(arena, slot_number, slot)
-    if outcome.effects & CACHE_EFFECT_ADVANCE_GENERATION:
-        advance_generation(arena, slot_number, slot)
 
 
 cdef void return_pages(char *arena, Slot *slot) noexcept nogil:
@@ -195,25 +216,42 @@ cdef void return_records(char *arena, Slot *slot) noexcept nogil:
 
 
 cdef void return_memory(char *arena, uint64_t slot_number, Slot *slot) noexcept nogil:
+    """The tenant has gone, and its pages with it. The slot, its record and its reference words stay as they are while an
+    evicted peer may touch them (protocol 13)."""
     cdef IndexEntry *entry = index_find(arena, KEY_CACHE_ID, <uint64_t>slot.cache_id, 0)
     if entry != NULL and entry.slot == slot_number:
         index_erase(arena, entry)
     return_pages(arena, slot)
-    return_records(arena, slot)
     slot.tenant = False
     header_of(arena).live_caches -= 1
+    slot.quarantined = read_by_evicted(arena, slot_number)
+    if not slot.quarantined:
+        vacate(arena, slot_number, slot)
 
 
-cdef void advance_generation(char *arena, uint64_t slot_number, Slot *slot) noexcept nogil:
-    """Make everything that names this tenant stale. A slot whose generations are spent is not used again."""
-    cdef ArenaHeader *header = header_of(arena)
-    cdef uint64_t generation = <uint64_t>generation_of(slot) + 1
-    if generation > LAST_GENERATION:
-        atomic_store_word(&slot.gate, 0)
+cdef void end_quarantine(char *arena, uint64_t slot_number, Slot *slot) noexcept nogil:
+    """Let the slot have another tenant, unless an evicted peer reads there still: it tells us when it has done."""
+    if read_by_evicted(arena, slot_number):
         return
-    atomic_store_word(&slot.gate, generation << 1)
-    (<uint32_t *>(arena + header.free_slots_offset))[header.free_slot_count] = <uint32_t>slot_number
-    header.free_slot_count += 1
+    slot.quarantined = False
+    vacate(arena, slot_number, slot)
+
+
+cdef void vacate(char *arena, uint64_t slot_number, Slot *slot) noexcept nogil:
+    """Nothing of the last tenant is looked at any more. A slot whose generations are spent is not used again."""
+    return_records(arena, slot)
+    if slot.gate:
+        give_slot_back(header_of(arena), arena, slot_number)
+
+
+cdef void advance_generation(Slot *slot) noexcept nogil:
+    """Make everything that names this tenant stale, before its pages can be another's."""
+    cdef uint64_t generation = <uint64_t>generation_of(slot) + 1
+    # Pairs with a peer's look at the gate after its pin, and with the one after its copy.
+    atomic_store_word(&slot.gate, generation << 1 if generation <= LAST_GENERATION else 0)
+    # Whoever copied a byte that was written after this sees the generation, if it looks behind a fence of its own
+    # (transfer.pyx: outcome). The store alone would not keep what is written later behind itself.
+    atomic_fence_release()
 
 
 cdef void unindex(char *arena, uint64_t slot_number, Slot *slot, uint64_t batch_index) noexcept nogil:
@@ -238,6 +276,7 @@ cdef void notice_dropped_keys(char *arena, uint64_t slot_number, Slot *slot) noe
     cdef unsigned int state
     cdef bint any_dropped = False
     for i in range(key_words(slot.key_count)):
+        # Pairs with drop_bit. What is dropped after this is marked after this: mark_released, take_released.
         value = atomic_load_word(words + i)
         dropped = indexed[i] & ~<uint32_t>value
         any_dropped = any_dropped or dropped != 0
@@ -255,9 +294,12 @@ cdef void notice_dropped_keys(char *arena, uint64_t slot_number, Slot *slot) noe
 
 
 cdef void settle(char *arena, uint64_t slot_number) noexcept nogil:
-    """Look whether the tenant's memory can go back, and let it."""
+    """Look whether the tenant's memory can go back, and let it; without a tenant, whether the slot can have one."""
     cdef Slot *slot = slot_at(arena, slot_number)
     cdef unsigned int state
+    if slot.quarantined:
+        end_quarantine(arena, slot_number, slot)
+        return
     if slot.tenant:
         notice_dropped_keys(arena, slot_number, slot)
     state = cache_state(arena, slot, 0)
@@ -277,7 +319,8 @@ cdef uint64_t reap(char *arena, uint64_t limit) noexcept nogil:
 
 
 cdef void finish_transfers(char *arena, Slot *slot) noexcept nogil:
-    """Drop every key whose tensors have all been transferred: who did the last one died before dropping the key."""
+    """Drop every key whose tensors have all been transferred: who did the last one has died, or stands still, before
+    dropping the key."""
     cdef uint64_t batch_index
     cdef uint64_t *words = words_of(arena, slot)
     for batch_index in range(slot.key_count):
@@ -288,17 +331,45 @@ cdef void finish_transfers(char *arena, Slot *slot) noexcept nogil:
                 drop_key_bit(words, generation_of(slot), batch_index)
 
 
+cdef uint64_t evict_peer(char *arena, unsigned int peer_bit) noexcept nogil:
+    """From now on a peer pins nothing by reading, though it lives (protocol 11); how many caches it pinned so.
+
+    What it alone has held goes back. Its bits stay where they are: they show what it may still touch (protocol 13).
+    """
+    cdef ArenaHeader *header = header_of(arena)
+    cdef uint64_t bit = <uint64_t>1 << peer_bit % 64
+    cdef uint64_t slot_number
+    cdef uint64_t pinned = 0
+    header.evicted[peer_bit // 64] |= bit
+    for slot_number in range(header.slots_used):
+        # Pairs with the peer's pin. One that it sets after this holds nothing, so nobody need look again.
+        if not atomic_load_word(&pin_words(arena, header, slot_number, peer_bit // 64).readers) & bit:
+            continue
+        if slot_at(arena, slot_number).tenant:
+            pinned += 1
+            finish_transfers(arena, slot_at(arena, slot_number))
+            settle(arena, slot_number)
+    return pinned
+
+
 cdef void dismiss_peer(char *arena, unsigned int peer_bit) noexcept nogil:
-    """Clear every pin of a peer that will transfer no more, and settle what it leaves."""
+    """Clear every pin of a peer that will transfer no more, and settle what it leaves. Its bit can then be another's."""
+    cdef ArenaHeader *header = header_of(arena)
     cdef uint64_t slot_number
     cdef uint64_t bit = <uint64_t>1 << peer_bit % 64
     cdef PinWords *words
-    for slot_number in range(header_of(arena).slots_used):
-        words = pin_words(arena, header_of(arena), slot_number, peer_bit // 64)
+    cdef Slot *slot
+    header.evicted[peer_bit // 64] &= ~bit
+    for slot_number in range(header.slots_used):
+        words = pin_words(arena, header, slot_number, peer_bit // 64)
+        # Other peers set and clear their bits of the same words meanwhile. The peer's own operations came before the
+        # kernel, or the peer, told us of its end.
         atomic_fetch_clear(&words.readers, bit)
         atomic_fetch_clear(&words.writers, bit)
-        if slot_at(arena, slot_number).tenant:
-            finish_transfers(arena, slot_at(arena, slot_number))
+        slot = slot_at(arena, slot_number)
+        if slot.tenant:
+            finish_transfers(arena, slot)
+        if slot.tenant or slot.quarantined:
             settle(arena, slot_number)
 
 
@@ -444,6 +515,7 @@ cdef void write_words(char *arena, Slot *slot) noexcept nogil:
     cdef uint64_t every = 0xFFFFFFFF
     cdef uint64_t last = (<uint64_t>1 << rest) - 1 if rest else every
     cdef uint64_t key, i
+    # Nobody touches the words now: no tenant of before is pinned, and none is open. The gate publishes them (allocate).
     for i in range(key_words(slot.key_count)):
         atomic_store_word(words + i, base)
     words += key_words(slot.key_count)
@@ -591,7 +663,8 @@ cdef Refusal allocate(char *arena, Allocation *request) noexcept nogil:
     slot.tenant = (outcome.effects & CACHE_EFFECT_TAKE_MEMORY) != 0
     slot.held = True
     if outcome.effects & CACHE_EFFECT_OPEN_SLOT:
-        # Everything a peer may read was written before; it reads the gate before any of it.
+        # Pairs with the look at the gate in a peer's pin and in pin_local, which comes before any other look at the
+        # tenant: everything that may be read was written before.
         atomic_store_word(&slot.gate, slot.gate | 1)
     return ACCEPTED
 
@@ -677,8 +750,9 @@ cdef unsigned int pin_local(char *arena, uint64_t slot_number, uint32_t generati
     cdef Slot *slot = slot_at(arena, slot_number)
     cdef uint64_t gate
     cdef unsigned int state = CACHE_STATE_FREE
+    # Pair with apply: the pin is set before the gate is read, the gate closed before the pins are. With allocate too:
+    # who sees the gate open sees the tenant whole.
     atomic_fetch_add_word(&slot.local_pins, 1)
-    # Pairs with apply: the pin is set before the gate is read, the gate closed before the pins are.
     gate = atomic_load_word(&slot.gate)
     if gate == (<uint64_t>generation << 1 | 1):
         state = pinned_state(arena, slot, generation)
@@ -691,6 +765,8 @@ cdef unsigned int pin_local(char *arena, uint64_t slot_number, uint32_t generati
 cdef void unpin_local(char *arena, uint64_t slot_number) noexcept nogil:
     """End a pin of our own. Takes no lock, so that a view may be dropped wherever Python drops it."""
     cdef Slot *slot = slot_at(arena, slot_number)
+    # Pair with guards_of and apply: the pin goes after all that was done under it, and before the gate is read; the owner
+    # closes the gate before it reads the pins. So it sees ours gone, or we see that it may be waiting.
     atomic_fetch_subtract(&slot.local_pins, 1)
     if not atomic_load_word(&slot.gate) & 1:
         mark_released(arena, header_of(arena), slot_number)
@@ -746,7 +822,9 @@ cdef int check_arena(char *arena) except -1:
     cdef uint64_t caches = 0
     cdef uint64_t keys = 0
     cdef uint64_t registered = 0
-    cdef int i
+    cdef uint64_t quarantined = 0
+    cdef uint64_t spent = 0        # closed at generation 0: after the last one, or, of those that are free, before the first
+    cdef uint64_t i
     for i in range(POOL_COUNT):
         pages[i] = 0
     reap(arena, header.slots_used + 1)
@@ -755,13 +833,26 @@ cdef int check_arena(char *arena) except -1:
         slot = slot_at(arena, slot_number)
         if not slot.tenant:
             assert not slot.gate & 1, f"slot {slot_number} is open without a tenant"
+            quarantined += slot.quarantined
+            spent += not slot.quarantined and not slot.gate
             continue
+        assert not slot.quarantined, f"slot {slot_number} has a tenant in quarantine"
         caches += 1
         keys += check_slot(arena, slot_number)
         if slot.registered:
             registered += 1
             continue
         pages[slot.placement] += (slot.tensor_stride >> header.pools[slot.placement].page_shift) * slot.num_tensors
+    for i in range(header.free_slot_count):
+        slot_number = (<uint32_t *>(arena + header.free_slots_offset))[i]
+        slot = slot_at(arena, slot_number)
+        assert slot_number < header.slots_used, f"slot {slot_number} is free and was never used"
+        assert not slot.tenant and not slot.quarantined, f"slot {slot_number} is free, and in use"
+        spent -= not slot.gate
+    assert caches + quarantined + header.free_slot_count + spent == header.slots_used, (
+        f"of {header.slots_used} slots {caches} have a tenant, {quarantined} are in quarantine, {header.free_slot_count} "
+        f"are free and {spent} spent"
+    )
     for slot_number in range(header.registrations):
         registered -= registrations_of(arena)[slot_number] < FREE_REGISTRATION
     assert registered == 0, "the registrations are not those of the registered caches"

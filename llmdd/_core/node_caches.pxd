@@ -22,4 +22,5 @@ cdef class NodeCaches:
     cdef bint may_be_accessible(self, CacheDesc desc, object remote_accessible) except -1
     cdef int move_registered(self, uint64_t peer_bit, uint64_t slot_number, uint64_t generation, uint64_t tensor,
                              uint64_t offset, uint64_t size, char *data, bint to_tensor) except -1
+    cdef int require_admitted(self, unsigned int bit) except -1
     cdef int await_release(self, uint64_t slot_number, uint64_t generation) except -1

@@ -50,6 +50,7 @@ from llmdd._core.lifecycle cimport (
     check_arena,
     dismiss_peer,
     drop_id,
+    evict_peer,
     generation_of,
     reap,
     remove_key,
@@ -649,24 +650,44 @@ cdef class NodeCaches:
             f"{PEER_LIMIT} links to clusters of this host stand, that is the limit",
         )
 
+    def evict_peer(self, peer_bit):
+        """A peer's link is down, and its process lives: what it reads is held for it no longer (protocol 11).
+
+        What only its reads have held goes back at once; it finds out after its copy, which is refused. What it writes to
+        stays held, and its bit stays taken, until :meth:`dismiss_peer`. How many caches it was reading.
+        """
+        cdef unsigned int bit = peer_bit
+        cdef uint64_t pinned
+        if self.memory.closed:
+            return 0
+        self.memory.enter("unlink_clusters")
+        try:
+            self.require_admitted(bit)
+            with nogil:
+                pinned = evict_peer(self.memory.base, bit)
+            return pinned
+        finally:
+            self.memory.leave()
+
     def dismiss_peer(self, peer_bit):
         """A peer's process has gone, or has promised to transfer no more: clear its pins, settle what it left half done."""
         cdef unsigned int bit = peer_bit
-        cdef uint64_t *admitted
         if self.memory.closed:
             return
-        if bit >= PEER_LIMIT:
-            raise ValueError(f"peer bit {peer_bit} was given to nobody")
-        admitted = &self.admitted[bit // 64]
         self.memory.enter("unlink_clusters")
         try:
-            if not atomic_load_word(admitted) >> bit % 64 & 1:
-                raise ValueError(f"peer bit {peer_bit} was given to nobody")
+            self.require_admitted(bit)
             with nogil:
                 dismiss_peer(self.memory.base, bit)
-            atomic_fetch_clear(admitted, <uint64_t>1 << bit % 64)
+            # Pairs with admit_peer: whoever is given the bit next finds none of its pins left.
+            atomic_fetch_clear(&self.admitted[bit // 64], <uint64_t>1 << bit % 64)
         finally:
             self.memory.leave()
+
+    cdef int require_admitted(self, unsigned int bit) except -1:
+        if bit >= PEER_LIMIT or not atomic_load_word(&self.admitted[bit // 64]) >> bit % 64 & 1:
+            raise ValueError(f"peer bit {bit} was given to nobody")
+        return 0
 
     @property
     def admitted_peers(self):

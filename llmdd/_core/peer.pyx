@@ -177,6 +177,7 @@ cdef class PeerArena:
         if not self.lock.acquire(timeout_ns):
             raise failure(tag, LLMStatusCode.LLM_LINK_BUSY, "the link was busy for longer than sync_kv_timeout")
         try:
+            # Pairs with detach, as the turns do: once closing is set, nobody begins.
             if atomic_load_word(&self.closing):
                 return 1
             transfer.arena = self.arena.base
@@ -210,12 +211,14 @@ cdef class PeerArena:
 
     def break_off(self):
         """Refuse every later transfer, and end the one in progress, with ``LLM_NOT_YET_LINK``. Never waits."""
+        # Pair with carry_out, and with the looks that a transfer takes at `broken`: flags, which bring nothing with them.
         atomic_store_word(&self.closing, 1)
         atomic_store_word(&self.broken, 1)
 
     def detach(self, timeout_ms):
         """Refuse every later transfer, let the one in progress finish, and unmap; False if it did not finish in time."""
         cdef int64_t timeout_ns = timeout_ms * 1000000
+        # Before we take our turn: who has his later sees it.
         atomic_store_word(&self.closing, 1)
         if not self.lock.acquire(timeout_ns):
             return False

@@ -39,6 +39,8 @@ NO_SLOT = <uint64_t>-1
 
 cdef bint drop_bit(uint64_t *word, uint32_t generation, uint32_t bit) noexcept nogil:
     """Clear one bit of this generation's word. True for the one caller who cleared it."""
+    # Pair with each other, with is_set and with the owner's notice_dropped_keys: all that was done for the reference comes
+    # before the bit goes. The words of one tenant have a single order, since "the last tensor" is decided over several.
     cdef uint64_t value = atomic_load_word(word)
     while value >> WORD_BITS == generation and value & bit:
         if atomic_replace(word, value, value & ~<uint64_t>bit):
@@ -48,6 +50,7 @@ cdef bint drop_bit(uint64_t *word, uint32_t generation, uint32_t bit) noexcept n
 
 
 cdef bint is_set(uint64_t *word, uint32_t generation, uint32_t bit) noexcept nogil:
+    # Pairs with drop_bit.
     cdef uint64_t value = atomic_load_word(word)
     return value >> WORD_BITS == generation and (value & bit) != 0
 
@@ -70,6 +73,7 @@ cdef bint drop_key_bit(uint64_t *words, uint32_t generation, uint64_t batch_inde
 cdef bint any_key_bound(uint64_t *words, uint32_t generation, uint64_t key_count) noexcept nogil:
     cdef uint64_t value, i
     for i in range(key_words(key_count)):
+        # Pairs with drop_bit.
         value = atomic_load_word(words + i)
         if value >> WORD_BITS == generation and <uint32_t>value:
             return True
@@ -94,6 +98,7 @@ cdef bint drop_tensors(
     cdef uint64_t value, tensor, i
     for tensor in range(first, end):
         drop_bit(remaining + tensor // WORD_BITS, generation, <uint32_t>1 << (tensor % WORD_BITS))
+    # Pairs with the other's drop_bit: in the single order of all of them somebody's is the last.
     for i in range(count):
         value = atomic_load_word(remaining + i)
         if value >> WORD_BITS == generation and <uint32_t>value:
@@ -147,6 +152,7 @@ cdef void mark_released(char *arena, const ArenaHeader *known, uint64_t slot) no
         bit = <uint64_t>1 << (index % 64)
         index //= 64
         word = released_word(arena, known, level, index)
+        # Pair with take_released, which clears first and looks afterwards: a bit that we see set will be looked behind.
         if not atomic_load_word(word) & bit:
             atomic_fetch_set(word, bit)
 
@@ -157,11 +163,13 @@ cdef uint64_t take_released(char *arena) noexcept nogil:
     cdef int level = RELEASED_LEVELS - 1
     cdef uint64_t index = 0
     cdef uint64_t bit, word
+    # All pair with mark_released, which sets the lowest level first.
     while True:
         word = atomic_load_word(released_word(arena, header, level, index))
         if word:
             bit = lowest_bit(word)
             if level == 0:
+                # Before the slot is looked at: who marks it later finds the bit clear, and sets it again.
                 atomic_fetch_clear(released_word(arena, header, 0, index), <uint64_t>1 << bit)
                 return index * 64 + bit
             index = index * 64 + bit
@@ -171,6 +179,7 @@ cdef uint64_t take_released(char *arena) noexcept nogil:
         else:
             bit = <uint64_t>1 << (index % 64)
             level += 1
+            # Before the second look below: who marked there without setting this bit, because it was set, is seen.
             atomic_fetch_clear(released_word(arena, header, level, index // 64), bit)
             if atomic_load_word(released_word(arena, header, level - 1, index)):
                 atomic_fetch_set(released_word(arena, header, level, index // 64), bit)
@@ -178,5 +187,5 @@ cdef uint64_t take_released(char *arena) noexcept nogil:
 
 
 cdef bint anything_released(char *arena) noexcept nogil:
-    """Whether some slot is marked."""
+    """Whether some slot is marked. Pairs with mark_released, which sets the highest level last."""
     return atomic_load_word(released_word(arena, header_of(arena), RELEASED_LEVELS - 1, 0)) != 0

@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.unistd cimport getpid
 
 from llmdd._core.atomic cimport (
+    atomic_fence_acquire,
     atomic_fetch_clear,
     atomic_fetch_set,
     atomic_load_word,
@@ -144,10 +145,12 @@ cdef TransferResult pin(Transfer *transfer, const IndexEntry *entry, Slot *copy)
     if entry.slot >= transfer.known.slot_capacity:
         return REMOTE_MISSING
     slot = remote_slot(transfer, entry.slot)
-    # Pairs with the owner's close: our bit is set before we read the gate, the gate closed before it reads the bits.
+    # Pair with the owner's apply, pinned_by_peers and read_by_evicted: our bit is set before we read the gate, the gate
+    # closed before it reads the bits. With its allocate too: who sees the gate open sees the tenant whole.
     atomic_fetch_set(pin_word(transfer, entry.slot), <uint64_t>1 << transfer.peer_bit % 64)
     if atomic_load_word(&slot.gate) == (<uint64_t>entry.generation << 1 | 1):
-        # From here on the tenant cannot change, unless the owner breaks the rules.
+        # From here on the tenant cannot change, unless the owner breaks the rules; if we are evicted, nothing of it but
+        # the contents of its tensors.
         copy[0] = slot[0]
         result = confirm(transfer, entry, copy)
         if result == TRANSFERRED:
@@ -160,6 +163,8 @@ cdef TransferResult pin(Transfer *transfer, const IndexEntry *entry, Slot *copy)
 
 cdef void unpin(Transfer *transfer, uint64_t slot, bint dropped_key) noexcept nogil:
     """Clear our pin; tell the owner if it may be waiting for that, or must forget a key."""
+    # Pair with the owner's apply and pinned_by_peers: the pin goes after all that we do to the cache, and before the gate
+    # is read; the owner closes the gate before it reads the pins. So it sees ours gone, or we see that it may be waiting.
     atomic_fetch_clear(pin_word(transfer, slot), <uint64_t>1 << transfer.peer_bit % 64)
     if dropped_key or not atomic_load_word(&remote_slot(transfer, slot).gate) & 1:
         mark_released(transfer.arena, transfer.known, slot)
@@ -170,6 +175,7 @@ cdef TransferResult find_and_pin(Transfer *transfer, IndexEntry *entry, Slot *co
     cdef uint32_t tag = key_tag(transfer.known, transfer.kind, transfer.id, transfer.model_id)
     cdef uint64_t version
     cdef TransferResult result
+    # Pairs with PeerArena.break_off: the word is a flag, and brings nothing with it.
     while not atomic_load_word(transfer.broken):
         version = index_version(transfer.arena)
         result = REMOTE_MISSING
@@ -228,6 +234,7 @@ cdef TransferResult land_in(Transfer *transfer, uint32_t noted, uint64_t size, L
             shared = True
     if not shared:
         landing.entry.slot = noted - 1
+        # A hint, whatever it pairs with: pin looks again.
         landing.entry.generation = <uint32_t>(atomic_load_word(&remote_slot(transfer, noted - 1).gate) >> 1)
         landing.entry.batch_index = 0
         result = pin(transfer, &landing.entry, &landing.remote)
@@ -257,6 +264,7 @@ cdef TransferResult find_landing(Transfer *transfer, uint64_t size, Landing *lan
         if transfer.pools[pool] != NULL and offset < known.pools[pool].bytes:
             noted = (<uint32_t *>(transfer.arena + known.pools[pool].tenants))[offset >> known.pools[pool].page_shift]
             return land_in(transfer, noted, size, landings, number)
+    # As many as there were; which of them are somebody's is a hint, whatever this pairs with: pin looks again.
     count = min(atomic_load_word(&header_of(transfer.arena).registrations), known.slot_capacity)
     for position in range(count):
         noted = (<uint32_t *>(transfer.arena + known.registrations_offset))[position]
@@ -541,12 +549,16 @@ cdef TransferResult result_of_copy(CopyResult result) noexcept nogil:
 
 
 cdef TransferResult outcome(Transfer *transfer, const IndexEntry *entry, TransferResult result) noexcept nogil:
-    """What becomes of a copy that has ended: it was in time, and our pin was ours until now."""
+    """What becomes of a copy that has ended, well or not: it was in time, and our pin counted until now."""
+    # The fence keeps the copy's plain reads before the look at the gate, which would not wait for them by itself. Pairs
+    # with the owner's advance_generation: who has read a byte of a later tenant sees a later generation.
+    atomic_fence_acquire()
+    if atomic_load_word(&remote_slot(transfer, entry.slot).gate) >> 1 != entry.generation:
+        # The link went down while we stood still, and the owner waited for us no longer (protocol 11): what we copied
+        # may be somebody else's, and so may be what the copy failed for.
+        return LINK_LOST
     if result == TRANSFERRED and monotonic_nanoseconds() > transfer.deadline:
         return OUT_OF_TIME
-    if result == TRANSFERRED and atomic_load_word(&remote_slot(transfer, entry.slot).gate) >> 1 != entry.generation:
-        # The owner took our pin away while we stood still: what we copied may be somebody else's.
-        return REMOTE_MISSING
     return result
 
 

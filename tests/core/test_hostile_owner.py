@@ -32,6 +32,7 @@ REFUSALS = {
     LLMStatusCode.LLM_PARAM_INVALID,
     LLMStatusCode.LLM_FAILED,
     LLMStatusCode.LLM_TIMEOUT,
+    LLMStatusCode.LLM_NOT_YET_LINK,  # as if the owner had evicted us
 }
 
 # Where arithmetic on sizes and offsets goes wrong if it does.
