@@ -153,9 +153,7 @@ MISTAKES = {
         "memory never goes back under a confirmed pin",
         Configuration(generations=1, requests=(("push_address",), ())),
     ),
-    "generation-not-validated": Mistake(
-        generation_not_validated, _KEPT, _ONE_KEY
-    ),
+    "generation-not-validated": Mistake(generation_not_validated, _KEPT, _ONE_KEY),
     "pins-read-before-gate-closes": Mistake(pins_read_before_gate_closes, _REAPED, _ONE_KEY),
     "key-cleared-before-copy-ends": Mistake(
         key_cleared_before_copy_ends,

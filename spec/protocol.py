@@ -30,20 +30,22 @@ The rules
 12. Whose link is down is evicted, and nobody else: a reader who is only slow keeps what he pins. He stays evicted until
     he has died, or has promised to transfer no more; only then is his bit given to another. To transfer again he must
     link again, with another bit.
-13. An evicted reader finds only the pages changed when he goes on. Slot, record and reference words of the tenant stay as
-    they are, in *quarantine*, until his pin is cleared, which he tells by a mark as anybody does.
+13. An evicted reader finds nothing changed but the pages when he goes on. Slot, record and reference words of the
+    tenant stay as they are, in *quarantine*, until he clears his pin, which he tells by a mark as anybody does, or is
+    dismissed.
 
 What is modelled
 ----------------
-One slot, whose tenant has two keys. Key 1 is pulled whole; key 2 has two tensors, pulled one by one or both at once. A
-push differs from a pull in its copy's direction and in the word of its pin; one to an address drops no key. Every
+One slot, whose tenant has two keys. Key 1 is pulled whole; key 2 has two tensors, pulled one by one or both at once.
+A push differs from a pull in its copy's direction and in the word of its pin; one to an address drops no key. Every
 operation is sequentially consistent in the core, so interleavings are all there is. Three things are left out, since
 nobody can tell: loads by the owner of words that only it writes; a load that is repeated with nothing in between; the
-tensor bits of key 1, which nobody clears. Links are not modelled: any reader may be evicted at any moment, and goes on
-to transfer as if he knew of nothing. What lies outside the slot (key records, reference words) is touched by nobody
-unless it is the tenant's or in quarantine, which the steps promise; so it may be another slot's afterwards. A search of the index yields an entry's generation, which may be stale at once; a torn entry
-is one more wrong hint, which rule 3 discards. An address leads to a slot, and its gate yields the generation; whether
-the tenant has the address is seen in its record, after the pin.
+tensor bits of key 1, which nobody clears. Links are not modelled: a peer may be evicted whenever it has a pin, and
+goes on to transfer as if it knew of nothing. What lies outside the slot (key records, reference words) is touched by
+nobody unless it is the tenant's or in quarantine, as the steps promise; so it may be another slot's later. A search
+of the index yields an entry's generation, which may be stale at once; a torn entry is one more wrong hint, which rule
+3 discards. An address leads to a slot, and its gate yields the generation; whether the tenant has the address is seen
+in its record, after the pin.
 """
 
 from __future__ import annotations

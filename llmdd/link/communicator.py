@@ -279,6 +279,8 @@ class Communicator:
         """Until preparation has stopped and transfers have ended; those of other members get ``timeout_s`` for it."""
         await self.stopped()
         await part(self._parting, timeout_s)
+        for session in self._parting:
+            session.evict()  # a member that reads still, after all this time, or stands still
 
     async def stopped(self) -> None:
         """Until nothing is being prepared any more."""

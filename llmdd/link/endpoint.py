@@ -181,6 +181,8 @@ class Endpoint:
 
     async def _drop(self, target: LinkTarget) -> None:
         session = self.links.take(target.cluster_id, "force_unlink")
+        # Also of links that were dropped in good order, and whose other end has not finished since.
+        self._sessions.evict(target.cluster_id)
         if session is not None:
             await asyncio.shield(session.let_go())
 

@@ -15,7 +15,8 @@ class PinGrant:
     """A pin bit of our store that one peer process may set, until it promises to set it no more, or dies.
 
     A connection that ends is no promise: the process may still be copying. The kernel's word counts (a pidfd), or the
-    peer's own (:class:`~llmdd.link.messages.Detached`).
+    peer's own (:class:`~llmdd.link.messages.Detached`). Until then a peer whose link is down can be evicted: what it
+    reads is not held for it, while what it writes is.
 
     Raises
     ------
@@ -37,7 +38,7 @@ class PinGrant:
             os.close(self._pidfd)
             raise
         self.returned = asyncio.Event()
-        self._given_back = False
+        self._given_back = self._evicted = False
 
     def watch(self, on_death: Callable[[], None]) -> None:
         """Call ``on_death`` when the peer's process ends: it transfers no more."""
@@ -53,6 +54,12 @@ class PinGrant:
         if not self._given_back:
             self._given_back = True
             self._reaper.take_back(self.peer_bit, self._arrived)
+
+    def evict(self) -> None:
+        """The link is down, and the peer may be standing still in a read: wait for that no longer. Again is nothing."""
+        if not (self._given_back or self._evicted):
+            self._evicted = True
+            self._reaper.evict(self.peer_bit)
 
     def _arrived(self) -> None:
         self._loop.call_soon_threadsafe(self.returned.set)

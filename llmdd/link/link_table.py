@@ -17,6 +17,9 @@ from .session import Session
 
 _logger = logging.getLogger("llmdd.link")
 
+# The other end's transfers finish, and then it promises to begin no more.
+_IN_GOOD_ORDER = ("unlink", "peer_unlinked")
+
 
 class Link(NamedTuple):
     """This end's view of its link to one cluster. The session of a broken link tells which link it was."""
@@ -53,8 +56,9 @@ class LinkTable:
         """Let ``event`` happen, the peer being reachable, and return the session that the link had before.
 
         ``session`` is the one to attach where the event is the making of a link. Of the effects, ``tell_peer`` is for
-        the caller, who knows how to reach the peer; ``drop_peer_pins`` takes place when the session's grant comes back:
-        not before the peer can transfer no more.
+        the caller, who knows how to reach the peer. ``drop_peer_pins`` takes place when the session's grant comes back,
+        not before the peer can transfer no more; but where nobody waits for its transfers, its reads hold nothing from
+        now on (protocol 12).
         """
         before = self[cluster_id]
         state, effects = LINK.step(before.state, event, peer_reachable=True)
@@ -69,6 +73,8 @@ class LinkTable:
                 before.session.break_off()
             elif "detach_peer" in effects:
                 before.session.let_go()
+            if "drop_peer_pins" in effects and event not in _IN_GOOD_ORDER:
+                before.session.evict()
         if before.state != state:
             _logger.info("link to cluster %d: %s -> %s (%s)", cluster_id, before.state, state, event)
         return before.session

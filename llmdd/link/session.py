@@ -108,6 +108,19 @@ class Session:
             self._letting_go = asyncio.create_task(self._detach())
         return self._letting_go
 
+    def evict(self) -> None:
+        """The link is down: the peer's reads hold our memory no longer, whether it has noticed or stands still.
+
+        Its writes do, until it has promised to transfer no more, or died; then its reads hold nothing anyway.
+        """
+        if not self.promised:
+            self.grant.evict()
+
+    @property
+    def is_parting(self) -> bool:
+        """Whether our end is letting go, or has let go, of the peer's memory."""
+        return self._letting_go is not None
+
     def break_off(self) -> None:
         """Let go of a peer that is gone: the transfer in progress ends too, unfinished."""
         self.arena.break_off()
@@ -138,6 +151,8 @@ class Session:
             await self.grant.returned.wait()
             self.parted.set()
             await answers
+        else:
+            self.evict()
         self.parted.set()
         await asyncio.shield(letting_go)
         await self.channel.flush()

@@ -28,6 +28,12 @@ class Sessions:
         if not task.cancelled() and (error := task.exception()) is not None:
             _logger.error("session with cluster %d failed", session.peer.cluster_id, exc_info=error)
 
+    def evict(self, cluster_id: int) -> None:
+        """Wait no longer for what a cluster reads here over links that are being dropped."""
+        for session in self._running:
+            if session.peer.cluster_id == cluster_id and session.is_parting:
+                session.evict()
+
     async def close(self, timeout_s: float) -> None:
         """Part from every peer, in good order within ``timeout_s``, then without any."""
         await until(map(_part, self._running), timeout_s)
