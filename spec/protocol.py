@@ -27,9 +27,9 @@ The rules
 11. A peer reads the generation once more after its copy, and discards what it copied if it has advanced. So one that
     stands still in a *read* may be evicted though it lives: its pins as a reader count no more, and memory goes back
     under them. Never one that writes: who writes sets his pin in a word of its own, which counts as long as he lives.
-12. Whose link is down is evicted, and nobody else: a reader who is only slow keeps what he pins. He stays evicted until
-    he has died, or has promised to transfer no more; only then is his bit given to another. To transfer again he must
-    link again, with another bit.
+12. Whose link was lost, or dropped by force, is evicted, and nobody else: a reader who is only slow keeps what he pins,
+    and where a link is dropped in good order the transfers finish. He stays evicted until he has died, or has promised
+    to transfer no more; only then is his bit given to another. To transfer again he must link again, with another bit.
 13. An evicted reader finds nothing changed but the pages when he goes on. Slot, record and reference words of the
     tenant stay as they are, in *quarantine*, until he clears his pin, which he tells by a mark as anybody does, or is
     dismissed.

@@ -11,6 +11,7 @@ from mmap import ACCESS_READ, mmap
 from typing import Any
 
 import pytest
+from arena_layout import ArenaHeader, IndexEntry
 
 from llmdd._core.peer import PeerArena
 from llmdd._core.store import CacheStore
@@ -18,71 +19,6 @@ from llmdd._core.store import CacheStore
 # From <linux/fcntl.h>.
 F_ADD_SEALS = 1033
 F_SEAL_SHRINK = 0x0002
-
-
-class PageTree(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint64) for name in ("offset", "pages", "words", "free_pages")]
-
-
-class Pool(ctypes.Structure):
-    _fields_ = [
-        ("configured", ctypes.c_uint64),
-        ("page_shift", ctypes.c_uint64),
-        ("bytes", ctypes.c_uint64),
-        ("address", ctypes.c_uint64),
-        ("tenants", ctypes.c_uint64),
-        ("tree", PageTree),
-    ]
-
-
-class IndexEntry(ctypes.Structure):
-    _fields_ = [
-        ("id", ctypes.c_uint64),
-        ("model_id", ctypes.c_uint64),
-        ("tag", ctypes.c_uint32),
-        ("slot", ctypes.c_uint32),
-        ("batch_index", ctypes.c_uint32),
-        ("generation", ctypes.c_uint32),
-    ]
-
-
-class ArenaHeader(ctypes.Structure):
-    """As in ``layout.pxd``, version 3."""
-
-    _fields_ = [
-        ("magic", ctypes.c_char * 8),
-        *(
-            (name, ctypes.c_uint64)
-            for name in (
-                "layout_version",
-                "spec_checksum",
-                "incarnation",
-                "cluster_id",
-                "remote_accessible",
-                "control_bytes",
-                "references_bytes",
-                "slot_capacity",
-                "index_capacity",
-                "index_offset",
-                "slots_offset",
-                "free_slots_offset",
-                "registrations_offset",
-                "records_offset",
-                "record_capacity",
-            )
-        ),
-        ("released_offsets", ctypes.c_uint64 * 4),
-        *(
-            (name, ctypes.c_uint64)
-            for name in ("reference_slots_offset", "more_pins_offset", "words_offset", "word_capacity")
-        ),
-        ("hash_seed", ctypes.c_uint64 * 2),
-        ("pools", Pool * 2),
-        ("record_tree", PageTree),
-        ("word_tree", PageTree),
-        ("padding", ctypes.c_uint64 * 8),
-        *((name, ctypes.c_uint64) for name in ("index_version", "index_bits", "index_count")),
-    ]
 
 
 @dataclass

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import struct
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from mmap import ACCESS_READ, mmap
 from typing import Any
 
 import numpy as np
 import pytest
+from arena_layout import StillPeer
 from closed_memory import forbid_process_memory
 
 from llmdd import CacheDesc, CacheKey, CacheKeyByIdAndIndex, DataType, LLMException, LLMStatusCode
@@ -27,63 +26,23 @@ WORDS = (BATCH + 31) // 32 + BATCH * ((TENSORS + 31) // 32)
 SLOT_CAPACITY, KEY_CAPACITY = 64, 1024
 
 
-class Words:
-    """What a peer may change in an owner's segments, and where: a peer that stands still, played by the test."""
-
-    def __init__(self, owner: Any, header: Any) -> None:
-        _, fds = owner.export()
-        self._base = header.control_bytes
-        self._pins = header.reference_slots_offset - self._base
-        self._marks = [offset - self._base for offset in header.released_offsets]
-        self._slots = header.slots_offset
-        self._slot_bytes = (header.free_slots_offset - header.slots_offset) // SLOT_CAPACITY
-        self.control = mmap(fds[0], 0, access=ACCESS_READ)
-        self.references = mmap(fds[1], 0)
-
-    def close(self) -> None:
-        self.control.close()
-        self.references.close()
-
-    def _change(self, offset: int, set_bits: int = 0, clear_bits: int = 0) -> None:
-        (value,) = struct.unpack_from("<Q", self.references, offset)
-        struct.pack_into("<Q", self.references, offset, (value | set_bits) & ~clear_bits)
-
-    def pin(self, slot: int, peer_bit: int, writing: bool = False) -> None:
-        self._change(self._pins + 64 * slot + 8 * writing, set_bits=1 << peer_bit)
-
-    def unpin(self, slot: int, peer_bit: int, writing: bool = False) -> None:
-        """As a peer does that finds the gate closed: it marks the slot for the owner."""
-        self._change(self._pins + 64 * slot + 8 * writing, clear_bits=1 << peer_bit)
-        for marks in self._marks:
-            self._change(marks + slot // 64 * 8, set_bits=1 << slot % 64)
-            slot //= 64
-
-    def readers(self, slot: int) -> int:
-        return int(struct.unpack_from("<Q", self.references, self._pins + 64 * slot)[0])
-
-    def words_offset(self, slot: int) -> int:
-        """Where the reference words of a slot are."""
-        return int(struct.unpack_from("<Q", self.control, self._slots + slot * self._slot_bytes + 16)[0]) - self._base
-
-    def words(self, slot: int, count: int) -> tuple[int, ...]:
-        return struct.unpack_from(f"<{count}Q", self.references, self.words_offset(slot))
-
-    def transfer_every_tensor(self, slot: int, key_words: int, tensors: int) -> None:
-        """Of the first key; the key itself is not dropped yet."""
-        for word in range((tensors + 31) // 32):
-            self._change(self.words_offset(slot) + 8 * (key_words + word), clear_bits=(1 << 32) - 1)
-
-
 @pytest.fixture
 def owner(make_store: Any) -> Any:
     return make_store(1, slot_capacity=SLOT_CAPACITY, key_capacity=KEY_CAPACITY)
 
 
 @pytest.fixture
-def words(owner: Any, copy_segments: Any) -> Iterator[Words]:
-    words = Words(owner, copy_segments(owner).header)
-    yield words
-    words.close()
+def make_peer(owner: Any) -> Iterator[Callable[..., StillPeer]]:
+    """Peers of the owner, each with the next free pin bit."""
+    peers: list[StillPeer] = []
+
+    def make() -> StillPeer:
+        peers.append(StillPeer(owner, owner.admit_peer()))
+        return peers[-1]
+
+    yield make
+    for peer in peers:
+        peer.close()
 
 
 def drop(owner: Any, cache: Any, *keys: CacheKey) -> None:
@@ -113,77 +72,77 @@ def allocate_all(owner: Any) -> int:
 
 
 @pytest.mark.parametrize("end", ["the reader goes on", "the reader dies"])
-def test_memory_returns_at_once_and_the_slot_when_nobody_reads(owner: Any, words: Words, end: str) -> None:
-    reader = owner.admit_peer()
+def test_memory_returns_at_once_and_the_slot_when_nobody_reads(owner: Any, make_peer: Any, end: str) -> None:
+    reader = make_peer()
     cache = owner.allocate_cache(DESC, [KEY])
-    words.pin(0, reader)
+    reader.pin(0)
     drop(owner, cache, KEY)
     assert owner.live_caches == 1, "a reader holds what it reads"
-    assert owner.evict_peer(reader) == 1
+    assert owner.evict_peer(reader.peer_bit) == 1
     assert is_free(owner)
     assert allocate_all(owner) == SLOT_CAPACITY - 1, "the slot is kept from others"
     owner.check()
     if end == "the reader goes on":
-        assert words.readers(0) == 1 << reader, "its bit is its own"
-        words.unpin(0, reader)
+        assert reader.has_pinned(0), "its bit is its own"
+        reader.unpin(0)
     else:
-        owner.dismiss_peer(reader)
-        assert words.readers(0) == 0
+        owner.dismiss_peer(reader.peer_bit)
+        assert not reader.has_pinned(0)
     assert owner.admitted_peers == (end == "the reader goes on")
     assert is_free(owner)
     assert allocate_all(owner) == SLOT_CAPACITY
     owner.check()
 
 
-def test_a_mark_while_the_reader_reads_ends_no_quarantine(owner: Any, words: Words) -> None:
-    reader, other = owner.admit_peer(), owner.admit_peer()
+def test_a_mark_while_the_reader_reads_ends_no_quarantine(owner: Any, make_peer: Any) -> None:
+    reader, other = make_peer(), make_peer()
     cache = owner.allocate_cache(DESC)
-    words.pin(0, reader)
+    reader.pin(0)
     owner.deallocate_cache(cache)
-    owner.evict_peer(reader)
-    words.pin(0, other)  # one who comes by a stale hint, and goes at once
-    words.unpin(0, other)
+    owner.evict_peer(reader.peer_bit)
+    other.pin(0)  # one who comes by a stale hint, and goes at once
+    other.unpin(0)
     assert is_free(owner)
     assert allocate_all(owner) == SLOT_CAPACITY - 1
-    words.unpin(0, reader)
+    reader.unpin(0)
     assert allocate_all(owner) == SLOT_CAPACITY
 
 
-def test_a_writer_holds_what_it_writes_to_until_it_is_dismissed(owner: Any, words: Words) -> None:
-    writer = owner.admit_peer()
+def test_a_writer_holds_what_it_writes_to_until_it_is_dismissed(owner: Any, make_peer: Any) -> None:
+    writer = make_peer()
     cache = owner.allocate_cache(DESC, [KEY])
-    words.pin(0, writer, writing=True)
+    writer.pin(0, writing=True)
     drop(owner, cache, KEY)
-    assert owner.evict_peer(writer) == 0
+    assert owner.evict_peer(writer.peer_bit) == 0
     usage = owner.pool_usage()
     assert owner.live_caches == 1 and usage.total_bytes - usage.free_bytes == 2 * PAGE
     owner.check()
-    owner.dismiss_peer(writer)
+    owner.dismiss_peer(writer.peer_bit)
     assert is_free(owner)
     assert allocate_all(owner) == SLOT_CAPACITY
 
 
-def test_a_writer_that_is_evicted_and_ends(owner: Any, words: Words) -> None:
-    writer = owner.admit_peer()
+def test_a_writer_that_is_evicted_and_ends(owner: Any, make_peer: Any) -> None:
+    writer = make_peer()
     cache = owner.allocate_cache(DESC)
-    words.pin(0, writer, writing=True)
+    writer.pin(0, writing=True)
     owner.deallocate_cache(cache)
-    owner.evict_peer(writer)
+    owner.evict_peer(writer.peer_bit)
     assert owner.live_caches == 1
-    words.unpin(0, writer, writing=True)
+    writer.unpin(0, writing=True)
     assert is_free(owner)
 
 
-def test_other_readers_and_views_hold_on(owner: Any, words: Words) -> None:
-    frozen, slow = owner.admit_peer(), owner.admit_peer()
+def test_other_readers_and_views_hold_on(owner: Any, make_peer: Any) -> None:
+    frozen, slow = make_peer(), make_peer()
     cache = owner.allocate_cache(DESC)
     for reader in (frozen, slow):
-        words.pin(0, reader)
+        reader.pin(0)
     tensors = cache.tensors
     owner.deallocate_cache(cache)
-    assert owner.evict_peer(frozen) == 1
+    assert owner.evict_peer(frozen.peer_bit) == 1
     assert owner.live_caches == 1
-    words.unpin(0, slow)
+    slow.unpin(0)
     assert owner.live_caches == 1
     owner.check()
     del tensors
@@ -191,30 +150,30 @@ def test_other_readers_and_views_hold_on(owner: Any, words: Words) -> None:
     assert allocate_all(owner) == SLOT_CAPACITY - 1
 
 
-def test_an_evicted_reader_that_goes_on_holds_nothing(owner: Any, words: Words) -> None:
+def test_an_evicted_reader_that_goes_on_holds_nothing(owner: Any, make_peer: Any) -> None:
     """It has not noticed yet that its link is down, and begins to read what is there."""
-    reader = owner.admit_peer()
-    assert owner.evict_peer(reader) == 0
+    reader = make_peer()
+    assert owner.evict_peer(reader.peer_bit) == 0
     cache = owner.allocate_cache(DESC, [KEY])
-    words.pin(0, reader)
-    assert owner.evict_peer(reader) == 1, "it reads, and evicting it again changes nothing"
+    reader.pin(0)
+    assert owner.evict_peer(reader.peer_bit) == 1, "it reads, and evicting it again changes nothing"
     assert owner.lookup(KEY) is not None
     drop(owner, cache, KEY)
     assert is_free(owner)
     assert allocate_all(owner) == SLOT_CAPACITY - 1
 
 
-def test_whoever_has_the_bit_next_holds_what_it_reads(owner: Any, words: Words) -> None:
-    reader = owner.admit_peer()
-    owner.evict_peer(reader)
-    assert owner.admit_peer() != reader, "an evicted peer's bit is given to nobody"
-    owner.dismiss_peer(reader)
-    assert owner.admit_peer() == reader
+def test_whoever_has_the_bit_next_holds_what_it_reads(owner: Any, make_peer: Any) -> None:
+    reader = make_peer()
+    owner.evict_peer(reader.peer_bit)
+    assert owner.admit_peer() != reader.peer_bit, "an evicted peer's bit is given to nobody"
+    owner.dismiss_peer(reader.peer_bit)
+    assert owner.admit_peer() == reader.peer_bit
     cache = owner.allocate_cache(DESC)
-    words.pin(0, reader)
+    reader.pin(0)
     owner.deallocate_cache(cache)
     assert owner.live_caches == 1
-    words.unpin(0, reader)
+    reader.unpin(0)
     assert is_free(owner)
 
 
@@ -228,16 +187,14 @@ def test_only_who_was_admitted_can_be_evicted(owner: Any) -> None:
 
 
 @pytest.mark.parametrize("peer_bit", [63, 64, 1023])
-def test_every_peer_can_be_evicted(owner: Any, words: Words, copy_segments: Any, peer_bit: int) -> None:
-    for _ in range(1024):
-        owner.admit_peer()
+def test_every_peer_can_be_evicted(owner: Any, make_peer: Any, peer_bit: int) -> None:
+    before = [owner.admit_peer() for _ in range(peer_bit)]
+    peer = make_peer()
     cache = owner.allocate_cache(DESC)
-    more_pins = copy_segments(owner).header.more_pins_offset - copy_segments(owner).header.control_bytes
-    offset = more_pins + 16 * (peer_bit // 64 - 1) if peer_bit >= 64 else words._pins
-    words._change(offset, set_bits=1 << peer_bit % 64)
+    peer.pin(0)
     owner.deallocate_cache(cache)
     assert owner.live_caches == 1
-    assert owner.evict_peer((peer_bit + 64) % 1024) == 0
+    assert [owner.evict_peer(other) for other in before] == [0] * peer_bit
     assert owner.live_caches == 1
     assert owner.evict_peer(peer_bit) == 1
     assert is_free(owner)
@@ -246,78 +203,78 @@ def test_every_peer_can_be_evicted(owner: Any, words: Words, copy_segments: Any,
     assert allocate_all(owner) == SLOT_CAPACITY
 
 
-def test_a_key_all_of_whose_tensors_were_transferred_goes_with_the_reader(owner: Any, words: Words) -> None:
+def test_a_key_all_of_whose_tensors_were_transferred_goes_with_the_reader(owner: Any, make_peer: Any) -> None:
     """It stands still between the last tensor's bit and the key's."""
-    reader = owner.admit_peer()
+    reader = make_peer()
     cache = owner.allocate_cache(DESC, [KEY])
     owner.deallocate_cache(cache)
-    words.pin(0, reader)
-    words.transfer_every_tensor(0, 1, 2)
+    reader.pin(0)
+    reader.transfer_every_tensor(0, 1, 2)
     assert owner.lookup(KEY) is not None
-    assert owner.evict_peer(reader) == 1
+    assert owner.evict_peer(reader.peer_bit) == 1
     assert owner.lookup(KEY) is None
     assert is_free(owner)
 
 
-def test_a_key_that_was_not_transferred_stays(owner: Any, words: Words) -> None:
-    reader = owner.admit_peer()
+def test_a_key_that_was_not_transferred_stays(owner: Any, make_peer: Any) -> None:
+    reader = make_peer()
     cache = owner.allocate_cache(DESC, [KEY])
     cache.tensors[0][:] = 7
     owner.deallocate_cache(cache)
-    words.pin(0, reader)
-    assert owner.evict_peer(reader) == 1
+    reader.pin(0)
+    assert owner.evict_peer(reader.peer_bit) == 1
     assert (owner.live_caches, owner.live_keys) == (1, 1)
     owner.check()
-    words.unpin(0, reader)
+    reader.unpin(0)
     owner.remove_cache_key(KEY)
     assert is_free(owner)
 
 
-def test_words_outside_the_slot_are_kept_from_others(owner: Any, words: Words) -> None:
+def test_words_outside_the_slot_are_kept_from_others(owner: Any, make_peer: Any) -> None:
     """Another tenant's words there might have the same generation: the reader would take its keys."""
     keys = [CacheKey(1, number) for number in range(BATCH)]
-    reader = owner.admit_peer()
+    reader = make_peer()
     cache = owner.allocate_cache(BATCHED, keys)
-    before = words.words_offset(0)
-    words.pin(0, reader)
+    before = reader.words_offset(0)
+    reader.pin(0)
     drop(owner, cache, *keys)
-    owner.evict_peer(reader)
+    owner.evict_peer(reader.peer_bit)
     assert is_free(owner)
-    left = words.words(0, WORDS)
+    left = reader.words(0, WORDS)
     other_keys = [[CacheKey(1, 1000 * number + i) for i in range(BATCH)] for number in (1, 2)]
     others = [owner.allocate_cache(BATCHED, its_keys) for its_keys in other_keys]
     owner.check()
-    assert words.words(0, WORDS) == left, "nobody has written there"
-    assert all(abs(words.words_offset(slot) - before) >= 8 * WORDS for slot in (1, 2))
+    assert reader.words(0, WORDS) == left, "nobody has written there"
+    assert all(abs(reader.words_offset(slot) - before) >= 8 * WORDS for slot in (1, 2))
     assert {word >> 32 for word in left} == {0}, "and slot 1 is in the same generation"
     for other, its_keys in zip(others, other_keys, strict=True):
         drop(owner, other, *its_keys)
-    words.unpin(0, reader)
+    reader.unpin(0)
     assert is_free(owner)
     again = owner.allocate_cache(BATCHED, keys)
-    assert words.words_offset(0) == before
+    assert reader.words_offset(0) == before
     drop(owner, again, *keys)
     assert is_free(owner)
 
 
-def test_a_quarantine_costs_no_page_and_ends_for_each_slot_by_itself(owner: Any, words: Words) -> None:
-    reader, other = owner.admit_peer(), owner.admit_peer()
+def test_a_quarantine_costs_no_page_and_ends_for_each_slot_by_itself(owner: Any, make_peer: Any) -> None:
+    reader, other = make_peer(), make_peer()
     for slot in range(3):
-        words.pin(slot, reader if slot < 2 else other)
+        (reader if slot < 2 else other).pin(slot)
     caches = [owner.allocate_cache(DESC) for _ in range(3)]
     for cache in caches:
         owner.deallocate_cache(cache)
     assert owner.live_caches == 3
-    assert owner.evict_peer(reader) == 2
+    assert owner.evict_peer(reader.peer_bit) == 2
     assert owner.live_caches == 1
-    assert owner.evict_peer(other) == 1
+    assert owner.evict_peer(other.peer_bit) == 1
     assert is_free(owner)
     assert allocate_all(owner) == SLOT_CAPACITY - 3
-    words.unpin(1, reader)
+    reader.unpin(1)
     assert allocate_all(owner) == SLOT_CAPACITY - 2
-    owner.dismiss_peer(other)
+    owner.dismiss_peer(other.peer_bit)
     assert allocate_all(owner) == SLOT_CAPACITY - 1
-    owner.dismiss_peer(reader)
+    owner.dismiss_peer(reader.peer_bit)
     assert allocate_all(owner) == SLOT_CAPACITY
     owner.check()
 

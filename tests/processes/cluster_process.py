@@ -79,6 +79,38 @@ class Cluster:
             for cache_id in cache_ids:
                 outcome(self.manager.pull_cache, CacheKeyByIdAndIndex(cluster_id, cache_id), ours)
 
+    def pull_until_refused(
+        self, desc: CacheDesc, cluster_id: int, keys: list[CacheKey | CacheKeyByIdAndIndex], fill: int
+    ) -> tuple[LLMStatusCode, bool]:
+        """Pulls whatever of the keys is there, to the end of the link: how that was told, and whether every pull that
+        succeeded had brought what it should."""
+        ours = self.manager.allocate_cache(desc)
+        sound = True
+        self.connection.send("begun")
+        for key in itertools.cycle(keys):
+            code = outcome(self.manager.pull_cache, key, ours)
+            if code is LLMStatusCode.LLM_SUCCESS:
+                sound = sound and all((tensor == fill).all() for tensor in ours.tensors)
+            elif code is not LLMStatusCode.LLM_KV_CACHE_NOT_EXIST:
+                break
+        self.manager.deallocate_cache(ours)
+        self.manager.check()
+        return code, sound
+
+    def push_until_refused(self, desc: CacheDesc, cluster_id: int, cache_ids: list[int], fill: int) -> LLMStatusCode:
+        """Pushes to whatever of the caches is there, to the end of the link: how that was told."""
+        ours = self.manager.allocate_cache(desc)
+        for tensor in ours.tensors:
+            tensor[:] = fill
+        self.connection.send("begun")
+        for cache_id in itertools.cycle(cache_ids):
+            code = outcome(self.manager.push_cache, CacheKeyByIdAndIndex(cluster_id, cache_id), ours)
+            if code not in (LLMStatusCode.LLM_SUCCESS, LLMStatusCode.LLM_KV_CACHE_NOT_EXIST):
+                break
+        self.manager.deallocate_cache(ours)
+        self.manager.check()
+        return code
+
     def consume_for_ever(self, desc: CacheDesc, cluster_id: int, numbers: list[int]) -> NoReturn:
         """Pulls that drop the keys, layer by layer."""
         ours = self.manager.allocate_cache(desc)
