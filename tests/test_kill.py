@@ -43,6 +43,8 @@ TIMEOUT_MS = 3000
 # Large enough that a transfer is in flight at most moments.
 LARGE = CacheDesc(4, (1, 2 << 20), DataType.DT_UINT8)
 SMALL = CacheDesc(4, (1, 512), DataType.DT_UINT8)
+# So many keys of so many tensors that their bits lie outside of the slot.
+BATCHED = CacheDesc(16, (12, 64 << 10), DataType.DT_UINT8)
 CACHES = 4
 POOL_BYTES = 48 << 20
 
@@ -58,13 +60,14 @@ class ClusterProcess:
         self._process = _processes.Process(target=cluster_process.run, args=(theirs, cluster_id, options), daemon=True)
         self._process.start()
         theirs.close()
-        assert self._answer() == "ready"
+        assert self.answer() == "ready"
 
     def tell(self, name: str, *arguments: Any) -> Any:
         self._connection.send((name, arguments))
-        return self._answer()
+        return self.answer()
 
-    def _answer(self) -> Any:
+    def answer(self) -> Any:
+        """What comes of something that was begun."""
         assert self._connection.poll(PATIENCE_S), "the process does not answer"
         return self._connection.recv()
 
@@ -376,16 +379,107 @@ def test_a_frozen_peer_does_not_hold_up_the_end(
     assert peer.tell("link", HERE, survivor.listen_address) is SUCCESS
     assert peer.tell("pull_for_ever", LARGE, HERE, list(range(1, 2000))) == "begun"
     freeze_in_a_pull(peer, manager)
-    held = manager.live_caches
     if end == "finalize":
         survivor.finalize()
         assert outcome(manager.check) is LLMStatusCode.LLM_ENGINE_FINALIZED
         return
     assert survivor.unlink_clusters([cluster_info(THERE, ("127.0.0.1", 1))], force=True)[0] is SUCCESS
-    # It may still be copying: only its death, or its word, is the end of its pin.
-    assert manager.live_caches == held
+    eventually(lambda: is_entirely_free(manager), "the memory is back, whatever the peer does when it goes on")
+    assert manager.admitted_peers == 1
     peer.kill()
+    eventually(lambda: every_pin_bit_is_free(manager), "its pin bit is back")
+    manager.check()
+
+
+def freeze_between_two_keys(peer: ClusterProcess, manager: CacheManager, desc: CacheDesc, numbers: list[int]) -> None:
+    """The peer stands still with a pin on a cache of ours, some of whose keys it has consumed, and which nothing else
+    refers to."""
+    for _ in range(200):
+        bind_all(manager, desc, numbers)
+        deadline = time.monotonic() + PATIENCE_S
+        while manager.live_keys == len(numbers):
+            assert time.monotonic() < deadline, "the peer pulls nothing"
+        peer.freeze()
+        unbind(manager, numbers)
+        if manager.live_caches:
+            return
+        peer.thaw()
+    raise AssertionError("the peer was never caught in a pull")
+
+
+def fill_pool(manager: CacheManager, fill: int) -> None:
+    """Whoever reads a cache as soon as it is bound finds this number in it."""
+    whole = manager.allocate_cache(CacheDesc(1, (1, manager.pool_usage().free_bytes), DataType.DT_UINT8))
+    whole.tensors[0][:] = fill
+    manager.deallocate_cache(whole)
+
+
+def bind_all(manager: CacheManager, desc: CacheDesc, numbers: list[int]) -> None:
+    """Caches that are kept by their keys alone: as many as take all the numbers."""
+    for first in range(0, len(numbers), desc.batch_size):
+        cache = manager.allocate_cache(desc, [CacheKey(HERE, number) for number in numbers[first:][: desc.batch_size]])
+        manager.deallocate_cache(cache)
+
+
+def unbind(manager: CacheManager, numbers: list[int]) -> None:
+    for number in numbers:
+        manager.remove_cache_key(CacheKey(HERE, number))
+
+
+@pytest.mark.parametrize(("desc", "caches"), [(LARGE, CACHES), (BATCHED, 1)], ids=["large", "many keys"])
+def test_a_frozen_reader_is_evicted_when_its_link_is_dropped(
+    start_cluster: Any, make_survivor: Any, eventually: Any, desc: CacheDesc, caches: int
+) -> None:
+    """While it stands still its memory is another's. When it goes on it finds out, and does that one no harm."""
+    survivor = make_survivor()
+    manager = survivor.cache_manager
+    keys = caches * desc.batch_size
+    numbers, others = list(range(keys)), list(range(keys, 2 * keys))
+    row = CacheDesc(desc.num_tensors, (1, desc.shape[1]), desc.data_type)
+    fill_pool(manager, 1)
+    peer = start_cluster()
+    assert peer.tell("link", HERE, survivor.listen_address) is SUCCESS
+    assert peer.tell("consume_to_the_end", row, HERE, numbers, 1) == "begun"
+    freeze_between_two_keys(peer, manager, desc, numbers)
+    assert survivor.unlink_clusters([cluster_info(THERE, ("127.0.0.1", 1))], force=True)[0] is SUCCESS
     eventually(lambda: is_entirely_free(manager), "the memory is back")
+    fill_pool(manager, 2)
+    bind_all(manager, desc, others)
+    peer.thaw()
+    assert peer.answer() == (NOT_LINKED, True)
+    assert all(manager.lookup(CacheKey(HERE, number)) is not None for number in others)
+    manager.check()
+    eventually(lambda: every_pin_bit_is_free(manager), "it has noticed, and promised to transfer no more")
+    assert survivor.link_clusters([cluster_info(THERE, peer.tell("listen_address"))])[0] is SUCCESS
+    for number in others:
+        assert peer.tell("pull", row, HERE, number) is SUCCESS
+    eventually(lambda: is_entirely_free(manager), "every key has been consumed")
+    manager.check()
+
+
+@pytest.mark.parametrize("then", ["thaw", "kill"])
+def test_a_frozen_writer_is_not_evicted(start_cluster: Any, make_survivor: Any, eventually: Any, then: str) -> None:
+    survivor = make_survivor(True)
+    manager = survivor.cache_manager
+    peer = start_cluster(True)
+    assert peer.tell("link", HERE, survivor.listen_address) is SUCCESS
+    assert peer.tell("push_for_ever", LARGE, HERE, list(range(1, 2000))) == "begun"
+    freeze_in_a_pull(peer, manager)
+    held = manager.live_caches
+    assert survivor.unlink_clusters([cluster_info(THERE, ("127.0.0.1", 1))], force=True)[0] is SUCCESS
+    assert manager.evict_peer(0) == 0, "it reads nothing"
+    usage = manager.pool_usage()
+    assert (manager.live_caches, usage.total_bytes - usage.free_bytes) == (held, held * 4 * LARGE.size)
+    others = [manager.allocate_cache(SMALL) for _ in range(100)]
+    for cache in others:
+        for tensor in cache.tensors:
+            tensor[:] = 2
+    manager.check()
+    getattr(peer, then)()
+    eventually(lambda: manager.live_caches == len(others), f"the memory is back after {then}")
+    eventually(lambda: every_pin_bit_is_free(manager), f"the pin bit is back after {then}")
+    assert all((tensor == 2).all() for cache in others for tensor in cache.tensors)
+    manager.check()
 
 
 def test_a_call_to_a_frozen_owner_is_carried_out_all_the_same(start_cluster: Any, make_survivor: Any) -> None:

@@ -79,16 +79,17 @@ class Cluster:
             for cache_id in cache_ids:
                 outcome(self.manager.pull_cache, CacheKeyByIdAndIndex(cluster_id, cache_id), ours)
 
-    def pull_until_refused(
-        self, desc: CacheDesc, cluster_id: int, keys: list[CacheKey | CacheKeyByIdAndIndex], fill: int
+    def consume_to_the_end(
+        self, desc: CacheDesc, cluster_id: int, numbers: list[int], fill: int
     ) -> tuple[LLMStatusCode, bool]:
-        """Pulls whatever of the keys is there, to the end of the link: how that was told, and whether every pull that
-        succeeded had brought what it should."""
+        """Pulls that drop the keys, of whatever is bound to them, to the end of the link: how that was told, and
+        whether every pull that succeeded brought nothing but ``fill``.
+        """
         ours = self.manager.allocate_cache(desc)
         sound = True
         self.connection.send("begun")
-        for key in itertools.cycle(keys):
-            code = outcome(self.manager.pull_cache, key, ours)
+        for number in itertools.cycle(numbers):
+            code = outcome(self.manager.pull_cache, CacheKey(cluster_id, number), ours)
             if code is LLMStatusCode.LLM_SUCCESS:
                 sound = sound and all((tensor == fill).all() for tensor in ours.tensors)
             elif code is not LLMStatusCode.LLM_KV_CACHE_NOT_EXIST:
@@ -96,20 +97,6 @@ class Cluster:
         self.manager.deallocate_cache(ours)
         self.manager.check()
         return code, sound
-
-    def push_until_refused(self, desc: CacheDesc, cluster_id: int, cache_ids: list[int], fill: int) -> LLMStatusCode:
-        """Pushes to whatever of the caches is there, to the end of the link: how that was told."""
-        ours = self.manager.allocate_cache(desc)
-        for tensor in ours.tensors:
-            tensor[:] = fill
-        self.connection.send("begun")
-        for cache_id in itertools.cycle(cache_ids):
-            code = outcome(self.manager.push_cache, CacheKeyByIdAndIndex(cluster_id, cache_id), ours)
-            if code not in (LLMStatusCode.LLM_SUCCESS, LLMStatusCode.LLM_KV_CACHE_NOT_EXIST):
-                break
-        self.manager.deallocate_cache(ours)
-        self.manager.check()
-        return code
 
     def consume_for_ever(self, desc: CacheDesc, cluster_id: int, numbers: list[int]) -> NoReturn:
         """Pulls that drop the keys, layer by layer."""
