@@ -233,7 +233,8 @@ class LLMDataDist:
         timeout : int, default 3000
             Milliseconds for each of them.
         force : bool, default False
-            Drop this end alone, without a word to the other: for a cluster that does not answer.
+            Drop this end alone, without a word to the other: for a cluster that does not answer. What it is pulling
+            from here is broken off, and holds no memory any more; what it is pushing to is held until it goes on, or dies.
 
         Returns
         -------

@@ -582,7 +582,7 @@ ADDITIONS: dict[str, dict[str, str]] = {
 INTERNAL: dict[str, frozenset[str]] = {
     "CacheManager": frozenset(
         {
-            "abandon", "admit_peer", "admitted_peers", "close", "communicators", "dismiss_peer", "export",
+            "abandon", "admit_peer", "admitted_peers", "close", "communicators", "dismiss_peer", "evict_peer", "export",
             "has_released", "peers", "pin_source", "read_registered", "reap", "send_to_addresses", "send_to_cache",
             "write_registered",
         }
