@@ -234,7 +234,7 @@ class LLMDataDist:
             Milliseconds for each of them.
         force : bool, default False
             Drop this end alone, without a word to the other: for a cluster that does not answer. What it is pulling
-            from here is broken off, and holds no memory any more; what it is pushing to is held until it goes on, or dies.
+            from here is broken off, and holds no memory any more; what it is pushing to is held until it ends, or dies.
 
         Returns
         -------
