@@ -16,10 +16,14 @@ cdef class Cache:
     cdef NodeMemory memory         # None for a create_cpu_cache
     cdef uint64_t slot
     cdef uint32_t generation
-    cdef bint dropped
+    cdef uint64_t dropped          # for is_dropped
     cdef tuple shape               # as it was when the cache was made
     cdef object data_type
-    cdef list addresses            # of a create_cpu_cache
+    cdef list addresses            # of a create_cpu_cache; replaced by forget_addresses: read in a critical section
+    cdef bint is_dropped(self) noexcept
+    cdef void drop(self) noexcept
+    cdef list own_addresses(self)
+    cdef int forget_addresses(self) except -1
 
 
 cdef class ViewPin:
@@ -36,4 +40,4 @@ cdef class TensorMemory:
     cdef Py_ssize_t size
 
 
-cdef Cache new_cache(NodeMemory memory, CacheDesc desc, const Allocation *made)
+cdef Cache new_cache(NodeMemory memory, CacheDesc desc, tuple shape, const Allocation *made)

@@ -2,15 +2,19 @@
 """A cache as its user holds it (api §1.8)."""
 
 from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.object cimport PyObject
 from cython cimport final, freelist, no_gc_clear
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 import ml_dtypes
 import numpy as np
 
+from llmdd._core.atomic cimport atomic_load_relaxed, atomic_store_release
+from llmdd._core.critical_section cimport CriticalSection, enter_critical_section, leave_critical_section
 from llmdd._core.enumerations import DataType, Placement
 from llmdd._core.layout cimport Slot, slot_at
 from llmdd._core.lifecycle cimport generation_of, pin_local, tensor_place, unpin_local
+from llmdd._core.node_memory cimport NodeMemory, is_closed
 from llmdd._core.status import LLMStatusCode, failure, invalid
 from llmdd._core.validation cimport require_present, wrong_type
 
@@ -102,8 +106,8 @@ cdef class Cache:
         cdef Slot *slot
         cdef uint64_t pool, tensor
         if self.memory is None:
-            return list(self.addresses)
-        if self.dropped or self.memory.closed:
+            return list(self.own_addresses())
+        if self.is_dropped() or is_closed(self.memory):
             return []
         self.memory.enter("tensor_addrs")
         try:
@@ -132,6 +136,7 @@ cdef class Cache:
         """
         cdef NodeMemory memory = self.memory
         cdef ViewPin pin
+        cdef CriticalSection section
         cdef TensorMemory tensor_memory
         cdef Slot *slot
         cdef uint64_t tensor
@@ -140,13 +145,17 @@ cdef class Cache:
             raise invalid("tensors are only offered for memory from a pool; this memory is the caller's own")
         pin = ViewPin.__new__(ViewPin)
         memory.require_open("tensors")
-        # Nothing runs between the look at `closed` and the pin that could let another thread close the memory.
-        if pin_local(memory.base, self.slot, self.generation) != 0:
-            raise failure("tensors", LLMStatusCode.LLM_KV_CACHE_NOT_EXIST, f"cache {self.cache_id} gave its memory back")
         pin.slot = self.slot
-        pin.arena = memory.arena
+        # Nobody closes the memory between the look whether it is there and our own references to what is pinned.
+        enter_critical_section(&section, <PyObject *>memory)
+        if memory.base != NULL and pin_local(memory.base, self.slot, self.generation) == 0:
+            pin.arena = memory.arena
+            pin.pool = memory.pool_mapping(slot_at(memory.base, self.slot).placement)
+        leave_critical_section(&section)
+        if pin.arena is None:
+            memory.require_open("tensors")
+            raise failure("tensors", LLMStatusCode.LLM_KV_CACHE_NOT_EXIST, f"cache {self.cache_id} gave its memory back")
         slot = slot_at(pin.arena.base, self.slot)
-        pin.pool = memory.pool_mapping(slot.placement)
         dtype = NUMPY_TYPES[self.data_type]
         for tensor in range(slot.num_tensors):
             tensor_memory = TensorMemory.__new__(TensorMemory)
@@ -159,16 +168,42 @@ cdef class Cache:
     def __repr__(self):
         cdef Py_ssize_t count = self.cache_desc.num_tensors
         if self.memory is None:
-            count = len(self.addresses)
-        elif self.dropped or self.memory.closed:
+            count = len(self.own_addresses())
+        elif self.is_dropped() or is_closed(self.memory):
             count = 0
         return (
             f"Cache(cache_id = {self.cache_id}, device_tensor_addrs = {count}, "
             f"is_blocks_cache = {self.is_blocks_cache})"
         )
 
+    cdef bint is_dropped(self) noexcept:
+        """Whether its id was given up by a call with this object; another thread may be doing so."""
+        return atomic_load_relaxed(&self.dropped) != 0
 
-cdef Cache new_cache(NodeMemory memory, CacheDesc desc, const Allocation *made):
+    cdef void drop(self) noexcept:
+        atomic_store_release(&self.dropped, 1)
+
+    cdef list own_addresses(self):
+        """The addresses of a create_cpu_cache: none once it was deallocated."""
+        cdef list addresses
+        cdef CriticalSection section
+        enter_critical_section(&section, <PyObject *>self)
+        addresses = self.addresses
+        leave_critical_section(&section)
+        return addresses
+
+    cdef int forget_addresses(self) except -1:
+        cdef list before
+        cdef list none = []
+        cdef CriticalSection section
+        enter_critical_section(&section, <PyObject *>self)
+        before, self.addresses = self.addresses, none
+        leave_critical_section(&section)
+        return 0
+
+
+cdef Cache new_cache(NodeMemory memory, CacheDesc desc, tuple shape, const Allocation *made):
+    """`shape` is the descriptor's, as it was when the memory was taken."""
     cdef Cache cache = Cache.__new__(Cache)
     cache.memory = memory
     cache.cache_desc = desc
@@ -177,6 +212,6 @@ cdef Cache new_cache(NodeMemory memory, CacheDesc desc, const Allocation *made):
     cache.generation = made.generation
     cache.is_blocks_cache = made.blocks
     cache.registered = made.addresses != NULL
-    cache.shape = tuple(desc.shape)
+    cache.shape = shape
     cache.data_type = desc.data_type
     return cache

@@ -1,6 +1,7 @@
 # cython: language_level=3
 """The description of a cache's tensors (api §1.6)."""
 
+from cython cimport critical_section
 from libc.stdint cimport int64_t, uint32_t
 
 from llmdd._core.enumerations import ELEMENT_BYTES, DataType, Placement
@@ -95,12 +96,16 @@ cdef class CacheDesc:
 
     @property
     def batch_size(self):
-        return self.shape[self.batch_dim_index]
+        with critical_section(self):
+            return self.shape[self.batch_dim_index]
 
     @property
     def size(self):
         """Bytes of one tensor. LLMException if a dimension is not positive or the size overflows int64 (api D67)."""
-        return self.tensor_bytes()
+        with critical_section(self):
+            if self.cached_size < 0:
+                self.cached_size = checked_tensor_bytes(self)
+            return self.cached_size
 
     def update_dim(self, dim_index, dim_value):
         """Replace one dimension (api D24). Caches allocated before keep theirs.
@@ -119,18 +124,16 @@ cdef class CacheDesc:
         ([8, 128], 8)
         """
         require_type("dim_index", dim_index, int)
-        if not 0 <= dim_index < len(self.shape):
-            raise invalid(f"dim_index is {dim_index}, it must be in [0, {len(self.shape)})")
-        checked_int64("dim_value", dim_value)
-        shape = list(self.shape)
-        shape[dim_index] = dim_value
-        self.shape = shape
-        self.cached_size = -1
+        with critical_section(self):
+            if not 0 <= dim_index < len(self.shape):
+                raise invalid(f"dim_index is {dim_index}, it must be in [0, {len(self.shape)})")
+            checked_int64("dim_value", dim_value)
+            shape = list(self.shape)
+            shape[dim_index] = dim_value
+            self.shape = shape
+            self.cached_size = -1
 
-    cdef int64_t tensor_bytes(self) except -1:
-        if self.cached_size < 0:
-            self.cached_size = checked_tensor_bytes(self)
-        return self.cached_size
+    # The rest is for a caller in a critical section of the descriptor.
 
     cdef int64_t batch_slots(self) except -1:
         return self.shape[self.batch_dim_index]
@@ -144,22 +147,24 @@ cdef class CacheDesc:
         return True
 
     def __reduce__(self):
-        return CacheDesc, (
-            self.num_tensors,
-            self.shape,
-            self.data_type,
-            self.placement,
-            self.batch_dim_index,
-            self.seq_len_dim_index,
-            self.kv_tensor_format,
-        )
+        with critical_section(self):
+            return CacheDesc, (
+                self.num_tensors,
+                self.shape,
+                self.data_type,
+                self.placement,
+                self.batch_dim_index,
+                self.seq_len_dim_index,
+                self.kv_tensor_format,
+            )
 
     def __repr__(self):
-        return (
-            f"CacheDesc(num_tensors={self.num_tensors}, shape={self.shape}, data_type={self.data_type}, "
-            f"placement={self.placement}, batch_dim_index={self.batch_dim_index}, "
-            f"seq_len_dim_index={self.seq_len_dim_index},kv_tensor_format={self.kv_tensor_format})"
-        )
+        with critical_section(self):
+            return (
+                f"CacheDesc(num_tensors={self.num_tensors}, shape={self.shape}, data_type={self.data_type}, "
+                f"placement={self.placement}, batch_dim_index={self.batch_dim_index}, "
+                f"seq_len_dim_index={self.seq_len_dim_index},kv_tensor_format={self.kv_tensor_format})"
+            )
 
 
 cdef int64_t checked_tensor_bytes(CacheDesc desc) except -1:

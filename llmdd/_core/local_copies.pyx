@@ -1,6 +1,7 @@
 # cython: language_level=3
 """Copies within one node (see ``local_copies.pxd``)."""
 
+from cpython.object cimport PyObject
 from cython cimport final, freelist, no_gc_clear
 from libc.stdint cimport int64_t, uint64_t
 
@@ -20,6 +21,7 @@ from llmdd._core.copying cimport (
     copy_pieces,
     pieces_are_mapped,
 )
+from llmdd._core.critical_section cimport CriticalSection, enter_critical_section, leave_critical_section
 from llmdd._core.layout cimport Slot, slot_at
 from llmdd._core.lifecycle cimport pin_local, tensor_place, unpin_local
 from llmdd._core.node_memory cimport NodeMemory
@@ -63,16 +65,20 @@ cdef class PinnedCache:
 cdef PinnedCache pinned(NodeMemory memory, Cache cache):
     """A cache of `memory`, pinned; None if it has gone, or is none of that memory."""
     cdef PinnedCache found
-    if cache.memory is not memory or memory.closed:
-        return None
-    # Nothing runs between the look at `closed` and the pin that could let another thread close the memory.
-    if pin_local(memory.base, cache.slot, cache.generation) != 0:
+    cdef CriticalSection section
+    if cache.memory is not memory:
         return None
     found = PinnedCache.__new__(PinnedCache)
     found.slot_number = cache.slot
-    found.arena = memory.arena
-    found.slot = slot_at(found.arena.base, cache.slot)
-    found.pool = memory.pool_mapping(found.slot.placement)
+    # Nobody closes the memory between the look whether it is there and our own references to what is pinned.
+    enter_critical_section(&section, <PyObject *>memory)
+    if memory.base != NULL and pin_local(memory.base, cache.slot, cache.generation) == 0:
+        found.arena = memory.arena
+        found.slot = slot_at(memory.base, cache.slot)
+        found.pool = memory.pool_mapping(found.slot.placement)
+    leave_critical_section(&section)
+    if found.arena is None:
+        return None
     found.num_tensors = found.slot.num_tensors
     found.row_count = found.slot.row_count
     found.row_bytes = found.slot.row_bytes
@@ -84,12 +90,12 @@ cdef PinnedCache pinned_by_address(Cache cache, str name):
     cdef PinnedCache found
     cdef CacheDesc desc = cache.cache_desc
     if cache.memory is not None:
-        found = None if cache.dropped else pinned(cache.memory, cache)
+        found = None if cache.is_dropped() else pinned(cache.memory, cache)
         if found is None:
             raise invalid(f"{name} has no memory any more, cache {cache.cache_id} was deallocated")
         return found
     found = PinnedCache.__new__(PinnedCache)
-    found.addresses = tuple(cache.addresses)
+    found.addresses = tuple(cache.own_addresses())
     if not found.addresses:
         raise invalid(f"{name} has no memory any more, it was deallocated")
     for address in found.addresses:
@@ -303,6 +309,7 @@ cdef class LocalCopies(NodeCaches):
         self.memory.require_open(tag)
         found = pinned(self.memory, cache)
         if found is None:
+            self.memory.require_open(tag)
             raise failure(tag, LLMStatusCode.LLM_KV_CACHE_NOT_EXIST, f"cache {cache.cache_id} does not exist")
         return found
 

@@ -13,11 +13,12 @@ cdef class NodeCaches:
     cdef NodeMemory memory
     cdef readonly uint64_t cluster_id
     cdef readonly bint remote_accessible
-    cdef public dict peers         # cluster id -> PeerArena, kept by the links
-    cdef public int communicators  # how many live, kept by the links
+    # Kept by the links; read in a critical section.
+    cdef public dict peers         # cluster id -> PeerArena; replaced, never modified
+    cdef public int communicators  # how many live
     cdef uint64_t[PEER_WORDS] admitted   # one bit for each pin bit given to a peer
     cdef Cache make(self, str tag, CacheDesc desc, Allocation *request, tuple keys, list addresses)
-    cdef int describe(self, CacheDesc desc, Allocation *request) except -1
+    cdef tuple describe(self, CacheDesc desc, Allocation *request)
     cdef int enter_arena(self, str tag, CacheDesc desc, Allocation *request, tuple keys) except -1
     cdef bint may_be_accessible(self, CacheDesc desc, object remote_accessible) except -1
     cdef int move_registered(self, uint64_t peer_bit, uint64_t slot_number, uint64_t generation, uint64_t tensor,

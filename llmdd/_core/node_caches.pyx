@@ -3,7 +3,8 @@
 
 import time
 
-from cython cimport final
+from cpython.object cimport PyObject
+from cython cimport critical_section, final
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
@@ -22,6 +23,7 @@ from llmdd._core.cache cimport Cache, new_cache
 from llmdd._core.cache_desc cimport CacheDesc, checked_tensor_bytes
 from llmdd._core.cache_keys cimport BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex, key_by_id_and_index
 from llmdd._core.copying cimport COPIED, COPY_BAD_ADDRESS, MAPPED, OWN, Bounds, CopyResult, Piece, Place, copy_pieces, is_mapped
+from llmdd._core.critical_section cimport CriticalSection, enter_critical_section, leave_critical_section
 from llmdd._core.enumerations import Placement
 from llmdd._core.key_index cimport index_find, index_is_unchanged, index_probe, index_version, key_tag
 from llmdd._core.layout cimport (
@@ -30,6 +32,7 @@ from llmdd._core.layout cimport (
     KEY_NONE,
     PEER_LIMIT,
     PEER_WORDS,
+    WORD_BITS,
     ArenaHeader,
     IndexEntry,
     KeyRecord,
@@ -59,7 +62,8 @@ from llmdd._core.lifecycle cimport (
     unpin_local,
     withdraw,
 )
-from llmdd._core.node_memory cimport NodeMemory
+from llmdd._core.node_memory cimport NodeMemory, is_closed
+from llmdd._core.segments cimport Mapping
 from llmdd._core.references cimport anything_released, key_is_bound
 from llmdd._core.status import LLMStatusCode, failure, invalid
 from llmdd._core.validation cimport (
@@ -308,10 +312,13 @@ cdef class NodeCaches:
 
     cdef bint may_be_accessible(self, CacheDesc desc, object remote_accessible) except -1:
         """Whether peers in remote mode may use a cache that is being registered (api §3.9, D51)."""
+        cdef int communicators
+        with critical_section(self):
+            communicators = self.communicators
         if remote_accessible is None:
-            return desc.device and self.communicators == 0
+            return desc.device and communicators == 0
         require_type("remote_accessible", remote_accessible, _BOOL)
-        if remote_accessible and self.communicators:
+        if remote_accessible and communicators:
             raise invalid("can not register remote accessible cache after link; unlink the communicator first")
         return remote_accessible
 
@@ -319,6 +326,7 @@ cdef class NodeCaches:
         """Check what is left to check, in the order of api §2.5, and make the cache."""
         cdef uint64_t *own = NULL
         cdef uint64_t i
+        cdef tuple shape
         request.placement = 1 if desc.device else 0
         request.num_tensors = desc.num_tensors
         request.addresses = NULL
@@ -326,13 +334,13 @@ cdef class NodeCaches:
             if desc.num_tensors == 0:
                 raise invalid("num_tensors should be bigger than zero")
             self.memory.require_open(tag)
-            if not header_of(self.memory.base).pools[request.placement].configured:
+            if not self.memory.configured[request.placement]:
                 raise invalid(f"you should config memory pool firstly: there is no pool for {desc.placement}")
-            self.describe(desc, request)
+            shape = self.describe(desc, request)
             self.enter_arena(tag, desc, request, keys)
-            return new_cache(self.memory, desc, request)
+            return new_cache(self.memory, desc, shape, request)
         check_addresses(addresses, desc.num_tensors)
-        self.describe(desc, request)
+        shape = self.describe(desc, request)
         own = <uint64_t *>malloc(len(addresses) * sizeof(uint64_t))
         if own == NULL:
             raise MemoryError(f"{len(addresses) * sizeof(uint64_t)} bytes for {len(addresses)} addresses")
@@ -341,22 +349,29 @@ cdef class NodeCaches:
                 own[i] = addresses[i]
             request.addresses = own
             self.enter_arena(tag, desc, request, keys)
-            return new_cache(self.memory, desc, request)
+            return new_cache(self.memory, desc, shape, request)
         finally:
             free(own)
 
-    cdef int describe(self, CacheDesc desc, Allocation *request) except -1:
-        """The sizes of the cache, if there can be one of that shape."""
-        request.tensor_bytes = checked_tensor_bytes(desc)
-        if request.blocks:
-            request.row_count = desc.shape[0]
-            return 0
-        request.row_count = desc.batch_slots()
-        if not desc.slots_are_contiguous():
-            raise invalid(
-                f"batch_dim_index is {desc.batch_dim_index}: every dimension before it must be 1, shape is {desc.shape}"
-            )
-        return 0
+    cdef tuple describe(self, CacheDesc desc, Allocation *request):
+        """The sizes of the cache and its shape, if there can be one of that shape."""
+        cdef CriticalSection section
+        # The descriptor may be changed by another thread: what is taken from it here belongs together.
+        enter_critical_section(&section, <PyObject *>desc)
+        try:
+            request.tensor_bytes = checked_tensor_bytes(desc)
+            if request.blocks:
+                request.row_count = desc.shape[0]
+                return tuple(desc.shape)
+            request.row_count = desc.batch_slots()
+            if not desc.slots_are_contiguous():
+                raise invalid(
+                    f"batch_dim_index is {desc.batch_dim_index}: every dimension before it must be 1, "
+                    f"shape is {desc.shape}"
+                )
+            return tuple(desc.shape)
+        finally:
+            leave_critical_section(&section)
 
     cdef int enter_arena(self, str tag, CacheDesc desc, Allocation *request, tuple keys) except -1:
         """Bind the keys and take the memory, all or nothing."""
@@ -440,7 +455,7 @@ cdef class NodeCaches:
                 reap(self.memory.base, REAP_LIMIT)
             finally:
                 self.memory.leave()
-        ours.dropped = True
+        ours.drop()
 
     def deallocate_blocks_cache(self, cache):
         """Give a blocks cache up, and its key with it (api §3.3). Transfers in progress end first.
@@ -469,7 +484,7 @@ cdef class NodeCaches:
         if not ours.is_blocks_cache:
             raise invalid("cache should be blocks cache; deallocate_cache takes the others")
         if ours.memory is None:
-            ours.addresses = []
+            ours.forget_addresses()
             return
         if ours.memory is self.memory and not ours.registered:
             self.memory.enter("deallocate_blocks_cache")
@@ -478,7 +493,7 @@ cdef class NodeCaches:
                 reap(self.memory.base, REAP_LIMIT)
             finally:
                 self.memory.leave()
-        ours.dropped = True
+        ours.drop()
 
     def unregister_cache(self, cache_id):
         """Drop a registered cache: its id, its keys and every access to it at once (api §3.11).
@@ -598,20 +613,27 @@ cdef class NodeCaches:
         cdef uint32_t tag
         cdef uint64_t version
         cdef int64_t cache_id = 0
-        self.memory.require_open("lookup")
+        cdef bint unchanged = False
+        cdef CriticalSection section
         if type(cache_key) is not CacheKey:
+            self.memory.require_open("lookup")
             require_present("cache_key", cache_key, CacheKey)
         key = cache_key
         if key.kind() == KEY_NONE:
+            self.memory.require_open("lookup")
             return None
-        arena = self.memory.base
-        tag = key_tag(header_of(arena), key.kind(), key.identity(), key.model_id)
         while True:
             # As a peer does it, without the lock; as long as the index is unchanged the entry's cache is there.
-            version = index_version(arena)
-            if index_probe(arena, header_of(arena), tag, key.identity(), key.model_id, &entry):
-                cache_id = bound_cache_id(arena, &entry)
-            if index_is_unchanged(arena, version):
+            enter_critical_section(&section, <PyObject *>self.memory)
+            arena = self.memory.base
+            if arena != NULL:
+                tag = key_tag(header_of(arena), key.kind(), key.identity(), key.model_id)
+                version = index_version(arena)
+                if index_probe(arena, header_of(arena), tag, key.identity(), key.model_id, &entry):
+                    cache_id = bound_cache_id(arena, &entry)
+                unchanged = index_is_unchanged(arena, version)
+            leave_critical_section(&section)
+            if unchanged:
                 break
             cache_id = 0
             self.memory.enter("lookup")
@@ -623,21 +645,25 @@ cdef class NodeCaches:
     def export(self):
         """What a peer needs to attach: sizes for a message, and the segments' descriptors, which stay ours."""
         cdef ArenaHeader *header
-        self.memory.require_open("export")
-        if not self.memory.fds:
-            raise ValueError("the store's memory is private, no peer can attach to it")
-        header = header_of(self.memory.base)
-        return (
-            {"control_bytes": header.control_bytes, "references_bytes": header.references_bytes},
-            list(self.memory.fds),
-        )
+        with critical_section(self.memory):
+            self.memory.require_open("export")
+            if not self.memory.fds:
+                raise ValueError("the store's memory is private, no peer can attach to it")
+            header = header_of(self.memory.base)
+            return (
+                {"control_bytes": header.control_bytes, "references_bytes": header.references_bytes},
+                list(self.memory.fds),
+            )
 
     def admit_peer(self):
         """A pin bit for one more peer on this host; LLMException (``LLM_FAILED``) when all are taken. Never waits."""
         cdef uint64_t bit
         cdef ArenaHeader *header
-        self.memory.require_open("link_clusters")
-        header = header_of(self.memory.base)
+        cdef Mapping arena
+        with critical_section(self.memory):
+            self.memory.require_open("link_clusters")
+            arena = self.memory.arena
+        header = header_of(arena.base)
         for bit in range(PEER_LIMIT):
             if not atomic_fetch_set(&self.admitted[bit // 64], <uint64_t>1 << bit % 64) >> bit % 64 & 1:
                 # Before the peer learns of its bit: whoever settles a slot looks at every word that can have one.
@@ -672,7 +698,7 @@ cdef class NodeCaches:
     def dismiss_peer(self, peer_bit):
         """A peer's process has gone, or has promised to transfer no more: clear its pins, settle what it left half done."""
         cdef unsigned int bit = peer_bit
-        if self.memory.closed:
+        if is_closed(self.memory):
             return
         self.memory.enter("unlink_clusters")
         try:
@@ -698,11 +724,12 @@ cdef class NodeCaches:
     @property
     def has_released(self):
         """Whether :meth:`reap` has anything to do. Never waits."""
-        return not self.memory.closed and anything_released(self.memory.base)
+        with critical_section(self.memory):
+            return self.memory.base != NULL and anything_released(self.memory.base)
 
     def reap(self):
         """Settle the caches whose last reference a peer, or a dropped view, has released; how many were looked at."""
-        if self.memory.closed:
+        if is_closed(self.memory):
             return 0
         self.memory.enter("reap")
         try:
@@ -742,6 +769,7 @@ cdef class NodeCaches:
         cdef Bounds bounds
         cdef uint64_t never = 0
         cdef CopyResult result
+        cdef Mapping arena
         if size == 0:
             raise ValueError("nothing was asked for")
         self.memory.enter("courier")
@@ -762,9 +790,9 @@ cdef class NodeCaches:
                 raise ValueError(f"{size} bytes at {offset} of tensor {tensor} are beyond the cache")
             atomic_fetch_add_word(&slot.local_pins, 1)
             there.base = <char *>tensor_place(self.memory.base, slot, tensor)
+            arena = self.memory.arena
         finally:
             self.memory.leave()
-        arena = self.memory.arena
         there.reach = OWN
         here.base = data
         here.reach = MAPPED
@@ -874,7 +902,7 @@ cdef class NodeCaches:
 
     @property
     def closed(self):
-        return self.memory.closed
+        return is_closed(self.memory)
 
 
 @final
@@ -946,8 +974,15 @@ cdef int write_key(object key, KeyRecord *record) except -1:
 
 
 cdef inline int64_t bound_cache_id(char *arena, const IndexEntry *entry) noexcept nogil:
-    """The id of the cache whose key an entry stands for; 0 if that key has been dropped."""
+    """The id of the cache whose key an entry stands for; 0 if that key has been dropped.
+
+    The entry may be torn, and the slot another's by now: the answer is not to be believed then, but nothing beyond the
+    arena may be read for it.
+    """
+    cdef ArenaHeader *header = header_of(arena)
     cdef Slot *slot = slot_at(arena, entry.slot)
+    if slot.words + entry.batch_index // WORD_BITS * 8 >= header.control_bytes + header.references_bytes:
+        return 0
     return slot.cache_id if key_is_bound(words_of(arena, slot), entry.generation, entry.batch_index) else 0
 
 

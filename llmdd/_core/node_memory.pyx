@@ -3,9 +3,12 @@
 
 import os
 
+from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint64_t
 
 from llmdd._core.arena cimport Capacities, PoolSize, init_arena, plan_arena
+from llmdd._core.atomic cimport atomic_store_release
+from llmdd._core.critical_section cimport CriticalSection, enter_critical_section, leave_critical_section
 from llmdd._core.host_memory import available_bytes
 from llmdd._core.layout cimport POOL_COUNT, ArenaHeader, header_of
 from llmdd._core.segments cimport create_segment, map_arena, map_private, map_segment, seal_segment
@@ -53,6 +56,7 @@ cdef class NodeMemory:
         capacities.words = 4 * slot_capacity
         for i in range(POOL_COUNT):
             sizes[i].memory_size, sizes[i].page_shift = pools[i] or (0, 0)
+            self.configured[i] = sizes[i].memory_size != 0
         plan_arena(&plan, &capacities, sizes)
         plan.cluster_id = cluster_id
         plan.remote_accessible = bool(remote_accessible)
@@ -119,7 +123,7 @@ cdef class NodeMemory:
                 LLMStatusCode.LLM_TIMEOUT,
                 f"another call held the caches for longer than sync_kv_timeout, {self.timeout_ns // 1000000} ms",
             )
-        if self.closed:
+        if is_closed(self):
             self.lock.release()
             self.require_open(tag)
         return 0
@@ -128,7 +132,7 @@ cdef class NodeMemory:
         self.lock.release()
 
     cdef int require_open(self, str tag) except -1:
-        if self.closed:
+        if is_closed(self):
             raise failure(tag, LLMStatusCode.LLM_ENGINE_FINALIZED, "llm datadist is not initialized any more")
         return 0
 
@@ -136,23 +140,35 @@ cdef class NodeMemory:
         return self.device_pool if placement == DEVICE else self.host_pool
 
     cdef int close_segments(self) except -1:
-        while self.fds:
-            os.close(self.fds.pop())
+        cdef CriticalSection section
+        cdef list fds
+        cdef list none = []
+        enter_critical_section(&section, <PyObject *>self)
+        fds, self.fds = self.fds, none
+        leave_critical_section(&section)
+        for fd in fds:
+            os.close(fd)
         return 0
 
     def close(self):
         """Give everything up once the call in progress has ended. What transfers and views still use stays mapped for them."""
-        if self.closed:
+        if is_closed(self):
             return
         if not self.lock.acquire(1 << 60):
             raise AssertionError("the lock was not free within 36 years")
-        self.closed = True
+        atomic_store_release(&self.closed, 1)
         self.lock.release()
         self.abandon()
 
     def abandon(self):
         """Give everything up at once, without a look at the lock: in a forked child, whose parent's threads are not there."""
-        self.closed = True
+        cdef CriticalSection section
+        cdef Mapping arena, host_pool, device_pool
+        atomic_store_release(&self.closed, 1)
         self.close_segments()
+        enter_critical_section(&section, <PyObject *>self)
+        arena, host_pool, device_pool = self.arena, self.host_pool, self.device_pool
         self.base = NULL
         self.arena = self.host_pool = self.device_pool = None
+        leave_critical_section(&section)
+        # What nobody uses any more is unmapped here, in no critical section: that takes its time, and others wait.

@@ -10,10 +10,11 @@ from llmdd._core.transfer cimport Transfer
 
 cdef class SourcePin:
     cdef Cache cache
-    cdef PinnedCache pinned        # None once it was released
+    cdef PinnedCache pinned        # None once it was released; in a critical section
 
 
 cdef class CacheStore(LocalCopies):
+    cdef object linked(self, uint64_t cluster_id)
     cdef uint64_t name_remote(self, Transfer *transfer, object key) except *
     cdef int transfer_tensors(self, str tag, Transfer *transfer, uint64_t cluster_id, object key, Cache cache,
                               uint64_t batch_index, int64_t size, uint64_t per_layer, BlockLists lists,

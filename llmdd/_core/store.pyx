@@ -1,7 +1,8 @@
 # cython: language_level=3
 """The transfers of one node (see ``store.pxd``)."""
 
-from cython cimport final
+from cpython.object cimport PyObject
+from cython cimport critical_section, final
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -9,6 +10,7 @@ from llmdd._core.block_lists cimport BlockLists, checked_blocks, largest, new_bl
 from llmdd._core.cache cimport Cache
 from llmdd._core.cache_keys cimport BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 from llmdd._core.copying cimport Piece
+from llmdd._core.critical_section cimport CriticalSection, enter_critical_section, leave_critical_section
 from llmdd._core.layout cimport (
     KEY_BLOCKS,
     KEY_CACHE_ID,
@@ -54,7 +56,11 @@ cdef class SourcePin:
 
     def release(self):
         """Let it go. Again is nothing."""
-        self.pinned = None
+        cdef PinnedCache pinned
+        cdef CriticalSection section
+        enter_critical_section(&section, <PyObject *>self)
+        pinned, self.pinned = self.pinned, None
+        leave_critical_section(&section)
 
 
 cdef class CacheStore(LocalCopies):
@@ -390,7 +396,8 @@ cdef class CacheStore(LocalCopies):
         cdef PinnedCache pinned_source = None
         if type(source) is SourcePin:
             cache = (<SourcePin>source).cache
-            pinned_source = (<SourcePin>source).pinned
+            with critical_section(source):
+                pinned_source = (<SourcePin>source).pinned
         else:
             cache = <Cache?>source
         transfer.keeps_keys = True
@@ -416,6 +423,15 @@ cdef class CacheStore(LocalCopies):
         )
 
     # ------------------------------------------------------------ any transfer
+
+    cdef object linked(self, uint64_t cluster_id):
+        """The memory of a linked cluster, or None."""
+        cdef CriticalSection section
+        enter_critical_section(&section, <PyObject *>self)
+        try:
+            return self.peers.get(cluster_id)
+        finally:
+            leave_critical_section(&section)
 
     cdef uint64_t name_remote(self, Transfer *transfer, object key) except *:
         """Enter which cache of the peer's a key names; the peer's cluster id."""
@@ -456,7 +472,7 @@ cdef class CacheStore(LocalCopies):
         cdef bint small
         cdef uint64_t bytes_of_tensor
         cdef object refusal
-        # Checking arguments may have run code that let another thread finalize; from here to the pin nothing does.
+        # Checking arguments may have run code that let another thread finalize.
         self.memory.require_open(tag)
         if cluster_id == self.cluster_id and not transfer.push:  # a push finds no link to it (api §3.7)
             raise invalid(f"{key} names our own cluster {cluster_id}; transfers go to linked clusters")
@@ -478,7 +494,7 @@ cdef class CacheStore(LocalCopies):
         if refusal is not None and not transfer.push:
             raise refusal
         transfer.locally_refused = refusal is not None
-        peer = self.peers.get(cluster_id)
+        peer = self.linked(cluster_id)
         if peer is None:
             raise failure(tag, LLMStatusCode.LLM_NOT_YET_LINK, f"cluster {cluster_id} is not linked")
         if not transfer.push:
@@ -500,7 +516,7 @@ cdef class CacheStore(LocalCopies):
         small = bytes_of_tensor * slot.num_tensors <= SMALL_COPY
         while peer.carry_out(transfer, tag, self.memory.timeout_ns, small):
             # Perhaps something else links the two, of which the links have told us before they took this down (D59).
-            following = self.peers.get(cluster_id)
+            following = self.linked(cluster_id)
             if following is None or following is peer:
                 raise failure(tag, LLMStatusCode.LLM_NOT_YET_LINK, "the link has been taken down")
             peer = following
