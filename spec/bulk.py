@@ -66,7 +66,7 @@ def read_keys(cache_keys: Any, model_id: Any) -> list[CacheKey]:
     check_integer("model_id", model_id, "uint64")
     if keys is None:
         return [CacheKey(0, number, model_id) for number in numbers]
-    require(model_id == 0, "model_id is for request ids, a CacheKey has its own")
+    require(model_id == 0 or not keys, "model_id is for request ids, a CacheKey has its own")
     return keys
 
 

@@ -23,6 +23,7 @@ cdef void index_erase(char *arena, IndexEntry *entry) noexcept nogil
 cdef void index_move(char *arena, IndexEntry *entry, uint32_t batch_index) noexcept nogil
 cdef bint index_probe(char *arena, const ArenaHeader *known, uint32_t tag, uint64_t id, uint64_t model_id,
                       IndexEntry *found) noexcept nogil
+cdef void index_prefetch(char *arena, const ArenaHeader *known, uint32_t tag) noexcept nogil
 cdef uint64_t index_version(char *arena) noexcept nogil
 cdef bint index_is_unchanged(char *arena, uint64_t version) noexcept nogil
 cdef int index_check(char *arena) except -1

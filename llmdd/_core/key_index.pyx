@@ -14,6 +14,9 @@ from llmdd._core.atomic cimport (
 )
 from llmdd._core.layout cimport INDEX_OVERFLOW, ArenaHeader, IndexEntry, header_of
 
+cdef extern from *:
+    void prefetch "__builtin_prefetch" (const void *address) noexcept nogil
+
 cdef enum:
     TAG_BITS = 32
     KIND_BITS = 3
@@ -173,6 +176,13 @@ cdef bint index_probe(
             return True
         entry += 1
     return False
+
+
+cdef void index_prefetch(char *arena, const ArenaHeader *known, uint32_t tag) noexcept nogil:
+    """Have the place fetched where a search for the tag will begin; nothing is read yet."""
+    cdef uint64_t bits = atomic_load_relaxed(&header_of(arena).index_bits)
+    if 0 < bits < TAG_BITS:
+        prefetch(<IndexEntry *>(arena + known.index_offset) + home(tag, bits))
 
 
 cdef uint64_t index_version(char *arena) noexcept nogil:
