@@ -7,7 +7,8 @@ from llmdd._core.key_index cimport (
     index_find,
     index_is_unchanged,
     index_prefetch,
-    index_probe,
+    index_probes,
+    index_tags,
     index_version,
     key_tag,
 )
@@ -17,6 +18,7 @@ from llmdd._core.layout cimport (
     KEY_REQUEST,
     IndexEntry,
     KeyRecord,
+    ReferenceSlot,
     Slot,
     header_of,
     reference_slot_at,
@@ -55,39 +57,49 @@ cdef uint64_t find_keys(
     A miss in memory costs as much as ten keys in a cache, and a lookup has three: the index, the slot, the reference
     words. So each is asked for, for a group of keys, before the first of them is waited for.
     """
-    cdef IndexEntry[GROUP] entries
+    cdef KeyRecord[GROUP] requests
+    cdef const KeyRecord *group
     cdef uint32_t[GROUP] tags
+    cdef IndexEntry[GROUP] entries
     cdef uint64_t version, count, i
-    cdef KeyRecord key
-    cdef Slot *slot
     while begin < keys.count:
         count = min(<uint64_t>GROUP, keys.count - begin)
+        group = keys.records + begin
+        if keys.records == NULL:
+            for i in range(count):
+                requests[i] = key_at(keys, begin + i)
+            group = requests
         version = index_version(arena)
-        for i in range(count):
-            key = key_at(keys, begin + i)
-            tags[i] = key_tag(header_of(arena), key.kind, key.id, key.model_id)
-            index_prefetch(arena, header_of(arena), tags[i])
-        for i in range(count):
-            key = key_at(keys, begin + i)
-            if not index_probe(arena, header_of(arena), tags[i], key.id, key.model_id, entries + i):
-                tags[i] = 0
-            elif entries[i].slot < header_of(arena).slot_capacity:
-                prefetch(slot_at(arena, entries[i].slot))
-                prefetch(reference_slot_at(arena, entries[i].slot).words)
+        index_tags(arena, header_of(arena), group, count, tags)
+        index_probes(arena, header_of(arena), tags, group, count, entries)
         if not index_is_unchanged(arena, version):
             return begin           # an entry may be torn
-        for i in range(count):
-            cache_ids[begin + i] = batch_indices[begin + i] = 0
-            if tags[i]:
-                slot = slot_at(arena, entries[i].slot)
-                if key_is_bound(words_of(arena, slot), entries[i].generation, entries[i].batch_index):
-                    cache_ids[begin + i] = slot.cache_id
-                    batch_indices[begin + i] = entries[i].batch_index
+        read_places(arena, entries, count, cache_ids + begin, batch_indices + begin)
         # As long as the index is unchanged the caches of its entries are there.
         if not index_is_unchanged(arena, version):
             return begin
         begin += count
     return begin
+
+
+cdef inline void read_places(
+    char *arena, const IndexEntry *entries, uint64_t count, int64_t *cache_ids, uint32_t *batch_indices
+) noexcept nogil:
+    """The cache and the batch slot of each entry whose key is bound; 0 and 0 of another."""
+    cdef Slot *slots = slot_at(arena, 0)
+    cdef ReferenceSlot *references = reference_slot_at(arena, 0)
+    cdef Slot *slot
+    cdef bint bound
+    cdef uint64_t i
+    for i in range(count):
+        if entries[i].tag:
+            prefetch(slots + entries[i].slot)
+            prefetch(references[entries[i].slot].words)
+    for i in range(count):
+        slot = slots + entries[i].slot
+        bound = entries[i].tag and key_is_bound(words_of(arena, slot), entries[i].generation, entries[i].batch_index)
+        cache_ids[i] = slot.cache_id if bound else 0
+        batch_indices[i] = entries[i].batch_index if bound else 0
 
 
 cdef uint64_t first_unbound(char *arena, const Keys *keys, PairSet *named) noexcept nogil:
