@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeAlias
 
+from llmdd._core.bulk_calls import BulkCalls
 from llmdd._core.cache import Cache
 from llmdd._core.cache_keys import CacheKey
 from llmdd._core.enumerations import Memtype, Placement
 from llmdd._core.status import LLMStatusCode, failure, invalid
-from llmdd._core.store import CacheStore, require_one_id
+from llmdd._core.store import require_one_id
 from llmdd._core.validation import check_elements, check_type, check_uint64
 from llmdd.layerwise import TENSORS_PER_LAYER, Blocks, CacheTask, Destination, ToAddresses, ToCache, start
 from llmdd.transfer_description import (
@@ -23,12 +24,13 @@ from llmdd.transfer_description import (
 Config: TypeAlias = TransferConfig | TransferWithCacheKeyConfig
 
 
-class CacheManager(CacheStore):
+class CacheManager(BulkCalls):
     """The caches of one initialised instance; :attr:`LLMDataDist.cache_manager` gives it.
 
     Every method may be called from any thread. A call that is refused changes nothing.
 
-    Besides the calls of LLM-DataDist there are :meth:`lookup`, :meth:`pool_usage`, :attr:`live_caches`,
+    Besides the calls of LLM-DataDist there are :meth:`lookup`, :meth:`lookup_many`, :meth:`remove_cache_keys`,
+    :meth:`deallocate_many`, :meth:`pull_many`, :meth:`pool_usage`, :attr:`live_caches`,
     :attr:`live_keys`, :meth:`paused` and :meth:`check`.
     """
 

@@ -78,6 +78,14 @@ class CacheOwner:
         assert self.settings is not None
         return self.settings
 
+    def require_serving(self) -> None:
+        """Refuse as every call does while the engine is not initialised."""
+        self._serving()
+
+    @property
+    def in_remote_mode(self) -> bool:
+        return self._serving().remote_mode
+
     # -- making caches (seed, api §3.1, §3.2) ---------------------------------------------------------------------
 
     def allocate_cache(self, cache_desc: Any, cache_keys: Any = ()) -> Cache:

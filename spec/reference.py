@@ -20,7 +20,7 @@ unpinned); ``pull_cache`` and its like are the three in a row. Other calls may c
 Links by rank table, and switches of role, are in :mod:`.communicators`.
 
 The parts: :mod:`.caches` is what a node does alone, with :mod:`.tenants` in :mod:`.memory`; :mod:`.transfers` says what
-may be moved where, :mod:`.layerwise` what moves layer by layer.
+may be moved where, :mod:`.layerwise` what moves layer by layer, and :mod:`.bulk` has the calls for many keys at once.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from .arguments import (
     layer_count,
     require,
 )
+from .bulk import deallocate_many, lookup_many, pull_many, remove_cache_keys
 from .communicators import Communicator, Member, meet
 from .layerwise import LayerTask, read_orders
 from .links import Link
@@ -229,10 +230,10 @@ class Node(Member):
     # -- pulls (api §3.6) -----------------------------------------------------------------------------------------
 
     def pull_cache(self, *arguments: Any, **keywords: Any) -> None:
-        self._run(self.begin_pull(*arguments, **keywords))
+        self.run(self.begin_pull(*arguments, **keywords))
 
     def pull_blocks(self, *arguments: Any, **keywords: Any) -> None:
-        self._run(self.begin_pull_blocks(*arguments, **keywords))
+        self.run(self.begin_pull_blocks(*arguments, **keywords))
 
     def begin_pull(self, cache_key: Any, cache: Any, batch_index: Any = 0, size: Any = -1, **keywords: Any) -> int:
         """Check a pull and pin both sides; returns the number of the transfer."""
@@ -337,10 +338,10 @@ class Node(Member):
     # -- pushes (api §3.7) ----------------------------------------------------------------------------------------
 
     def push_cache(self, *arguments: Any, **keywords: Any) -> None:
-        self._run(self.begin_push(*arguments, **keywords))
+        self.run(self.begin_push(*arguments, **keywords))
 
     def push_blocks(self, *arguments: Any, **keywords: Any) -> None:
-        self._run(self.begin_push_blocks(*arguments, **keywords))
+        self.run(self.begin_push_blocks(*arguments, **keywords))
 
     def begin_push(
         self,
@@ -501,7 +502,8 @@ class Node(Member):
         self.cluster.transfers[transfer.number] = transfer
         return transfer.number
 
-    def _run(self, transfer: int) -> None:
+    def run(self, transfer: int) -> None:
+        """What is left of a transfer that has begun."""
         self.copy(transfer)
         self.finish(transfer)
 
@@ -543,6 +545,10 @@ class Node(Member):
         assert other is not None, "a transfer goes on although its other end has gone"
         return self.tenants[transfer.local_cache], other.tenants[transfer.remote_cache]
 
+    def source_of(self, transfer: Transfer) -> Tenant:
+        """The cache of another node that a pull in progress is from."""
+        return self._sides(transfer)[1]
+
     def _end(self, transfer: Transfer) -> None:
         del self.cluster.transfers[transfer.number]
         self.tenants[transfer.local_cache].unpin(transfer.pin)
@@ -577,6 +583,20 @@ class Node(Member):
         number = self.next_task
         self.next_task += 1
         return LayerTask(self, number, source, layer_synchronizer, orders, lists)
+
+    # -- many at once -------------------------------------------------------------------------------------------------
+
+    def lookup_many(self, *arguments: Any, **keywords: Any) -> tuple[list[int], list[int]]:
+        return lookup_many(self, *arguments, **keywords)
+
+    def remove_cache_keys(self, *arguments: Any, **keywords: Any) -> list[bool]:
+        return remove_cache_keys(self, *arguments, **keywords)
+
+    def deallocate_many(self, *arguments: Any, **keywords: Any) -> list[bool]:
+        return deallocate_many(self, *arguments, **keywords)
+
+    def pull_many(self, *arguments: Any, **keywords: Any) -> list[str]:
+        return pull_many(self, *arguments, **keywords)
 
     # -- the rest (api §2.5) --------------------------------------------------------------------------------------
 

@@ -112,8 +112,8 @@ cdef class Cache:
         self.memory.enter("tensor_addrs")
         try:
             slot = slot_at(self.memory.base, self.slot)
-            if generation_of(slot) != self.generation:
-                return []
+            if generation_of(slot) != self.generation or not (slot.held or self.registered):
+                return []          # it has gone, or was deallocated by its id
             pool = 0 if self.registered else <uint64_t>self.memory.pools[slot.placement]
             return [pool + tensor_place(self.memory.base, slot, tensor) for tensor in range(slot.num_tensors)]
         finally:

@@ -12,7 +12,7 @@ change meanwhile.
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from llmdd._core.layout cimport ArenaHeader, IndexEntry
+from llmdd._core.layout cimport ArenaHeader, IndexEntry, KeyRecord
 
 cdef uint32_t key_tag(const ArenaHeader *header, uint64_t kind, uint64_t id, uint64_t model_id) noexcept nogil
 cdef IndexEntry *index_find(char *arena, uint64_t kind, uint64_t id, uint64_t model_id) noexcept nogil
@@ -23,6 +23,11 @@ cdef void index_erase(char *arena, IndexEntry *entry) noexcept nogil
 cdef void index_move(char *arena, IndexEntry *entry, uint32_t batch_index) noexcept nogil
 cdef bint index_probe(char *arena, const ArenaHeader *known, uint32_t tag, uint64_t id, uint64_t model_id,
                       IndexEntry *found) noexcept nogil
+cdef void index_prefetch(char *arena, const ArenaHeader *known, uint32_t tag) noexcept nogil
+cdef void index_tags(char *arena, const ArenaHeader *known, const KeyRecord *keys, uint64_t count,
+                     uint32_t *tags) noexcept nogil
+cdef void index_probes(char *arena, const ArenaHeader *known, const uint32_t *tags, const KeyRecord *keys, uint64_t count,
+                       IndexEntry *found) noexcept nogil
 cdef uint64_t index_version(char *arena) noexcept nogil
 cdef bint index_is_unchanged(char *arena, uint64_t version) noexcept nogil
 cdef int index_check(char *arena) except -1

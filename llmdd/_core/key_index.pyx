@@ -12,7 +12,10 @@ from llmdd._core.atomic cimport (
     atomic_store_release,
     multiply_fold,
 )
-from llmdd._core.layout cimport INDEX_OVERFLOW, ArenaHeader, IndexEntry, header_of
+from llmdd._core.layout cimport INDEX_OVERFLOW, ArenaHeader, IndexEntry, KeyRecord, header_of
+
+cdef extern from *:
+    void prefetch "__builtin_prefetch" (const void *address) noexcept nogil
 
 cdef enum:
     TAG_BITS = 32
@@ -173,6 +176,33 @@ cdef bint index_probe(
             return True
         entry += 1
     return False
+
+
+cdef void index_prefetch(char *arena, const ArenaHeader *known, uint32_t tag) noexcept nogil:
+    """Have the place fetched where a search for the tag will begin; nothing is read yet."""
+    cdef uint64_t bits = atomic_load_relaxed(&header_of(arena).index_bits)
+    if 0 < bits < TAG_BITS:
+        prefetch(<IndexEntry *>(arena + known.index_offset) + home(tag, bits))
+
+
+cdef void index_tags(
+    char *arena, const ArenaHeader *known, const KeyRecord *keys, uint64_t count, uint32_t *tags
+) noexcept nogil:
+    """The tags of several keys, whose places are being fetched when this returns."""
+    cdef uint64_t i
+    for i in range(count):
+        tags[i] = key_tag(known, keys[i].kind, keys[i].id, keys[i].model_id)
+        index_prefetch(arena, known, tags[i])
+
+
+cdef void index_probes(
+    char *arena, const ArenaHeader *known, const uint32_t *tags, const KeyRecord *keys, uint64_t count, IndexEntry *found
+) noexcept nogil:
+    """index_probe for each of several keys; an entry that it did not come across has tag 0."""
+    cdef uint64_t i
+    for i in range(count):
+        if not index_probe(arena, known, tags[i], keys[i].id, keys[i].model_id, found + i):
+            found[i].tag = 0
 
 
 cdef uint64_t index_version(char *arena) noexcept nogil:

@@ -717,11 +717,12 @@ cdef IndexEntry *find_bound_key(char *arena, uint64_t kind, uint64_t id, uint64_
 
 
 cdef bint remove_key(char *arena, uint64_t kind, uint64_t id, uint64_t model_id) noexcept nogil:
-    """remove_cache_key (seed §3b); False if the key is not bound."""
+    """remove_cache_key (seed §3b); False if the key is not bound, or a peer dropped it at the same moment."""
     cdef IndexEntry *entry = find_bound_key(arena, kind, id, model_id)
     cdef uint64_t slot_number, batch_index
     cdef Slot *slot
     cdef spec_outcome outcome
+    cdef bint dropped = False
     if entry == NULL:
         return False
     slot_number = entry.slot
@@ -729,9 +730,9 @@ cdef bint remove_key(char *arena, uint64_t kind, uint64_t id, uint64_t model_id)
     slot = slot_at(arena, slot_number)
     outcome = batch_slot_outcome(batch_slot_state(arena, slot, batch_index), BATCH_SLOT_EVENT_REMOVE, 0)
     if outcome.effects & BATCH_SLOT_EFFECT_DROP_KEY:
-        drop_key_bit(words_of(arena, slot), generation_of(slot), batch_index)
+        dropped = drop_key_bit(words_of(arena, slot), generation_of(slot), batch_index)
     settle(arena, slot_number)
-    return True
+    return dropped
 
 
 cdef unsigned int pinned_state(char *arena, Slot *slot, uint32_t generation) noexcept nogil:

@@ -684,7 +684,7 @@ cdef class NodeCaches:
         """
         cdef unsigned int bit = peer_bit
         cdef uint64_t pinned
-        if self.memory.closed:
+        if is_closed(self.memory):
             return 0
         self.memory.enter("unlink_clusters")
         try:

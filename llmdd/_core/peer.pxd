@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t, uint64_t
 from llmdd._core.layout cimport ArenaHeader
 from llmdd._core.segments cimport Mapping
 from llmdd._core.timed_lock cimport TimedLock
-from llmdd._core.transfer cimport Transfer
+from llmdd._core.transfer cimport Transfer, TransferResult
 
 
 cdef class PeerArena:
@@ -22,4 +22,12 @@ cdef class PeerArena:
     cdef int forget_process(self) noexcept
     cdef uint64_t closing          # no further transfer begins
     cdef uint64_t broken           # the transfer in progress ends too
+    cdef void face(self, Transfer *transfer) noexcept
     cdef int carry_out(self, Transfer *transfer, str tag, int64_t timeout_ns, bint keep_gil) except -1
+    cdef bint take_turn(self, int64_t deadline)
+    cdef int carry_out_run(self, Transfer *transfers, TransferResult *results, uint64_t count, int64_t deadline) except -1
+    cdef int raise_what_asking_raised(self) except -1
+
+
+cdef object refusal_of(str tag, TransferResult result)
+cdef object status_of(TransferResult result)

@@ -9,6 +9,7 @@ from posix.unistd cimport close
 
 from llmdd._core.arena cimport what_is_wrong
 from llmdd._core.atomic cimport atomic_load_word, atomic_store_word, monotonic_nanoseconds
+from llmdd._core.bulk_transfers cimport carry_out_each
 from llmdd._core.copying cimport (
     COPIED,
     COPY_BAD_ADDRESS,
@@ -32,8 +33,11 @@ from llmdd._core.transfer cimport (
     INDEX_IN_MOTION,
     KINDS_DIFFER,
     LINK_LOST,
+    LINK_TAKEN_DOWN,
+    LINK_WAS_BUSY,
     LOCALLY_REFUSED,
     NOT_ACCESSIBLE,
+    NOT_BEGUN,
     NOT_MAPPED,
     OUT_OF_TIME,
     PEER_CLOSED_ITS_MEMORY,
@@ -93,6 +97,8 @@ cdef dict _REFUSALS = {
     ),
     OUT_OF_TIME: (LLMStatusCode.LLM_TIMEOUT, "the transfer did not end within sync_kv_timeout"),
     LINK_LOST: (LLMStatusCode.LLM_NOT_YET_LINK, "the link was lost"),
+    LINK_WAS_BUSY: (LLMStatusCode.LLM_LINK_BUSY, "the link was busy for longer than sync_kv_timeout"),
+    LINK_TAKEN_DOWN: (LLMStatusCode.LLM_NOT_YET_LINK, "the link has been taken down"),
     PEER_UNSOUND: (LLMStatusCode.LLM_FAILED, "the peer's memory does not describe a cache"),
 }
 
@@ -166,6 +172,21 @@ cdef class PeerArena:
             close(pidfd)
         return 0
 
+    cdef void face(self, Transfer *transfer) noexcept:
+        """Enter the peer's side of a transfer."""
+        transfer.arena = self.arena.base
+        transfer.known = &self.known
+        transfer.pools[HOST] = self.host_pool.base if self.host_pool is not None else NULL
+        transfer.pools[DEVICE] = self.device_pool.base if self.device_pool is not None else NULL
+        transfer.peer_bit = self.peer_bit
+        transfer.pid = self.pid
+        transfer.pidfd = self.pidfd
+        transfer.peer = <void *>self
+        transfer.ask = NULL
+        if self.courier is not None:
+            transfer.ask = ask_peer
+        transfer.broken = &self.broken
+
     cdef int carry_out(self, Transfer *transfer, str tag, int64_t timeout_ns, bint keep_gil) except -1:
         """Carry a transfer out when it is this call's turn; raises what it was refused with.
 
@@ -175,23 +196,12 @@ cdef class PeerArena:
         cdef int64_t begin = monotonic_nanoseconds()
         transfer.deadline = begin + timeout_ns
         if not self.lock.acquire(timeout_ns):
-            raise failure(tag, LLMStatusCode.LLM_LINK_BUSY, "the link was busy for longer than sync_kv_timeout")
+            raise refusal_of(tag, LINK_WAS_BUSY)
         try:
             # Pairs with detach, as the turns do: once closing is set, nobody begins.
             if atomic_load_word(&self.closing):
                 return 1
-            transfer.arena = self.arena.base
-            transfer.known = &self.known
-            transfer.pools[HOST] = self.host_pool.base if self.host_pool is not None else NULL
-            transfer.pools[DEVICE] = self.device_pool.base if self.device_pool is not None else NULL
-            transfer.peer_bit = self.peer_bit
-            transfer.pid = self.pid
-            transfer.pidfd = self.pidfd
-            transfer.peer = <void *>self
-            transfer.ask = NULL
-            if self.courier is not None:
-                transfer.ask = ask_peer
-            transfer.broken = &self.broken
+            self.face(transfer)
             # An owner that died while it changed its index leaves it so: nobody waits for that with the GIL held.
             transfer.impatient = keep_gil
             result = carry_out(transfer) if keep_gil else INDEX_IN_MOTION
@@ -199,14 +209,48 @@ cdef class PeerArena:
                 transfer.impatient = False
                 with nogil:
                     result = carry_out(transfer)
-            asking_failed, self.asking_failed = self.asking_failed, None
+            self.raise_what_asking_raised()
         finally:
             self.lock.release()
+        if result != TRANSFERRED and result != LOCALLY_REFUSED:
+            raise refusal_of(tag, result)
+        return 0
+
+    cdef bint take_turn(self, int64_t deadline):
+        """Wait for the link until a deadline; False if others used it all the time. It is to be given back by `lock`."""
+        return self.lock.acquire(max(0, deadline - monotonic_nanoseconds()))
+
+    cdef int carry_out_run(self, Transfer *transfers, TransferResult *results, uint64_t count, int64_t deadline) except -1:
+        """Carry out, in one turn and in order, those transfers that are NOT_BEGUN; what became of them is in `results`.
+
+        True if nothing was done, because the link had been taken down when the turn came.
+        """
+        cdef uint64_t i
+        if not self.take_turn(deadline):
+            for i in range(count):
+                if results[i] == NOT_BEGUN:
+                    results[i] = LINK_WAS_BUSY
+            return 0
+        try:
+            if atomic_load_word(&self.closing):
+                return 1
+            for i in range(count):
+                if results[i] == NOT_BEGUN:
+                    self.face(transfers + i)
+                    transfers[i].deadline = deadline
+            i = 0
+            while i < count:
+                with nogil:
+                    i = carry_out_each(transfers, results, i, count)
+                self.raise_what_asking_raised()
+        finally:
+            self.lock.release()
+        return 0
+
+    cdef int raise_what_asking_raised(self) except -1:
+        asking_failed, self.asking_failed = self.asking_failed, None
         if asking_failed is not None:
             raise asking_failed
-        if result != TRANSFERRED and result != LOCALLY_REFUSED:
-            code, detail = _REFUSALS[result]
-            raise failure(tag, code, detail)
         return 0
 
     def break_off(self):
@@ -232,6 +276,17 @@ cdef class PeerArena:
     def remote_accessible(self):
         """Whether the peer lets us write into its pools."""
         return self.known.remote_accessible != 0
+
+
+cdef object refusal_of(str tag, TransferResult result):
+    """The exception for a transfer that ended so."""
+    code, detail = _REFUSALS[result]
+    return failure(tag, code, detail)
+
+
+cdef object status_of(TransferResult result):
+    """The status code of a transfer that ended so."""
+    return LLMStatusCode.LLM_SUCCESS if result == TRANSFERRED else _REFUSALS[result][0]
 
 
 cdef Mapping mapped_pool(int fd, uint64_t size):

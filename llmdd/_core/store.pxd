@@ -4,6 +4,8 @@ from libc.stdint cimport int64_t, uint64_t
 
 from llmdd._core.block_lists cimport BlockLists
 from llmdd._core.cache cimport Cache
+from llmdd._core.cache_keys cimport CacheKey
+from llmdd._core.layout cimport Slot
 from llmdd._core.local_copies cimport LocalCopies, PinnedCache
 from llmdd._core.transfer cimport Transfer
 
@@ -21,3 +23,9 @@ cdef class CacheStore(LocalCopies):
                               PinnedCache local=*) except -1
     cdef int send(self, Transfer *transfer, uint64_t cluster_id, object key, object source, uint64_t src_first,
                   uint64_t batch_index, BlockLists lists, uint64_t block_memory_size) except -1
+
+
+# What keeps a transfer from beginning, as far as our own side tells.
+cdef int check_one_id(CacheKey key) except -1
+cdef object local_refusal(Transfer *transfer, const Slot *slot, uint64_t batch_index, uint64_t per_layer)
+cdef object blocks_refusal(Transfer *transfer, const Slot *slot)

@@ -9,7 +9,8 @@ Only where the peer's memory is its program's own and the kernel lets nobody els
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from llmdd._core.copying cimport CopyResult, CopyTeam, Piece, Place
-from llmdd._core.layout cimport ArenaHeader, Slot
+from llmdd._core.layout cimport ArenaHeader, IndexEntry, Slot
+from llmdd._core.pair_set cimport PairSet
 
 cdef enum TransferResult:
     TRANSFERRED = 0
@@ -32,6 +33,9 @@ cdef enum TransferResult:
     ADDRESS_UNKNOWN = 17           # no accessible tensor of the peer's reaches over these addresses
     NOT_MAPPED = 18                # registered memory that is gone
     PEER_CLOSED_ITS_MEMORY = 19    # the kernel forbids the way, and there is nobody to ask
+    NOT_BEGUN = 20                 # of several: this one's turn is still to come
+    LINK_WAS_BUSY = 21             # others used the link until the time had run out
+    LINK_TAKEN_DOWN = 22
 
 cdef enum Form:
     SLOT_TO_SLOT = 0
@@ -94,6 +98,15 @@ cdef struct Transfer:
     int64_t deadline               # on the monotonic clock, nanoseconds
     CopyTeam *team                 # threads for large copies
     bint impatient                 # do not wait while the owner changes its index: INDEX_IN_MOTION
+    const PairSet *pinned          # of several at once: (arena, slot) of what they have pinned already; NULL: of one
 
 cdef Place place_here(char *arena, const Slot *slot, char *pool, uint64_t tensor) noexcept nogil
 cdef TransferResult carry_out(Transfer *transfer) noexcept nogil
+
+# The steps of carry_out by key, for several transfers that go together (bulk_transfers.pxd).
+cdef TransferResult find_and_pin(Transfer *transfer, IndexEntry *entry, Slot *copy) noexcept nogil
+cdef TransferResult fits_slot(Transfer *transfer, const IndexEntry *entry, const Slot *remote) noexcept nogil
+cdef TransferResult copy_tensors(Transfer *transfer, const IndexEntry *entry, const Slot *remote) noexcept nogil
+cdef TransferResult outcome(Transfer *transfer, const IndexEntry *entry, TransferResult result) noexcept nogil
+cdef bint drop_key(Transfer *transfer, const IndexEntry *entry, const Slot *remote) noexcept nogil
+cdef void unpin(Transfer *transfer, uint64_t slot, bint dropped_key) noexcept nogil

@@ -48,6 +48,7 @@ from llmdd._core.layout cimport (
     tensor_words,
 )
 from llmdd._core.lifecycle cimport tensor_place
+from llmdd._core.pair_set cimport NOT_SEEN, pair_set_find
 from llmdd._core.references cimport any_key_bound, key_is_bound, mark_released, transfer_key
 from llmdd._core.tables cimport (
     CACHE_EVENT_PIN,
@@ -145,6 +146,8 @@ cdef TransferResult pin(Transfer *transfer, const IndexEntry *entry, Slot *copy)
     if entry.slot >= transfer.known.slot_capacity:
         return REMOTE_MISSING
     slot = remote_slot(transfer, entry.slot)
+    if is_pinned_already(transfer, entry.slot):
+        return confirm_pinned(transfer, entry, copy)
     # Pair with the owner's apply, pinned_by_peers and read_by_evicted: our bit is set before we read the gate, the gate
     # closed before it reads the bits. With its allocate too: who sees the gate open sees the tenant whole.
     atomic_fetch_set(pin_word(transfer, entry.slot), <uint64_t>1 << transfer.peer_bit % 64)
@@ -159,6 +162,20 @@ cdef TransferResult pin(Transfer *transfer, const IndexEntry *entry, Slot *copy)
         result = REMOTE_MISSING
     unpin(transfer, entry.slot, False)
     return result
+
+
+cdef bint is_pinned_already(Transfer *transfer, uint64_t slot) noexcept nogil:
+    """Whether the call that this transfer is one of has our pin on the slot: there is one bit for all of them."""
+    return transfer.pinned != NULL and pair_set_find(transfer.pinned, <uint64_t>transfer.arena, slot) != NOT_SEEN
+
+
+cdef TransferResult confirm_pinned(Transfer *transfer, const IndexEntry *entry, Slot *copy) noexcept nogil:
+    """As pin, of a slot that is pinned, and stays so whatever is found."""
+    cdef Slot *slot = remote_slot(transfer, entry.slot)
+    if atomic_load_word(&slot.gate) != (<uint64_t>entry.generation << 1 | 1):
+        return REMOTE_MISSING
+    copy[0] = slot[0]
+    return confirm(transfer, entry, copy)
 
 
 cdef void unpin(Transfer *transfer, uint64_t slot, bint dropped_key) noexcept nogil:
@@ -562,36 +579,48 @@ cdef TransferResult outcome(Transfer *transfer, const IndexEntry *entry, Transfe
     return result
 
 
+cdef TransferResult fits_slot(Transfer *transfer, const IndexEntry *entry, const Slot *remote) noexcept nogil:
+    """Whether the pinned slot, at the batch index that the key stands for, allows the transfer."""
+    if transfer.kind != KEY_CACHE_ID:
+        transfer.batch_index = entry.batch_index
+    return fits(transfer, remote)
+
+
+cdef bint drop_key(Transfer *transfer, const IndexEntry *entry, const Slot *remote) noexcept nogil:
+    """What has been transferred is so for the slot's key; whether that drops it."""
+    cdef uint64_t kind = KEY_NONE
+    if transfer.keeps_keys:
+        return False
+    if transfer.batch_index < remote.key_count:
+        kind = (<KeyRecord *>(transfer.arena + remote.keys) + transfer.batch_index).kind
+    return transfer_key(
+        <uint64_t *>(transfer.arena + remote.words),
+        entry.generation,
+        remote.key_count,
+        remote.num_tensors,
+        kind,
+        remote.registered,
+        transfer.batch_index,
+        transfer.remote_first,
+        transfer.remote_end,
+    )
+
+
 cdef TransferResult carry_out_by_key(Transfer *transfer) noexcept nogil:
     """Find, pin, check, copy, drop the key, unpin."""
     cdef IndexEntry entry
     cdef Slot remote
     cdef TransferResult result
     cdef bint dropped_key = False
-    cdef uint64_t kind = KEY_NONE
     result = find_and_pin(transfer, &entry, &remote)
     if result != TRANSFERRED:
         return result
-    if transfer.kind != KEY_CACHE_ID:
-        transfer.batch_index = entry.batch_index
-    result = fits(transfer, &remote)
+    result = fits_slot(transfer, &entry, &remote)
     if result == TRANSFERRED:
         result = copy_tensors(transfer, &entry, &remote)
     result = outcome(transfer, &entry, result)
-    if result == TRANSFERRED and not transfer.keeps_keys:
-        if transfer.batch_index < remote.key_count:
-            kind = (<KeyRecord *>(transfer.arena + remote.keys) + transfer.batch_index).kind
-        dropped_key = transfer_key(
-            <uint64_t *>(transfer.arena + remote.words),
-            entry.generation,
-            remote.key_count,
-            remote.num_tensors,
-            kind,
-            remote.registered,
-            transfer.batch_index,
-            transfer.remote_first,
-            transfer.remote_end,
-        )
+    if result == TRANSFERRED:
+        dropped_key = drop_key(transfer, &entry, &remote)
     unpin(transfer, entry.slot, dropped_key)
     return result
 

@@ -8,4 +8,5 @@ cdef uint32_t checked_uint32(str name, object value) except? 0
 cdef int64_t checked_int32(str name, object value) except? 0
 cdef int require_type(str name, object value, object wanted) except -1
 cdef int require_present(str name, object value, object wanted) except -1
+cdef int check_range(str name, object value, str type_name, object low, object high) except -1
 cdef object wrong_type(str name, object value, str wanted)

@@ -566,6 +566,10 @@ ADDITIONS: dict[str, dict[str, str]] = {
     "Cache": {"tensors": "NumPy arrays over the cache's own memory; each keeps the memory as long as it lives."},
     "CacheManager": {
         "lookup": "The id and slot to which a key is bound, or None.",
+        "lookup_many": "The same for many keys, or request ids in an array.",
+        "remove_cache_keys": "`remove_cache_key` for many keys in one go.",
+        "deallocate_many": "`deallocate_cache` for many caches, or their ids, in one go.",
+        "pull_many": "`pull_cache` or `pull_blocks` for many keys in one go.",
         "pool_usage": "Total, free and page bytes of a pool.",
         "live_caches": "How many caches hold memory.",
         "live_keys": "How many keys are bound.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from llmdd.spec import values
@@ -30,12 +30,14 @@ from llmdd import (
     TransferConfig,
     TransferWithCacheKeyConfig,
 )
+from llmdd._core.bulk_calls import KeyPlaces
 
 from .own_memory import OwnMemory
 from .terms import (
     DATADIST_METHODS,
     PATIENCE_MS,
     PLACEMENTS,
+    Array,
     CacheName,
     Call,
     Memory,
@@ -73,6 +75,8 @@ class LibrarySide:
     def _call(self, call: Call) -> object:
         datadist = self.datadists[call.node]
         answer = _plain(self._make(self._callee(call), call))
+        if call.method == "pull_many":
+            answer = [LLMStatusCode(code).name for code in cast(list[int], answer)]
         if call.method == "init":
             self.managers[call.node] = datadist.cache_manager
         elif call.method == "finalize" and call.node in self.managers:
@@ -184,6 +188,8 @@ class LibrarySide:
         """What a value of the reference model, or a cache's name, is here. Anything else is itself."""
         if isinstance(value, CacheName):
             return self.caches[value]
+        if isinstance(value, Array):
+            return _array(value)
         if type(value) in (list, tuple, set):
             return type(value)(self._translated(element) for element in value)
         if type(value) is dict:
@@ -217,6 +223,10 @@ def _plain(result: object) -> object:
         return result.name
     if isinstance(result, CacheKeyByIdAndIndex):
         return values.CacheKeyByIdAndIndex(result.cluster_id, result.cache_id, result.batch_index)
+    if isinstance(result, np.ndarray):
+        return result.tolist()
+    if isinstance(result, KeyPlaces):
+        return tuple(_plain(element) for element in result)
     if isinstance(result, list | tuple):
         return type(result)(_plain(element) for element in result)
     return result
@@ -262,6 +272,14 @@ def _fill(tensors: Sequence[np.ndarray], seed: int) -> None:
 
 def _contents(tensors: Sequence[np.ndarray]) -> tuple[bytes, ...]:
     return tuple(tensor.tobytes() for tensor in tensors)
+
+
+def _array(array: Array) -> np.ndarray:
+    """In memory that is as long as its strides make it, filled with other numbers in between."""
+    memory = np.full(len(array.numbers) * abs(array.stride), 7, array.dtype)
+    found: np.ndarray = memory[:: array.stride]
+    found[:] = array.numbers
+    return found
 
 
 def _cache_desc(desc: values.CacheDesc) -> CacheDesc:

@@ -13,6 +13,7 @@ from llmdd.spec.values import Cache, CacheKey, View
 from .terms import (
     PATIENCE_MS,
     PLACEMENTS,
+    Array,
     CacheName,
     Call,
     Memory,
@@ -179,9 +180,11 @@ class ReferenceSide:
         ]
 
     def _translated(self, value: Any) -> Any:
-        """A cache's name is that cache here. Anything else is itself."""
+        """A cache's name is that cache here, an array a list. Anything else is itself."""
         if isinstance(value, CacheName):
             return self.caches[value]
+        if isinstance(value, Array):
+            return list(value.numbers)
         if type(value) in (list, tuple, set):
             return type(value)(self._translated(element) for element in value)
         if type(value) is dict:

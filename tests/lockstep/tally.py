@@ -52,6 +52,15 @@ KINDS = (
     "transfer_cache_async to addresses",
     "transfer_cache_async to caches",
     "remap_registered_memory",
+    "lookup_many",
+    "remove_cache_keys",
+    "remove_cache_keys, all or nothing",
+    "deallocate_many",
+    "deallocate_many, all or nothing",
+    "pull_many",
+    "pull_many, all or nothing",
+    "pull_many into blocks",
+    "pull_many into blocks, all or nothing",
 )
 
 
@@ -66,7 +75,9 @@ def kind_of(call: Call) -> str:
     key = (call.keywords or {}).get(KEY_ARGUMENTS.get(call.method, ""))
     if isinstance(key, CacheKey | CacheKeyByIdAndIndex | BlocksCacheKey):
         return f"{call.method} by {type(key).__name__}"
-    return call.method
+    into_blocks = " into blocks" if (call.keywords or {}).get("block_tables") is not None else ""
+    all_or_nothing = ", all or nothing" if (call.keywords or {}).get("all_or_nothing") is True else ""
+    return f"{call.method}{into_blocks}{all_or_nothing}"
 
 
 def has_succeeded(outcome: Outcome) -> bool:
@@ -74,6 +85,8 @@ def has_succeeded(outcome: Outcome) -> bool:
     if not isinstance(outcome, Returned):
         return False
     value = outcome.value
+    if isinstance(value, list):  # of many items
+        return bool(value) and all(each is True or each == "LLM_SUCCESS" for each in value)
     return not (isinstance(value, tuple) and value and isinstance(value[0], str) and value[0] != "LLM_SUCCESS")
 
 

@@ -75,6 +75,18 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Array:
+    """Whole numbers, which the library is given as an array of NumPy's, and the reference model as a list.
+
+    ``stride`` is how many places it is from one to the next.
+    """
+
+    numbers: tuple[int, ...]
+    dtype: str = "int64"
+    stride: int = 1
+
+
+@dataclass(frozen=True)
 class Call:
     """A call of the contract, on the node of that name."""
 

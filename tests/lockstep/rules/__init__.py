@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .blocks import BlocksRules
+from .bulk import BulkRules
 from .caches import CacheRules
 from .communicators import CommunicatorRules
 from .engines import EngineRules
@@ -10,5 +11,5 @@ from .memory import MemoryRules
 from .transfers import TransferRules
 
 
-class AllRules(EngineRules, CommunicatorRules, MemoryRules, CacheRules, BlocksRules, TransferRules):
-    """Every call of the contract."""
+class AllRules(EngineRules, CommunicatorRules, MemoryRules, CacheRules, BlocksRules, TransferRules, BulkRules):
+    """Every call of the contract, and ours for many at once."""
