@@ -453,7 +453,7 @@ cdef bint take_own_memory(char *arena, uint64_t slot_number, Slot *slot, const u
     slot.registration = <uint32_t>position
     registrations[position] = <uint32_t>slot_number + 1
     if position == header.registrations:
-        # A peer that reads the new number finds the new entry.
+        # Pairs with find_landing: a peer that reads the new number finds the new entry.
         atomic_store_release(&header.registrations, position + 1)
     return True
 

@@ -281,7 +281,7 @@ cdef TransferResult find_landing(Transfer *transfer, uint64_t size, Landing *lan
         if transfer.pools[pool] != NULL and offset < known.pools[pool].bytes:
             noted = (<uint32_t *>(transfer.arena + known.pools[pool].tenants))[offset >> known.pools[pool].page_shift]
             return land_in(transfer, noted, size, landings, number)
-    # As many as there were; which of them are somebody's is a hint, whatever this pairs with: pin looks again.
+    # Pairs with take_own_memory, which writes an entry before it counts it. Whose it is remains a hint: pin looks again.
     count = min(atomic_load_word(&header_of(transfer.arena).registrations), known.slot_capacity)
     for position in range(count):
         noted = (<uint32_t *>(transfer.arena + known.registrations_offset))[position]
