@@ -16,6 +16,7 @@ from llmdd._core.layout cimport (
     KEY_CACHE_ID,
     KEY_NONE,
     KEY_REQUEST,
+    WORD_BITS,
     IndexEntry,
     KeyRecord,
     ReferenceSlot,
@@ -23,7 +24,6 @@ from llmdd._core.layout cimport (
     header_of,
     reference_slot_at,
     slot_at,
-    words_of,
 )
 from llmdd._core.lifecycle cimport drop_id, find_bound_key, generation_of, remove_key
 from llmdd._core.pair_set cimport NOT_SEEN, PairSet, pair_set_add
@@ -88,7 +88,9 @@ cdef inline void read_places(
     """The cache and the batch slot of each entry whose key is bound; 0 and 0 of another."""
     cdef Slot *slots = slot_at(arena, 0)
     cdef ReferenceSlot *references = reference_slot_at(arena, 0)
+    cdef uint64_t arena_bytes = header_of(arena).control_bytes + header_of(arena).references_bytes
     cdef Slot *slot
+    cdef uint64_t word
     cdef bint bound
     cdef uint64_t i
     for i in range(count):
@@ -96,8 +98,15 @@ cdef inline void read_places(
             prefetch(slots + entries[i].slot)
             prefetch(references[entries[i].slot].words)
     for i in range(count):
+        bound = False
         slot = slots + entries[i].slot
-        bound = entries[i].tag and key_is_bound(words_of(arena, slot), entries[i].generation, entries[i].batch_index)
+        if entries[i].tag:
+            # The slot may be another tenant's by now, with fewer words: that is found out later, but nothing beyond the
+            # arena may be read for it.
+            word = slot.words + entries[i].batch_index // WORD_BITS * 8
+            bound = word < arena_bytes and key_is_bound(
+                <uint64_t *>(arena + slot.words), entries[i].generation, entries[i].batch_index
+            )
         cache_ids[i] = slot.cache_id if bound else 0
         batch_indices[i] = entries[i].batch_index if bound else 0
 

@@ -66,7 +66,9 @@ cdef TransferResult begin_transfer(
                 result = REMOTE_MISSING
     if result == TRANSFERRED:
         pair_set_add(pinned, <uint64_t>transfer.arena, this.entry.slot, position)
-    elif this.holder == position:
+        return TRANSFERRED
+    result = outcome(transfer, &this.entry, result)
+    if this.holder == position:
         unpin(transfer, this.entry.slot, False)
     return result
 
@@ -89,7 +91,7 @@ cdef TransferResult copy_all(Transfer *transfers, Begun *begun, uint64_t count, 
             return OUT_OF_TIME
         result = copy_tensors(transfers + i, &begun[i].entry, &begun[i].remote)
         if result != TRANSFERRED:
-            return result
+            return outcome(transfers + i, &begun[i].entry, result)
     for i in range(count):
         refused[0] = i
         result = outcome(transfers + i, &begun[i].entry, TRANSFERRED)

@@ -50,9 +50,12 @@ class Owner:
 class Trio:
     """A cluster, and two owners that it is linked to."""
 
-    puller: CacheManager
+    puller_datadist: LLMDataDist
     one: Owner
     two: Owner
+
+    def __post_init__(self) -> None:
+        self.puller: CacheManager = self.puller_datadist.cache_manager
 
 
 @pytest.fixture
@@ -67,7 +70,7 @@ def make_trio(make_datadist: Any, link: Any) -> Callable[..., Trio]:
         one, two, puller = (make_datadist(cluster, **settings) for cluster in (1, 2, 3))
         link(puller, one)
         link(puller, two)
-        return Trio(puller.cache_manager, Owner(one), Owner(two))
+        return Trio(puller, Owner(one), Owner(two))
 
     return make
 
