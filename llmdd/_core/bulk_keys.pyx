@@ -23,11 +23,9 @@ from llmdd._core.layout cimport (
     header_of,
     reference_slot_at,
     slot_at,
-    words_of,
 )
-from llmdd._core.lifecycle cimport drop_id, find_bound_key, generation_of, remove_key
+from llmdd._core.lifecycle cimport bound_cache_id, drop_id, find_bound_key, generation_of, remove_key
 from llmdd._core.pair_set cimport NOT_SEEN, PairSet, pair_set_add
-from llmdd._core.references cimport key_is_bound
 
 cdef extern from *:
     void prefetch "__builtin_prefetch" (const void *address) noexcept nogil
@@ -88,18 +86,14 @@ cdef inline void read_places(
     """The cache and the batch slot of each entry whose key is bound; 0 and 0 of another."""
     cdef Slot *slots = slot_at(arena, 0)
     cdef ReferenceSlot *references = reference_slot_at(arena, 0)
-    cdef Slot *slot
-    cdef bint bound
     cdef uint64_t i
     for i in range(count):
         if entries[i].tag:
             prefetch(slots + entries[i].slot)
             prefetch(references[entries[i].slot].words)
     for i in range(count):
-        slot = slots + entries[i].slot
-        bound = entries[i].tag and key_is_bound(words_of(arena, slot), entries[i].generation, entries[i].batch_index)
-        cache_ids[i] = slot.cache_id if bound else 0
-        batch_indices[i] = entries[i].batch_index if bound else 0
+        cache_ids[i] = bound_cache_id(arena, entries + i) if entries[i].tag else 0
+        batch_indices[i] = entries[i].batch_index if cache_ids[i] else 0
 
 
 cdef uint64_t first_unbound(char *arena, const Keys *keys, PairSet *named) noexcept nogil:
