@@ -32,7 +32,7 @@ from llmdd._core.atomic cimport (
     atomic_store_word,
     monotonic_nanoseconds,
 )
-from llmdd._core.copying cimport Piece
+from llmdd._core.copying cimport CopyTeam, Piece
 from llmdd._core.key_index cimport index_is_unchanged, index_probe, index_version, key_tag
 from llmdd._core.layout cimport (
     KEY_CACHE_ID,
@@ -325,6 +325,7 @@ cdef struct Worker:
     char *local_pool
     uint64_t local_slot
     Piece piece
+    CopyTeam team
 
 
 cdef inline uint64_t chance(Worker *worker, uint64_t below) noexcept nogil:
@@ -615,7 +616,8 @@ cdef void *run_owner(void *argument) noexcept nogil:
             reap(owner.round.arena, 16)
             futex_release(&owner.round.lock)
         dismiss_who_asks(owner)
-        sched_yield()
+        if chance(owner, 32) == 0:
+            sched_yield()
         while count == ALONE and atomic_load_acquire(&owner.round.arrived) < PEERS + VIEWERS:
             sched_yield()
     atomic_fetch_add_word(&owner.round.owners_done, 1)
@@ -661,6 +663,7 @@ cdef void prepare(Worker *peer, Transfer *transfer, uint64_t first, uint64_t end
     transfer.form = SLOT_TO_SLOT
     transfer.bytes = size
     transfer.pieces = &peer.piece
+    transfer.team = &peer.team
     transfer.deadline = monotonic_nanoseconds() + MINUTE
 
 
@@ -915,7 +918,7 @@ cdef list mappings_of_a_pool(uint64_t size):
         os.close(fd)
 
 
-cdef Mapping new_local_cache(Worker *peer, Mapping pool):
+cdef Mapping new_local_cache(Worker *peer, Mapping pool, uint64_t tensor_bytes):
     """An arena of the peer's own, with one cache from and to which it transfers."""
     cdef Mapping arena = new_arena(pool, None, 64, 1024)
     cdef Allocation request
@@ -923,7 +926,7 @@ cdef Mapping new_local_cache(Worker *peer, Mapping pool):
     request.placement = DEVICE
     request.num_tensors = MOST_TENSORS
     request.row_count = 1
-    request.tensor_bytes = LARGEST_ROW
+    request.tensor_bytes = tensor_bytes
     request.accessible = True
     if allocate(arena.base, &request) != ACCEPTED:
         raise AssertionError("a peer has no room for its own cache")
@@ -973,7 +976,7 @@ cdef class Storm:
         peer.pools[DEVICE] = self.round.near_pools[DEVICE]
         if not peer.told:
             peer.pools[DEVICE] = self.round.far_pools[number] = device.base
-        self.kept += [own_pool, new_local_cache(peer, own_pool)]
+        self.kept += [own_pool, new_local_cache(peer, own_pool, LARGEST_ROW)]
         return 0
 
     cdef int give_buffers(self, Worker *owner) except -1:
@@ -1049,3 +1052,35 @@ cdef void *zeroed(uint64_t count, uint64_t size) except NULL:
     if memory == NULL:
         raise MemoryError(f"{count * size} bytes for the stress")
     return memory
+
+
+def copy_much(uint64_t tensor_bytes, uint64_t times):
+    """Pull tensors so large that several threads copy them; the least and the most threads there were is up to the core."""
+    cdef Mapping pool = map_private(MOST_TENSORS * tensor_bytes)
+    cdef Mapping own_pool = map_private(MOST_TENSORS * tensor_bytes)
+    cdef Mapping arena, own_arena
+    cdef Round round
+    cdef Worker owner, peer
+    cdef Transfer transfer
+    cdef TransferResult result
+    cdef uint64_t i, tensor
+    memset(&round, 0, sizeof(round))
+    memset(&owner, 0, sizeof(owner))
+    memset(&peer, 0, sizeof(peer))
+    arena = new_local_cache(&owner, pool, tensor_bytes)
+    own_arena = new_local_cache(&peer, own_pool, tensor_bytes)
+    round.arena = arena.base
+    peer.round = &round
+    peer.pools[DEVICE] = pool.base
+    copy_header(&peer.known, header_of(arena.base))
+    admit_peer_bit(arena.base, PEER_BITS[0])
+    for i in range(times):
+        for tensor in range(MOST_TENSORS):
+            fill_row(our_tensor(&owner, tensor), tensor_bytes // 8, content(i, tensor, 0))
+        prepare(&peer, &transfer, 0, MOST_TENSORS, tensor_bytes)
+        transfer.kind, transfer.id = KEY_CACHE_ID, 1
+        with nogil:
+            result = carry_out(&transfer)
+        assert result == TRANSFERRED, f"a large copy was refused: {result}"
+        for tensor in range(MOST_TENSORS):
+            assert row_is(our_tensor(&peer, tensor), tensor_bytes // 8, content(i, tensor, 0)), "copied bytes are wrong"
