@@ -59,7 +59,7 @@ ALL = (
         operations=3000,
         faults={
             "plain reference": "WARNING: ThreadSanitizer: data race",
-            "copy unpinned": "WARNING: ThreadSanitizer: data race",
+            "read on": "WARNING: ThreadSanitizer: data race",
         },
     ),
     Sanitizers(
@@ -76,7 +76,7 @@ ALL = (
         rounds=6,
         operations=10000,
         faults={
-            "copy unpinned": "ERROR: AddressSanitizer: use-after-poison",
+            "read on": "ERROR: AddressSanitizer: use-after-poison",
             "fill too far": "ERROR: AddressSanitizer: use-after-poison",
             "shift too far": "runtime error: shift exponent 32 is too large",
         },

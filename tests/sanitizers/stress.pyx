@@ -128,14 +128,14 @@ cdef unsigned int[PEERS] PEER_BITS = [0, 63, 64, 200]
 cdef enum Fault:
     NO_FAULT = 0
     PLAIN_REFERENCE = 1            # a peer reads a reference word as if nobody else wrote it
-    COPY_UNPINNED = 2              # a peer reads on after its transfer has ended
+    READ_ON = 2                    # a peer reads on when its transfer has ended
     FILL_TOO_FAR = 3               # an owner writes one word behind its tensors
     SHIFT_TOO_FAR = 4              # by as many bits as there are
 
 FAULTS = {
     "none": NO_FAULT,
     "plain reference": PLAIN_REFERENCE,
-    "copy unpinned": COPY_UNPINNED,
+    "read on": READ_ON,
     "fill too far": FILL_TOO_FAR,
     "shift too far": SHIFT_TOO_FAR,
 }
@@ -326,6 +326,7 @@ cdef struct Worker:
     uint64_t local_slot
     Piece piece
     CopyTeam team
+    const char *remembered         # a place that it has no pin on any more (READ_ON)
 
 
 cdef inline uint64_t chance(Worker *worker, uint64_t below) noexcept nogil:
@@ -691,10 +692,12 @@ cdef void read_reference_plainly(Worker *peer, uint64_t number) noexcept nogil:
     require(peer, reference_slot_at(peer.round.arena, slot).words[0] != 0, b"a reference word is 0")
 
 
-cdef void read_without_a_pin(Worker *peer, uint64_t number, uint64_t row) noexcept nogil:
-    cdef uint64_t place = atomic_load_relaxed(&peer.round.notes[number].places[0])
-    cdef char *begin = peer.round.near_pools[DEVICE] + place + row * shape_of(number).row_bytes
-    require(peer, not row_is(begin, 1, 0), b"a row without a pin")
+cdef void read_on_without_a_pin(Worker *peer, uint64_t number) noexcept nogil:
+    """The first word of a cache that we transferred from, some transfers later."""
+    if peer.deeds[PULLED_BY_KEY] % 64 == 0:
+        peer.remembered = peer.pools[DEVICE] + atomic_load_relaxed(&peer.round.notes[number].places[0])
+    if peer.remembered != NULL:
+        require(peer, not row_is(peer.remembered, 1, 0), b"a word without a pin")
 
 
 cdef void pull(Worker *peer, uint64_t number) noexcept nogil:
@@ -728,8 +731,8 @@ cdef void pull(Worker *peer, uint64_t number) noexcept nogil:
         )
     if peer.round.fault == PLAIN_REFERENCE:
         read_reference_plainly(peer, number)
-    elif peer.round.fault == COPY_UNPINNED and peer.told and shape.use == ORDINARY:
-        read_without_a_pin(peer, number, row)
+    elif peer.round.fault == READ_ON and peer.told and shape.use == ORDINARY:
+        read_on_without_a_pin(peer, number)
 
 
 cdef void pull_a_reused_key(Worker *peer) noexcept nogil:
