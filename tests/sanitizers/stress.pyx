@@ -9,7 +9,8 @@ The number of a cache says what it looks like and what its bytes are, so a peer 
 pulled. Whether a cache is filled yet it learns in one of two ways. Half of the peers *are told*: by an acquiring load, as
 if a message had come, and they see the pools where the owner does; a sanitizer then sees every byte of a transfer that is
 not ordered before the next tenant's. The other half *guess*: by a relaxed load, so that nothing but the protocol orders
-what they read of the arena, and they see the pools through a mapping of their own.
+what they read of the arena, and they see the pools through a mapping of their own. One of these is evicted now and then:
+it may copy what is no cache's any more, and must know afterwards.
 """
 
 import os
@@ -32,6 +33,7 @@ from llmdd._core.atomic cimport (
     atomic_store_word,
     monotonic_nanoseconds,
 )
+from llmdd._core.bulk_keys cimport Keys, find_keys
 from llmdd._core.copying cimport CopyTeam, Piece
 from llmdd._core.key_index cimport index_is_unchanged, index_probe, index_version, key_tag
 from llmdd._core.layout cimport (
@@ -60,6 +62,7 @@ from llmdd._core.lifecycle cimport (
     check_arena,
     dismiss_peer,
     drop_id,
+    evict_peer,
     generation_of,
     pin_local,
     reap,
@@ -70,10 +73,11 @@ from llmdd._core.lifecycle cimport (
 )
 from llmdd._core.segments cimport Mapping, create_segment, map_private, map_segment
 from llmdd._core.transfer cimport (
+    ADDRESS_UNKNOWN,
     BY_ADDRESS,
     BY_KEY,
+    LINK_LOST,
     REMOTE_MISSING,
-    ADDRESS_UNKNOWN,
     SLOT_TO_SLOT,
     TRANSFERRED,
     Transfer,
@@ -101,6 +105,7 @@ cdef enum:
     OWNERS = 2
     PEERS = 4
     VIEWERS = 1
+    EVICTABLE = 0                  # the number of a peer that guesses
     THREADS = OWNERS + PEERS + VIEWERS
     HOST = 0
     DEVICE = 1
@@ -163,7 +168,10 @@ cdef enum:
     CAME_TOO_LATE_TO_VIEW = 16
     LOOKED_UP = 17
     INDEX_CHANGED_MEANWHILE = 18
-    DEEDS = 19
+    EVICTED = 19
+    LOST_ITS_LINK = 20
+    LOOKED_UP_TOGETHER = 21
+    DEEDS = 22
 
 DEED_NAMES = (
     "allocated",
@@ -185,6 +193,9 @@ DEED_NAMES = (
     "came too late to view",
     "looked up",
     "index changed meanwhile",
+    "evicted",
+    "lost its link",
+    "looked up together",
 )
 
 
@@ -284,7 +295,7 @@ cdef struct CacheNote:
 cdef struct Round:
     char *arena
     char *near_pools[POOL_COUNT]
-    char *far_pools[PEERS]         # of the DEVICE pool, as those that guess see it; NULL: the peer is told
+    char *far_pools[PEERS]         # of the DEVICE pool, as those see it that guess, and must never touch what was freed
     uint32_t lock
     uint64_t most_caches           # numbers go up to this one
     CacheNote *notes
@@ -595,6 +606,14 @@ cdef void dismiss_who_asks(Worker *owner) noexcept nogil:
         futex_release(&owner.round.lock)
 
 
+cdef void evict_one(Worker *owner) noexcept nogil:
+    """While it transfers, and goes on until it notices."""
+    take_lock(owner.round)
+    evict_peer(owner.round.arena, PEER_BITS[EVICTABLE])
+    futex_release(&owner.round.lock)
+    owner.deeds[EVICTED] += 1
+
+
 cdef void *run_owner(void *argument) noexcept nogil:
     cdef Worker *owner = <Worker *>argument
     cdef uint64_t count, choice
@@ -610,6 +629,7 @@ cdef void *run_owner(void *argument) noexcept nogil:
             forget_a_given_up_one(owner)
         elif choice < 13:
             unregister_one(owner)
+            evict_one(owner)
         elif choice < 14 and owner.live_count:
             remove_all_keys(owner, owner.live[chance(owner, owner.live_count)])
         else:
@@ -673,11 +693,14 @@ cdef char *our_tensor(Worker *peer, uint64_t tensor) noexcept nogil:
 
 
 cdef bint transferred(Worker *peer, Transfer *transfer, int deed) noexcept nogil:
-    """Carry out; whether it was done. Not to find the cache any more is all that may go wrong."""
+    """Carry out; whether it was done. Not to find the cache any more is all that may go wrong, unless we are evicted."""
     cdef TransferResult result = carry_out(transfer)
     if result == TRANSFERRED:
         peer.deeds[deed] += 1
         return True
+    if result == LINK_LOST and peer.number == EVICTABLE:
+        peer.deeds[LOST_ITS_LINK] += 1
+        return False
     require(
         peer,
         result == REMOTE_MISSING or (result == ADDRESS_UNKNOWN and transfer.addressing == BY_ADDRESS),
@@ -872,6 +895,28 @@ cdef void look_up(Worker *viewer, uint64_t number) noexcept nogil:
     viewer.deeds[LOOKED_UP] += cache_id != 0
 
 
+cdef void look_many_up(Worker *viewer, uint64_t number) noexcept nogil:
+    """All keys of a cache at once; they are found in that cache or nowhere."""
+    cdef KeyRecord[MOST_ROWS] records
+    cdef int64_t[MOST_ROWS] cache_ids
+    cdef uint32_t[MOST_ROWS] batch_indices
+    cdef Keys keys
+    cdef uint64_t found, row
+    keys.records = records
+    keys.request_ids = NULL
+    keys.count = shape_of(number).key_count
+    for row in range(keys.count):
+        records[row] = key_of(number, row)
+    found = find_keys(viewer.round.arena, &keys, 0, cache_ids, batch_indices)
+    for row in range(found):
+        viewer.deeds[LOOKED_UP_TOGETHER] += cache_ids[row] != 0
+        require(
+            viewer,
+            cache_ids[row] == 0 or (<uint64_t>cache_ids[row] == number and batch_indices[row] == row),
+            b"one of many keys was found elsewhere",
+        )
+
+
 cdef void *run_viewer(void *argument) noexcept nogil:
     cdef Worker *viewer = <Worker *>argument
     cdef uint64_t number
@@ -884,6 +929,7 @@ cdef void *run_viewer(void *argument) noexcept nogil:
             sched_yield()
         elif use == TO_BE_PUSHED_TO or chance(viewer, 2):
             look_up(viewer, number)
+            look_many_up(viewer, number)
         else:
             view(viewer, number)
     return NULL
@@ -978,7 +1024,9 @@ cdef class Storm:
         peer.pools[HOST] = host.base
         peer.pools[DEVICE] = self.round.near_pools[DEVICE]
         if not peer.told:
-            peer.pools[DEVICE] = self.round.far_pools[number] = device.base
+            peer.pools[DEVICE] = device.base
+        if not peer.told and number != EVICTABLE:
+            self.round.far_pools[number] = device.base
         self.kept += [own_pool, new_local_cache(peer, own_pool, LARGEST_ROW)]
         return 0
 
