@@ -16,4 +16,5 @@ cdef struct PoolSize:
 
 cdef void plan_arena(ArenaHeader *header, const Capacities *capacities, const PoolSize *pools) noexcept nogil
 cdef void init_arena(char *arena, const ArenaHeader *plan) noexcept nogil
+cdef void copy_header(ArenaHeader *known, const ArenaHeader *header) noexcept nogil
 cdef str what_is_wrong(const ArenaHeader *header, uint64_t control_bytes, uint64_t references_bytes)

@@ -98,6 +98,28 @@ cdef void init_arena(char *arena, const ArenaHeader *plan) noexcept nogil:
             page_tree_init(arena, tree, plan.pools[i].tree.offset, plan.pools[i].tree.pages)
 
 
+cdef inline void copy_tree(PageTree *known, const PageTree *tree) noexcept nogil:
+    known.offset = tree.offset
+    known.pages = tree.pages
+    known.words = tree.words
+
+
+cdef void copy_header(ArenaHeader *known, const ArenaHeader *header) noexcept nogil:
+    """What a peer reads once of a header: all that stands still since before anybody could attach. The rest is zero."""
+    cdef int i
+    memset(known, 0, sizeof(ArenaHeader))
+    memcpy(known, header, <const char *>&header.pools - <const char *>header)
+    for i in range(POOL_COUNT):
+        known.pools[i].configured = header.pools[i].configured
+        known.pools[i].page_shift = header.pools[i].page_shift
+        known.pools[i].bytes = header.pools[i].bytes
+        known.pools[i].address = header.pools[i].address
+        known.pools[i].tenants = header.pools[i].tenants
+        copy_tree(&known.pools[i].tree, &header.pools[i].tree)
+    copy_tree(&known.record_tree, &header.record_tree)
+    copy_tree(&known.word_tree, &header.word_tree)
+
+
 cdef str what_is_wrong(const ArenaHeader *header, uint64_t control_bytes, uint64_t references_bytes):
     """Why a peer cannot use the arena with this header; empty if it can.
 

@@ -1,6 +1,6 @@
 """Atomic words, bit scans, the hash's multiply, and the monotonic clock (see ``atomic.h``)."""
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 
 cdef extern from "atomic.h" nogil:
@@ -18,6 +18,11 @@ cdef extern from "atomic.h" nogil:
     bint atomic_replace(uint64_t *word, uint64_t expected, uint64_t value) noexcept
     void atomic_fence_acquire() noexcept
     void atomic_fence_release() noexcept
+    uint32_t atomic_load_number(const uint32_t *number) noexcept
+    void atomic_store_number(uint32_t *number, uint32_t value) noexcept
+    bint atomic_load_flag(const uint8_t *flag) noexcept
+    void atomic_store_flag(uint8_t *flag, bint value) noexcept
+    void atomic_raise(uint64_t *word, uint64_t value) noexcept
     unsigned int lowest_bit(uint64_t word) noexcept
     unsigned int highest_bit(uint64_t word) noexcept
     unsigned int count_bits(uint64_t word) noexcept

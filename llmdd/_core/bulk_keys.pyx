@@ -16,7 +16,6 @@ from llmdd._core.layout cimport (
     KEY_CACHE_ID,
     KEY_NONE,
     KEY_REQUEST,
-    WORD_BITS,
     IndexEntry,
     KeyRecord,
     ReferenceSlot,
@@ -25,9 +24,8 @@ from llmdd._core.layout cimport (
     reference_slot_at,
     slot_at,
 )
-from llmdd._core.lifecycle cimport drop_id, find_bound_key, generation_of, remove_key
+from llmdd._core.lifecycle cimport bound_cache_id, drop_id, find_bound_key, generation_of, remove_key
 from llmdd._core.pair_set cimport NOT_SEEN, PairSet, pair_set_add
-from llmdd._core.references cimport key_is_bound
 
 cdef extern from *:
     void prefetch "__builtin_prefetch" (const void *address) noexcept nogil
@@ -88,27 +86,14 @@ cdef inline void read_places(
     """The cache and the batch slot of each entry whose key is bound; 0 and 0 of another."""
     cdef Slot *slots = slot_at(arena, 0)
     cdef ReferenceSlot *references = reference_slot_at(arena, 0)
-    cdef uint64_t arena_bytes = header_of(arena).control_bytes + header_of(arena).references_bytes
-    cdef Slot *slot
-    cdef uint64_t word
-    cdef bint bound
     cdef uint64_t i
     for i in range(count):
         if entries[i].tag:
             prefetch(slots + entries[i].slot)
             prefetch(references[entries[i].slot].words)
     for i in range(count):
-        bound = False
-        slot = slots + entries[i].slot
-        if entries[i].tag:
-            # The slot may be another tenant's by now, with fewer words: that is found out later, but nothing beyond the
-            # arena may be read for it.
-            word = slot.words + entries[i].batch_index // WORD_BITS * 8
-            bound = word < arena_bytes and key_is_bound(
-                <uint64_t *>(arena + slot.words), entries[i].generation, entries[i].batch_index
-            )
-        cache_ids[i] = slot.cache_id if bound else 0
-        batch_indices[i] = entries[i].batch_index if bound else 0
+        cache_ids[i] = bound_cache_id(arena, entries + i) if entries[i].tag else 0
+        batch_indices[i] = entries[i].batch_index if cache_ids[i] else 0
 
 
 cdef uint64_t first_unbound(char *arena, const Keys *keys, PairSet *named) noexcept nogil:

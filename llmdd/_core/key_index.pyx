@@ -2,13 +2,11 @@
 """The key index (see ``key_index.pxd``)."""
 
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memmove, memset
 
 from llmdd._core.atomic cimport (
-    atomic_fence_acquire,
-    atomic_fence_release,
     atomic_load_acquire,
     atomic_load_relaxed,
+    atomic_store_relaxed,
     atomic_store_release,
     multiply_fold,
 )
@@ -21,6 +19,9 @@ cdef enum:
     TAG_BITS = 32
     KIND_BITS = 3
     KIND_MASK = 7
+    ENTRY_WORDS = sizeof(IndexEntry) // 8
+    TAG_WORD = 2                   # tag | slot << 32
+    BATCH_WORD = 3                 # batch index | generation << 32
 
 
 cdef inline IndexEntry *entries_of(char *arena) noexcept nogil:
@@ -50,14 +51,49 @@ cdef IndexEntry *index_find(char *arena, uint64_t kind, uint64_t id, uint64_t mo
     return NULL
 
 
+# ---------------------------------------------------------------- how the owner changes entries, and peers read them
+#
+# A seqlock without fences. The owner makes the version odd and then stores every word of an entry with release; a peer
+# loads every word with acquire and then reads the version again. So whoever has read one word of a change sees the
+# version odd, or a later one. Entries are moved word by word, never by memmove, because a peer may be reading them.
+# Nobody but the owner writes, under its lock: it reads entries as they are.
+
+
 cdef inline void begin_change(ArenaHeader *header) noexcept nogil:
-    # Pairs with index_is_unchanged: a reader that saw any of the change sees an odd or another version.
-    header.index_version += 1
-    atomic_fence_release()
+    # Ordered before the entries by the release of each of them.
+    atomic_store_relaxed(&header.index_version, header.index_version + 1)
 
 
 cdef inline void end_change(ArenaHeader *header) noexcept nogil:
+    # Pairs with the acquire in index_version: whoever begins with this version sees the change whole.
     atomic_store_release(&header.index_version, header.index_version + 1)
+
+
+cdef inline void store_word(IndexEntry *entry, int word, uint64_t value) noexcept nogil:
+    # Pairs with the acquire in load_word.
+    atomic_store_release(<uint64_t *>entry + word, value)
+
+
+cdef inline uint64_t load_word(const IndexEntry *entry, int word) noexcept nogil:
+    # Pairs with the release in store_word: the version that is read after it is the change's, or a later one.
+    return atomic_load_acquire(<const uint64_t *>entry + word)
+
+
+cdef inline void move_entry(IndexEntry *to, const IndexEntry *entry) noexcept nogil:
+    cdef int word
+    for word in range(ENTRY_WORDS):
+        store_word(to, word, atomic_load_relaxed(<const uint64_t *>entry + word))
+
+
+cdef inline void clear_entries(IndexEntry *begin, IndexEntry *end) noexcept nogil:
+    cdef int word
+    while begin < end:
+        for word in range(ENTRY_WORDS):
+            store_word(begin, word, 0)
+        begin += 1
+
+
+# ---------------------------------------------------------------- the owner's changes
 
 
 cdef bint index_reserve(char *arena, uint64_t count) noexcept nogil:
@@ -90,17 +126,18 @@ cdef void grow(char *arena) noexcept nogil:
         position -= 1
         if entries[position].tag:
             packed -= 1
-            entries[packed] = entries[position]
+            move_entry(entries + packed, entries + position)
     while packed < end:
         target = home(entries[packed].tag, bits)
         if target < next_free:
             target = next_free
-        memset(entries + next_free, 0, (target - next_free) * sizeof(IndexEntry))
-        entries[target] = entries[packed]
+        clear_entries(entries + next_free, entries + target)
+        move_entry(entries + target, entries + packed)
         next_free = target + 1
         packed += 1
-    memset(entries + next_free, 0, (end - next_free) * sizeof(IndexEntry))
-    header.index_bits = bits
+    clear_entries(entries + next_free, entries + end)
+    # Pairs with the acquire in index_probe, as a word of an entry does.
+    atomic_store_release(&header.index_bits, bits)
     end_change(header)
 
 
@@ -122,13 +159,13 @@ cdef bint index_insert(
         # The last entry stays empty: it is where every search ends.
         return False
     begin_change(header)
-    memmove(entry + 1, entry, (gap - entry) * sizeof(IndexEntry))
-    entry.id = id
-    entry.model_id = model_id
-    entry.tag = tag
-    entry.slot = slot
-    entry.batch_index = batch_index
-    entry.generation = generation
+    while gap > entry:
+        move_entry(gap, gap - 1)
+        gap -= 1
+    store_word(entry, 0, id)
+    store_word(entry, 1, model_id)
+    store_word(entry, TAG_WORD, tag | <uint64_t>slot << 32)
+    store_word(entry, BATCH_WORD, batch_index | <uint64_t>generation << 32)
     header.index_count += 1
     end_change(header)
     return True
@@ -142,8 +179,10 @@ cdef void index_erase(char *arena, IndexEntry *entry) noexcept nogil:
     while behind.tag and home(behind.tag, header.index_bits) < <uint64_t>(behind - entries):
         behind += 1
     begin_change(header)
-    memmove(entry, entry + 1, (behind - entry - 1) * sizeof(IndexEntry))
-    memset(behind - 1, 0, sizeof(IndexEntry))
+    while entry + 1 < behind:
+        move_entry(entry, entry + 1)
+        entry += 1
+    clear_entries(entry, behind)
     header.index_count -= 1
     end_change(header)
 
@@ -151,7 +190,7 @@ cdef void index_erase(char *arena, IndexEntry *entry) noexcept nogil:
 cdef void index_move(char *arena, IndexEntry *entry, uint32_t batch_index) noexcept nogil:
     """The same key now stands for another batch slot of the same cache."""
     begin_change(header_of(arena))
-    entry.batch_index = batch_index
+    store_word(entry, BATCH_WORD, batch_index | <uint64_t>entry.generation << 32)
     end_change(header_of(arena))
 
 
@@ -163,16 +202,27 @@ cdef bint index_probe(
     `known` is the peer's own copy of the header, checked when it attached: so whatever the owner writes, nothing outside
     the index is read.
     """
-    cdef uint64_t bits = atomic_load_relaxed(&header_of(arena).index_bits)
+    # Pairs with the release in grow.
+    cdef uint64_t bits = atomic_load_acquire(&header_of(arena).index_bits)
     cdef IndexEntry *entry
     cdef IndexEntry *end
+    cdef uint64_t word
     if bits == 0 or bits >= TAG_BITS or (<uint64_t>1 << bits) > known.index_capacity:
         return False
     entry = <IndexEntry *>(arena + known.index_offset) + home(tag, bits)
     end = <IndexEntry *>(arena + known.index_offset) + (<uint64_t>1 << bits) + INDEX_OVERFLOW
-    while entry < end and entry.tag and entry.tag <= tag:
-        if entry.id == id and entry.tag == tag and entry.model_id == model_id:
-            found[0] = entry[0]
+    while entry < end:
+        word = load_word(entry, TAG_WORD)
+        if <uint32_t>word == 0 or <uint32_t>word > tag:
+            return False
+        if load_word(entry, 0) == id and <uint32_t>word == tag and load_word(entry, 1) == model_id:
+            found.id = id
+            found.model_id = model_id
+            found.tag = tag
+            found.slot = <uint32_t>(word >> 32)
+            word = load_word(entry, BATCH_WORD)
+            found.batch_index = <uint32_t>word
+            found.generation = <uint32_t>(word >> 32)
             return True
         entry += 1
     return False
@@ -206,13 +256,15 @@ cdef void index_probes(
 
 
 cdef uint64_t index_version(char *arena) noexcept nogil:
-    """To be read before a search that index_is_unchanged judges."""
+    """To be read before a search that index_is_unchanged judges. Pairs with the release in end_change."""
     return atomic_load_acquire(&header_of(arena).index_version)
 
 
 cdef bint index_is_unchanged(char *arena, uint64_t version) noexcept nogil:
-    """Whether a search since `version` was read saw the index whole. Pairs with begin_change."""
-    atomic_fence_acquire()
+    """Whether a search since `version` was read saw the index whole.
+
+    Pairs with begin_change, through the acquire of whatever was read since: whoever saw some of a change sees its version.
+    """
     return version % 2 == 0 and atomic_load_relaxed(&header_of(arena).index_version) == version
 
 

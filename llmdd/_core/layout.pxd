@@ -20,6 +20,9 @@ it is *registered*: the caller's own, somewhere in the owner's process.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from llmdd._core.atomic cimport atomic_load_flag
 
 cdef enum:
     LAYOUT_VERSION_NUMBER = 3
@@ -72,6 +75,13 @@ cdef struct KeyRecord:
 
 cdef struct Slot:
     uint64_t gate                  # generation << 1 | open
+    uint64_t local_pins            # the owner's own transfers and views
+    uint32_t indexed               # keys that are in the index, where one word is enough
+    uint8_t tenant
+    uint8_t held                   # the id reference
+    uint8_t quarantined            # it has no tenant, but an evicted peer may still read what the last one had here
+    # From here on nothing changes while somebody may have it pinned, be it in quarantine: copy_record copies it.
+    uint8_t contiguous             # one run of pages holds every tensor
     int64_t cache_id
     uint64_t words                 # arena offset of the reference words
     uint64_t keys                  # arena offset of key_count KeyRecords
@@ -80,21 +90,15 @@ cdef struct Slot:
     uint64_t row_bytes             # bytes of one row of one tensor
     uint64_t row_count             # batch slots, or blocks
     uint64_t tensor_stride         # bytes that a tensor takes: whole pages in a pool
-    uint64_t local_pins            # the owner's own transfers and views
     uint32_t num_tensors
     uint32_t key_count             # batch slots that may be keyed; a blocks cache has one at most
     uint32_t record_units          # 0: the records are inline
     uint32_t word_units            # 0: the words are inline
-    uint32_t indexed               # keys that are in the index, where one word is enough
     uint32_t registration          # position among the registrations, of a registered cache
-    uint8_t contiguous             # one run of pages holds every tensor
     uint8_t placement
-    uint8_t tenant
-    uint8_t held                   # the id reference
     uint8_t blocks                 # the rows are blocks
     uint8_t registered             # the memory is the caller's
     uint8_t accessible             # to peers in remote mode (api §3.9)
-    uint8_t quarantined            # it has no tenant, but an evicted peer may still read what the last one had here
     KeyRecord first_key
 
 cdef struct PinWords:
@@ -153,6 +157,15 @@ cdef inline ArenaHeader *header_of(char *arena) noexcept nogil:
 
 cdef inline Slot *slot_at(char *arena, uint64_t slot) noexcept nogil:
     return <Slot *>(arena + header_of(arena).slots_offset) + slot
+
+cdef inline void copy_record(Slot *copy, const Slot *slot) noexcept nogil:
+    """What is written of a pinned slot's tenant. The rest of the slot changes meanwhile; of that only `held` is read.
+
+    The look at the gate that confirmed the pin came after the gate was opened, and so after all of this was written.
+    """
+    memcpy(&copy.contiguous, &slot.contiguous, <const char *>(slot + 1) - <const char *>&slot.contiguous)
+    # The owner may be dropping it: then the gate is closed after this, or the keys hold the cache still (protocol 9).
+    copy.held = atomic_load_flag(&slot.held)
 
 cdef inline ReferenceSlot *reference_slot_at(char *arena, uint64_t slot) noexcept nogil:
     return <ReferenceSlot *>(arena + header_of(arena).reference_slots_offset) + slot

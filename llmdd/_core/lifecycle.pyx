@@ -9,7 +9,12 @@ from llmdd._core.atomic cimport (
     atomic_fetch_add_word,
     atomic_fetch_clear,
     atomic_fetch_subtract,
+    atomic_load_flag,
+    atomic_load_relaxed,
     atomic_load_word,
+    atomic_raise,
+    atomic_store_flag,
+    atomic_store_number,
     atomic_store_release,
     atomic_store_word,
     lowest_bit,
@@ -135,7 +140,8 @@ cdef inline bint pinned_by_peers(char *arena, uint64_t slot_number) noexcept nog
     cdef ArenaHeader *header = header_of(arena)
     cdef PinWords *words
     cdef uint64_t number
-    for number in range(header.peer_words):
+    # Pairs with admit_peer_bit: whoever pinned before the gate was closed was admitted before that.
+    for number in range(atomic_load_word(&header.peer_words)):
         words = pin_words(arena, header, slot_number, number)
         # Pair with the peer's setting of its pin, which comes before its look at the gate, and with its clearing, which
         # comes after all that it does to the cache.
@@ -148,7 +154,7 @@ cdef bint read_by_evicted(char *arena, uint64_t slot_number) noexcept nogil:
     """Whether an evicted peer may be reading what is written of a slot's tenant, or changing its reference words."""
     cdef ArenaHeader *header = header_of(arena)
     cdef uint64_t number
-    for number in range(header.peer_words):
+    for number in range(atomic_load_word(&header.peer_words)):
         # Pairs as in pinned_by_peers: of whom we do not see now, nobody comes to read.
         if header.evicted[number] and atomic_load_word(
             &pin_words(arena, header, slot_number, number).readers
@@ -195,7 +201,10 @@ cdef void return_pages(char *arena, Slot *slot) noexcept nogil:
     cdef uint64_t pages = slot.tensor_stride >> pool.page_shift
     cdef uint64_t tensor
     if slot.registered:
-        registrations_of(arena)[slot.registration] = <uint32_t>(FREE_REGISTRATION | header.free_registration)
+        # Pairs with find_landing, which takes it for a hint.
+        atomic_store_number(
+            registrations_of(arena) + slot.registration, <uint32_t>(FREE_REGISTRATION | header.free_registration)
+        )
         header.free_registration = slot.registration + 1
         return
     if slot.contiguous:
@@ -331,6 +340,12 @@ cdef void finish_transfers(char *arena, Slot *slot) noexcept nogil:
                 drop_key_bit(words, generation_of(slot), batch_index)
 
 
+cdef void admit_peer_bit(char *arena, unsigned int peer_bit) noexcept nogil:
+    """Before a peer is given a bit: whoever settles a slot looks at every word that can have one. Takes no lock."""
+    # Pairs with pinned_by_peers.
+    atomic_raise(&header_of(arena).peer_words, peer_bit // 64 + 1)
+
+
 cdef uint64_t evict_peer(char *arena, unsigned int peer_bit) noexcept nogil:
     """From now on a peer pins nothing by reading, though it lives (protocol 11); how many caches it pinned so.
 
@@ -431,7 +446,8 @@ cdef void note_tenant(char *arena, uint64_t slot_number, Slot *slot) noexcept no
     for run in range(runs):
         first = tensor_place(arena, slot, run) >> pool.page_shift
         for page in range(first, first + pages):
-            tenants[page] = <uint32_t>slot_number + 1
+            # Pairs with nothing: find_landing takes it for a hint.
+            atomic_store_number(tenants + page, <uint32_t>slot_number + 1)
 
 
 cdef bint take_own_memory(char *arena, uint64_t slot_number, Slot *slot, const uint64_t *addresses) noexcept nogil:
@@ -451,9 +467,10 @@ cdef bint take_own_memory(char *arena, uint64_t slot_number, Slot *slot, const u
         position = header.free_registration - 1
         header.free_registration = registrations[position] & ~<uint32_t>FREE_REGISTRATION
     slot.registration = <uint32_t>position
-    registrations[position] = <uint32_t>slot_number + 1
+    # Pairs with find_landing, which takes it for a hint.
+    atomic_store_number(registrations + position, <uint32_t>slot_number + 1)
     if position == header.registrations:
-        # Pairs with find_landing: a peer that reads the new number finds the new entry.
+        # Pairs with find_landing too: a peer that reads the new number finds the new entry.
         atomic_store_release(&header.registrations, position + 1)
     return True
 
@@ -493,7 +510,8 @@ cdef bint take_words(char *arena, uint64_t slot_number, Slot *slot) noexcept nog
     cdef uint64_t count = key_words(slot.key_count) + slot.key_count * tensor_words(slot.num_tensors)
     cdef uint64_t first, units
     if count <= INLINE_WORDS:
-        slot.words = <uint64_t>(<char *>&reference_slot_at(arena, slot_number).words[0] - arena)
+        # Pairs with bound_cache_id, here and below.
+        atomic_store_release(&slot.words, <uint64_t>(<char *>&reference_slot_at(arena, slot_number).words[0] - arena))
         return True
     units = (count * 8 + CACHE_LINE - 1) // CACHE_LINE
     if units > header.word_capacity:
@@ -502,7 +520,7 @@ cdef bint take_words(char *arena, uint64_t slot_number, Slot *slot) noexcept nog
     if first == NO_RUN:
         return False
     slot.word_units = <uint32_t>units
-    slot.words = header.words_offset + first * CACHE_LINE
+    atomic_store_release(&slot.words, header.words_offset + first * CACHE_LINE)
     return True
 
 
@@ -515,13 +533,14 @@ cdef void write_words(char *arena, Slot *slot) noexcept nogil:
     cdef uint64_t every = 0xFFFFFFFF
     cdef uint64_t last = (<uint64_t>1 << rest) - 1 if rest else every
     cdef uint64_t key, i
-    # Nobody touches the words now: no tenant of before is pinned, and none is open. The gate publishes them (allocate).
+    # Nobody else writes the words now: no tenant of before is pinned, and none is open. The gate publishes them (allocate).
+    # But who looks a key of the tenant before up, without a pin, may still be reading (bound_cache_id).
     for i in range(key_words(slot.key_count)):
-        atomic_store_word(words + i, base)
+        atomic_store_release(words + i, base)
     words += key_words(slot.key_count)
     for key in range(slot.key_count):
         for i in range(count):
-            words[i] = base | (last if i == count - 1 else every)
+            atomic_store_release(words + i, base | (last if i == count - 1 else every))
         words += count
 
 
@@ -557,8 +576,10 @@ cdef bint bind_key(char *arena, uint64_t slot_number, Slot *slot, uint64_t batch
         arena, key.kind, key.id, key.model_id, <uint32_t>slot_number, <uint32_t>batch_index, generation_of(slot)
     ):
         return False
-    # The bit is set here and only here, before the slot is open to anybody.
-    words[batch_index // WORD_BITS] |= <uint64_t>1 << (batch_index % WORD_BITS)
+    # The bit is set here and only here, before the slot is open to anybody: nobody else changes the word meanwhile.
+    # Pairs with bound_cache_id, which may have found the entry already; the gate publishes the bit to everybody else.
+    words += batch_index // WORD_BITS
+    atomic_store_release(words, atomic_load_relaxed(words) | <uint64_t>1 << (batch_index % WORD_BITS))
     indexed_of(arena, slot)[batch_index // WORD_BITS] |= <uint32_t>1 << (batch_index % WORD_BITS)
     header_of(arena).live_keys += 1
     return True
@@ -603,7 +624,8 @@ cdef Refusal occupy(char *arena, uint64_t slot_number, Allocation *request) noex
     slot.placement = <unsigned char>request.placement
     slot.blocks = request.blocks
     slot.accessible = request.accessible
-    slot.cache_id = header.next_cache_id
+    # Pairs with bound_cache_id.
+    atomic_store_release(<uint64_t *>&slot.cache_id, <uint64_t>header.next_cache_id)
     slot.record_units = slot.word_units = 0
     slot.contiguous = True
     slot.registered = False
@@ -661,7 +683,7 @@ cdef Refusal allocate(char *arena, Allocation *request) noexcept nogil:
     header.next_cache_id += 1
     header.live_caches += 1
     slot.tenant = (outcome.effects & CACHE_EFFECT_TAKE_MEMORY) != 0
-    slot.held = True
+    atomic_store_flag(&slot.held, True)
     if outcome.effects & CACHE_EFFECT_OPEN_SLOT:
         # Pairs with the look at the gate in a peer's pin and in pin_local, which comes before any other look at the
         # tenant: everything that may be read was written before.
@@ -680,7 +702,8 @@ cdef void drop_id(char *arena, uint64_t slot_number, uint32_t generation) noexce
         return
     notice_dropped_keys(arena, slot_number, slot)
     state = cache_state(arena, slot, 0)
-    slot.held = False
+    # Pairs with copy_record and pinned_state, to which it does not matter when they see it.
+    atomic_store_flag(&slot.held, False)
     apply(
         arena, slot_number, slot, cache_outcome(state, CACHE_EVENT_DROP_ID, guards_of(arena, slot_number, slot))
     )
@@ -739,7 +762,8 @@ cdef unsigned int pinned_state(char *arena, Slot *slot, uint32_t generation) noe
     """The state of a tenant that our pin keeps from changing, as a peer would find it: by the key bits themselves, not by
     what the owner has noticed of them."""
     cdef unsigned int facts = CACHE_FACT_TENANT
-    if slot.held:
+    # Pairs with drop_id: dropped now or a moment later, we have our pin.
+    if atomic_load_flag(&slot.held):
         facts |= CACHE_FACT_ID
     if any_key_bound(words_of(arena, slot), generation, slot.key_count):
         facts |= CACHE_FACT_KEYS

@@ -15,7 +15,6 @@ from llmdd._core.atomic cimport (
     atomic_fetch_clear,
     atomic_fetch_set,
     atomic_load_word,
-    atomic_store_word,
     count_bits,
     monotonic_nanoseconds,
 )
@@ -32,7 +31,6 @@ from llmdd._core.layout cimport (
     KEY_NONE,
     PEER_LIMIT,
     PEER_WORDS,
-    WORD_BITS,
     ArenaHeader,
     IndexEntry,
     KeyRecord,
@@ -41,7 +39,6 @@ from llmdd._core.layout cimport (
     header_of,
     pin_words,
     slot_at,
-    words_of,
 )
 from llmdd._core.lifecycle cimport (
     ACCEPTED,
@@ -49,7 +46,9 @@ from llmdd._core.lifecycle cimport (
     NO_POOL_MEMORY,
     Allocation,
     Refusal,
+    admit_peer_bit,
     allocate,
+    bound_cache_id,
     check_arena,
     dismiss_peer,
     drop_id,
@@ -64,7 +63,7 @@ from llmdd._core.lifecycle cimport (
 )
 from llmdd._core.node_memory cimport NodeMemory, is_closed
 from llmdd._core.segments cimport Mapping
-from llmdd._core.references cimport anything_released, key_is_bound
+from llmdd._core.references cimport anything_released
 from llmdd._core.status import LLMStatusCode, failure, invalid
 from llmdd._core.validation cimport (
     checked_int64,
@@ -658,17 +657,13 @@ cdef class NodeCaches:
     def admit_peer(self):
         """A pin bit for one more peer on this host; LLMException (``LLM_FAILED``) when all are taken. Never waits."""
         cdef uint64_t bit
-        cdef ArenaHeader *header
         cdef Mapping arena
         with critical_section(self.memory):
             self.memory.require_open("link_clusters")
             arena = self.memory.arena
-        header = header_of(arena.base)
         for bit in range(PEER_LIMIT):
             if not atomic_fetch_set(&self.admitted[bit // 64], <uint64_t>1 << bit % 64) >> bit % 64 & 1:
-                # Before the peer learns of its bit: whoever settles a slot looks at every word that can have one.
-                if bit // 64 >= header.peer_words:
-                    atomic_store_word(&header.peer_words, bit // 64 + 1)
+                admit_peer_bit(arena.base, bit)
                 return bit
         raise failure(
             "link_clusters",
@@ -971,18 +966,3 @@ cdef int write_key(object key, KeyRecord *record) except -1:
     record.id = (<CacheKey>key).identity()
     record.model_id = (<CacheKey>key).model_id
     return 0
-
-
-cdef inline int64_t bound_cache_id(char *arena, const IndexEntry *entry) noexcept nogil:
-    """The id of the cache whose key an entry stands for; 0 if that key has been dropped.
-
-    The entry may be torn, and the slot another's by now: the answer is not to be believed then, but nothing beyond the
-    arena may be read for it.
-    """
-    cdef ArenaHeader *header = header_of(arena)
-    cdef Slot *slot = slot_at(arena, entry.slot)
-    if slot.words + entry.batch_index // WORD_BITS * 8 >= header.control_bytes + header.references_bytes:
-        return 0
-    return slot.cache_id if key_is_bound(words_of(arena, slot), entry.generation, entry.batch_index) else 0
-
-

@@ -7,7 +7,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.unistd cimport close
 
-from llmdd._core.arena cimport what_is_wrong
+from llmdd._core.arena cimport copy_header, what_is_wrong
 from llmdd._core.atomic cimport atomic_load_word, atomic_store_word, monotonic_nanoseconds
 from llmdd._core.bulk_transfers cimport carry_out_each
 from llmdd._core.copying cimport (
@@ -146,7 +146,7 @@ cdef class PeerArena:
         require_size(fds[0], control_bytes, "control")
         require_size(fds[1], references_bytes, "references")
         self.arena = map_arena(fds[0], control_bytes, fds[1], references_bytes, False)
-        self.known = header_of(self.arena.base)[0]
+        copy_header(&self.known, header_of(self.arena.base))
         wrong = what_is_wrong(&self.known, control_bytes, references_bytes)
         if wrong:
             raise ValueError(f"the peer's arena cannot be used: {wrong}")

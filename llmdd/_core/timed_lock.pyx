@@ -4,7 +4,7 @@
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from llmdd._core.atomic cimport atomic_load_relaxed, atomic_store_release
+from llmdd._core.atomic cimport atomic_load_relaxed, atomic_store_relaxed
 
 cdef extern from "futex.h" nogil:
     bint futex_try(uint32_t *word) noexcept
@@ -26,12 +26,12 @@ cdef class TimedLock:
                 taken = futex_take(&self.word, timeout_ns)
             if not taken:
                 return False
-        atomic_store_release(&self.holder, me)
+        atomic_store_relaxed(&self.holder, me)
         self.depth = 1
         return True
 
     cdef void release(self) noexcept:
         self.depth -= 1
         if self.depth == 0:
-            atomic_store_release(&self.holder, 0)
+            atomic_store_relaxed(&self.holder, 0)
             futex_release(&self.word)

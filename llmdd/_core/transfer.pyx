@@ -8,6 +8,7 @@ from llmdd._core.atomic cimport (
     atomic_fence_acquire,
     atomic_fetch_clear,
     atomic_fetch_set,
+    atomic_load_number,
     atomic_load_word,
     monotonic_nanoseconds,
 )
@@ -42,6 +43,7 @@ from llmdd._core.layout cimport (
     PinWords,
     Slot,
     batch_size_of,
+    copy_record,
     header_of,
     key_words,
     pin_words,
@@ -154,7 +156,7 @@ cdef TransferResult pin(Transfer *transfer, const IndexEntry *entry, Slot *copy)
     if atomic_load_word(&slot.gate) == (<uint64_t>entry.generation << 1 | 1):
         # From here on the tenant cannot change, unless the owner breaks the rules; if we are evicted, nothing of it but
         # the contents of its tensors.
-        copy[0] = slot[0]
+        copy_record(copy, slot)
         result = confirm(transfer, entry, copy)
         if result == TRANSFERRED:
             return TRANSFERRED
@@ -174,7 +176,7 @@ cdef TransferResult confirm_pinned(Transfer *transfer, const IndexEntry *entry, 
     cdef Slot *slot = remote_slot(transfer, entry.slot)
     if atomic_load_word(&slot.gate) != (<uint64_t>entry.generation << 1 | 1):
         return REMOTE_MISSING
-    copy[0] = slot[0]
+    copy_record(copy, slot)
     return confirm(transfer, entry, copy)
 
 
@@ -279,12 +281,14 @@ cdef TransferResult find_landing(Transfer *transfer, uint64_t size, Landing *lan
     for pool in range(POOL_COUNT):
         offset = transfer.addresses[number] - known.pools[pool].address
         if transfer.pools[pool] != NULL and offset < known.pools[pool].bytes:
-            noted = (<uint32_t *>(transfer.arena + known.pools[pool].tenants))[offset >> known.pools[pool].page_shift]
+            noted = atomic_load_number(
+                <uint32_t *>(transfer.arena + known.pools[pool].tenants) + (offset >> known.pools[pool].page_shift)
+            )
             return land_in(transfer, noted, size, landings, number)
     # Pairs with take_own_memory, which writes an entry before it counts it. Whose it is remains a hint: pin looks again.
     count = min(atomic_load_word(&header_of(transfer.arena).registrations), known.slot_capacity)
     for position in range(count):
-        noted = (<uint32_t *>(transfer.arena + known.registrations_offset))[position]
+        noted = atomic_load_number(<uint32_t *>(transfer.arena + known.registrations_offset) + position)
         result = land_in(transfer, noted, size, landings, number)
         if result == TRANSFERRED:
             return TRANSFERRED
