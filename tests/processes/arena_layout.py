@@ -78,6 +78,9 @@ class Slot(ctypes.Structure):
 
     _fields_ = [
         ("gate", ctypes.c_uint64),
+        ("local_pins", ctypes.c_uint64),
+        ("indexed", ctypes.c_uint32),
+        *((name, ctypes.c_uint8) for name in ("tenant", "held", "quarantined", "contiguous")),
         ("cache_id", ctypes.c_int64),
         ("words", ctypes.c_uint64),
     ]
