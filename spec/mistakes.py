@@ -142,7 +142,7 @@ _ONE_KEY = Configuration(generations=2, requests=(("pull_key_1",), ("pull_key_1"
 _LAYERS = Configuration(generations=1, requests=(("pull_key_1", "pull_tensor_1"), ("pull_tensor_2",)), removals=False)
 _PUSHES = Configuration(generations=2, requests=((), ("push_id",)), evictions=(2,), crashes=False)
 _READS = Configuration(generations=2, requests=(("pull_key_1",), ()), evictions=(1,))
-_KEPT = "nobody touches words that are not the pinned cache's"
+_FREED = "memory never goes back under a confirmed pin"
 _REAPED = "every released cache is reaped"
 
 #: Mistakes that both checkers must find.
@@ -150,10 +150,12 @@ MISTAKES = {
     "pin-not-validated": Mistake(pin_not_validated, "a key reference is dropped once", _ONE_KEY),
     "address-not-validated": Mistake(
         address_not_validated,
-        "memory never goes back under a confirmed pin",
+        _FREED,
         Configuration(generations=1, requests=(("push_address",), ())),
     ),
-    "generation-not-validated": Mistake(generation_not_validated, _KEPT, _ONE_KEY),
+    "generation-not-validated": Mistake(
+        generation_not_validated, "nobody copies from or to memory that is not the pinned cache's", _ONE_KEY
+    ),
     "pins-read-before-gate-closes": Mistake(pins_read_before_gate_closes, _REAPED, _ONE_KEY),
     "key-cleared-before-copy-ends": Mistake(
         key_cleared_before_copy_ends,
@@ -164,8 +166,10 @@ MISTAKES = {
     "gate-not-read-after-unpin": Mistake(gate_not_read_after_unpin, _REAPED, _ONE_KEY),
     "parent-cleared-without-second-look": Mistake(parent_cleared_without_second_look, _REAPED, _ONE_KEY),
     "dead-not-finished": Mistake(dead_not_finished, "a key that has given all its tensors is consumed", _LAYERS),
-    "writers-evicted": Mistake(writers_evicted, _KEPT, _PUSHES),
+    "writers-evicted": Mistake(writers_evicted, _FREED, _PUSHES),
     "copy-not-validated": Mistake(copy_not_validated, "no transfer succeeds with bytes of a successor", _READS),
-    "evicted-words-reused": Mistake(evicted_words_reused, _KEPT, _READS),
+    "evicted-words-reused": Mistake(
+        evicted_words_reused, "nobody touches words that are not the pinned cache's", _READS
+    ),
     "quarantine-not-ended": Mistake(quarantine_not_ended, "every quarantine ends", _READS),
 }

@@ -543,13 +543,16 @@ def peer(configuration: Configuration) -> Role:
     }
     calls = [replace(call, bits=askers[call.name]) for call in requests if askers[call.name]]
     pushes = _pushes(configuration)
-    steps = (*map(_on_kept_words, (*_pin(pushes), *_transfer(pushes))), *_unpin(), *_mark(configuration.levels))
+    steps = (*_pin(pushes), *map(_on_kept_words, _transfer(pushes)), *_unpin(), *_mark(configuration.levels))
     registers = ("hint", "key", "want", "by_id", "writes", "seen", "told", "astray")
     return Role(PEER_NAME, registers, tuple(calls), _reachable(calls, steps), PEER_BITS, configuration.crashes)
 
 
 def _on_kept_words(step: Step) -> Step:
-    """The step, with what it promises if it touches words that may lie outside the slot."""
+    """The step, with what it promises if it touches words that may lie outside the slot.
+
+    What is read there to confirm a pin is believed for the copy at most, and judged again after it (rule 11).
+    """
     if step.operation.word not in ("keys", "tensors"):
         return step
     return replace(step, goes=tuple(replace(go, promises=(KEPT, *go.promises)) for go in step.goes))
