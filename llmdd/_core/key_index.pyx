@@ -85,11 +85,15 @@ cdef inline void move_entry(IndexEntry *to, const IndexEntry *entry) noexcept no
         store_word(to, word, atomic_load_relaxed(<const uint64_t *>entry + word))
 
 
-cdef inline void clear_entries(IndexEntry *begin, IndexEntry *end) noexcept nogil:
+cdef inline void clear_entry(IndexEntry *entry) noexcept nogil:
     cdef int word
+    for word in range(ENTRY_WORDS):
+        store_word(entry, word, 0)
+
+
+cdef inline void clear_entries(IndexEntry *begin, IndexEntry *end) noexcept nogil:
     while begin < end:
-        for word in range(ENTRY_WORDS):
-            store_word(begin, word, 0)
+        clear_entry(begin)
         begin += 1
 
 
@@ -176,13 +180,12 @@ cdef void index_erase(char *arena, IndexEntry *entry) noexcept nogil:
     cdef ArenaHeader *header = header_of(arena)
     cdef IndexEntry *entries = entries_of(arena)
     cdef IndexEntry *behind = entry + 1
-    while behind.tag and home(behind.tag, header.index_bits) < <uint64_t>(behind - entries):
-        behind += 1
+    cdef uint64_t bits = header.index_bits
     begin_change(header)
-    while entry + 1 < behind:
-        move_entry(entry, entry + 1)
-        entry += 1
-    clear_entries(entry, behind)
+    while behind.tag and home(behind.tag, bits) < <uint64_t>(behind - entries):
+        move_entry(behind - 1, behind)
+        behind += 1
+    clear_entry(behind - 1)
     header.index_count -= 1
     end_change(header)
 
