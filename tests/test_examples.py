@@ -97,6 +97,10 @@ def test_examples_run(example: doctest.DocTest, names: dict[str, Any]) -> None:
         "llmdd._core.store.CacheStore.pull_blocks",
         "llmdd._core.store.CacheStore.push_cache",
         "llmdd._core.store.CacheStore.push_blocks",
+        "llmdd._core.bulk_calls.BulkCalls.lookup_many",
+        "llmdd._core.bulk_calls.BulkCalls.remove_cache_keys",
+        "llmdd._core.bulk_calls.BulkCalls.deallocate_many",
+        "llmdd._core.bulk_calls.BulkCalls.pull_many",
     ],
 )
 def test_what_a_program_calls_has_an_example(name: str) -> None:
