@@ -32,6 +32,7 @@ from llmdd._core.store import CacheStore
 
 THREADS = 4
 SUCCESS = LLMStatusCode.LLM_SUCCESS
+FAILED = LLMStatusCode.LLM_FAILED
 FINALIZED = LLMStatusCode.LLM_ENGINE_FINALIZED
 NOT_LINKED = LLMStatusCode.LLM_NOT_YET_LINK
 DESC = CacheDesc(2, (1, 64), DataType.DT_UINT8)
@@ -54,7 +55,9 @@ def outcome(call: Callable[[], object]) -> LLMStatusCode:
     return SUCCESS
 
 
-def beside(work: Callable[[int, threading.Event], Any], change: Callable[[], None], threads: int = THREADS) -> list[Any]:
+def beside(
+    work: Callable[[int, threading.Event], Any], change: Callable[[], None], threads: int = THREADS
+) -> list[Any]:
     """Make a change while ``threads`` threads work; what they return once they are told that it is made."""
     begin, changed = threading.Barrier(threads + 1), threading.Event()
 
@@ -107,7 +110,6 @@ def test_memory_is_closed_under_the_calls_that_use_it(make_store: Any) -> None:
         key = CacheKey(1, req_id=7)
         cache = store.allocate_cache(DESC, [key])
         calls = calls_without_the_lock(store, cache, key)
-        bits_are_left = {"admit_peer": {SUCCESS, FINALIZED, LLMStatusCode.LLM_FAILED}}
 
         def work(
             number: int, closed: threading.Event, calls: Any = calls, cache: Cache = cache, store: Any = store
@@ -126,7 +128,8 @@ def test_memory_is_closed_under_the_calls_that_use_it(make_store: Any) -> None:
 
         cache.tensors[0][:] = PATTERN
         for seen, views in beside(work, store.close):
-            assert {(name, code) for name, code in seen if code not in bits_are_left.get(name, {SUCCESS, FINALIZED})} == set()
+            # All bits for peers may be taken by now.
+            assert {(name, code) for name, code in seen if code not in (SUCCESS, FINALIZED)} <= {("admit_peer", FAILED)}
             assert not views or (views[0] == PATTERN).all()
         assert {outcome(call) for call in calls.values()} == {FINALIZED}
         assert store.closed and cache.tensor_addrs == []
@@ -156,7 +159,7 @@ def test_memory_closed_by_many_threads_is_closed_once(make_store: Any) -> None:
 def test_links_come_and_go_under_transfers(make_store: Any) -> None:
     """What was pulled is whole; what was not, was refused because no link stood."""
     owner, puller = make_store(1), make_store(2)
-    desc = CacheDesc(2, (1, 64 << 10), DataType.DT_UINT8)  # large enough to be copied without the GIL where there is one
+    desc = CacheDesc(2, (1, 64 << 10), DataType.DT_UINT8)  # as large as is copied without the GIL where there is one
     source = owner.allocate_cache(desc)
     for tensor in source.tensors:
         tensor[:] = PATTERN
