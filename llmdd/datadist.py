@@ -25,7 +25,10 @@ DEFAULT_LINK_TIMEOUT_MS = 3000
 MAX_CLUSTERS_PER_CALL = 16
 
 _logger = logging.getLogger("llmdd")
+
+# The instances of this process that are initialised. Whoever changes this, or goes through it, holds the lock.
 _live: weakref.WeakSet[LLMDataDist] = weakref.WeakSet()
+_changing_live = threading.Lock()
 
 
 class LLMDataDist:
@@ -95,10 +98,11 @@ class LLMDataDist:
                 return
             wanted = EngineOptions.parse(options)
             self._acquire(wanted)
+            # Last of all: other threads take the state for a promise of everything else.
             self._state = state
-            self._options = wanted
-            _live.add(self)
-            LLMDataDist.llm_engine_instance = self
+            with _changing_live:
+                _live.add(self)
+                LLMDataDist.llm_engine_instance = self
 
     def _acquire(self, wanted: EngineOptions) -> None:
         manager = CacheManager(
@@ -128,6 +132,7 @@ class LLMDataDist:
                 ) from error
         self._manager = manager
         self._links = links
+        self._options = wanted
         self._listen_wanted = wanted.listen_address
 
     def finalize(self) -> None:
@@ -144,11 +149,12 @@ class LLMDataDist:
             assert links is not None and manager is not None and options is not None
             links.close(options.sync_kv_timeout_ms)
             manager.close()
-            self._forget()
+            with _changing_live:
+                self._forget()
 
     def _forget(self) -> None:
+        # Manager and options stay for calls in progress, which find the manager closed.
         self._links = None
-        self._options = None
         _live.discard(self)
         if LLMDataDist.llm_engine_instance is self:
             LLMDataDist.llm_engine_instance = None
@@ -169,8 +175,8 @@ class LLMDataDist:
         except RuntimeError:
             raise RuntimeError("llm datadist is not initialized") from None
         links = self._links
-        if links is None:
-            raise RuntimeError("llm datadist is not initialized")
+        if links is None:  # another thread has finalized it since
+            raise LLMException("llm datadist is not initialized", status_code=LLMStatusCode.LLM_ENGINE_FINALIZED)
         return links
 
     @property
@@ -520,7 +526,9 @@ def _overall(
 
 def _shutdown_handler() -> None:
     """At the end of the process: finalize every instance that lives (api §4.4)."""
-    for instance in list(_live):
+    with _changing_live:
+        instances = list(_live)
+    for instance in instances:
         try:
             instance.finalize()
         except LLMException:
@@ -528,6 +536,8 @@ def _shutdown_handler() -> None:
 
 
 def _abandon_in_child() -> None:
+    global _changing_live
+    _changing_live = threading.Lock()  # a thread that is not here may hold the one there was
     for instance in list(_live):
         instance._abandon()
 

@@ -20,8 +20,10 @@ from llmdd import (
     CacheKeyByIdAndIndex,
     CacheManager,
     DataType,
+    LLMClusterInfo,
     LLMDataDist,
     LLMException,
+    LLMRole,
     LLMStatusCode,
 )
 
@@ -476,6 +478,51 @@ def test_calls_while_their_instance_is_finalized(make_datadist: Any, link: Any, 
         owner.init(options)
         puller.init(options)
         assert (owner.cache_manager.live_caches, puller.cache_manager.live_caches) == (0, 0)
+
+
+def test_an_instance_is_finalized_under_its_own_calls(make_datadist: Any, link: Any) -> None:
+    """Each is answered, or refused with one word, whatever of the instance has gone by then."""
+    other = make_datadist(9)
+    for _ in range(10):
+        ending = make_datadist(1, device_bytes=1 << 16)
+        link(ending, other)
+        unknown = LLMClusterInfo()
+        unknown.remote_cluster_id = 404
+        calls: list[Callable[[], object]] = [
+            lambda ending=ending: ending.listen_address,
+            lambda ending=ending: ending.cache_manager.live_caches,
+            lambda ending=ending, unknown=unknown: ending.unlink_clusters([unknown], force=True),
+            lambda ending=ending: ending.unlink(404),
+            lambda ending=ending: ending.query_register_mem_status(404),
+            lambda ending=ending: ending.switch_role(LLMRole.DECODER),
+        ]
+
+        def work(
+            thread: int, ending: LLMDataDist = ending, calls: list[Callable[[], object]] = calls
+        ) -> set[LLMStatusCode]:
+            if thread == 0:
+                ending.finalize()
+                return set()
+            seen = set()
+            while (code := outcome(calls[thread % len(calls)])) is not FINALIZED:
+                seen.add(code)
+            return seen
+
+        seen = set().union(*all_at_once(work))
+        assert seen <= {LLMStatusCode.LLM_SUCCESS, LLMStatusCode.LLM_NOT_YET_LINK, LLMStatusCode.LLM_EXIST_LINK}
+
+
+def test_instances_come_and_go_in_many_threads() -> None:
+    options = {"llm.EnableCacheManager": "1", "llm.MemPoolConfig": '{"memory_size": 65536}'}
+
+    def work(thread: int) -> None:
+        for _ in range(10):
+            datadist = LLMDataDist(LLMRole.MIX, thread)
+            datadist.init(options)
+            datadist.finalize()
+
+    all_at_once(work)
+    assert LLMDataDist.llm_engine_instance is None
 
 
 def test_one_instance_finalized_by_many_threads(make_pair: Any) -> None:

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from llmdd._core.atomic cimport atomic_load_relaxed, atomic_store_release
 from llmdd._core.cache_desc cimport CacheDesc
 from llmdd._core.lifecycle cimport Allocation
 from llmdd._core.node_memory cimport NodeMemory
@@ -20,8 +21,6 @@ cdef class Cache:
     cdef tuple shape               # as it was when the cache was made
     cdef object data_type
     cdef list addresses            # of a create_cpu_cache; replaced by forget_addresses: read in a critical section
-    cdef bint is_dropped(self) noexcept
-    cdef void drop(self) noexcept
     cdef list own_addresses(self)
     cdef int forget_addresses(self) except -1
 
@@ -39,5 +38,12 @@ cdef class TensorMemory:
     cdef char *start
     cdef Py_ssize_t size
 
+
+cdef inline bint is_dropped(Cache cache) noexcept:
+    """Whether its id was given up by a call with this object; another thread may be doing so."""
+    return atomic_load_relaxed(&cache.dropped) != 0
+
+cdef inline void drop(Cache cache) noexcept:
+    atomic_store_release(&cache.dropped, 1)
 
 cdef Cache new_cache(NodeMemory memory, CacheDesc desc, tuple shape, const Allocation *made)

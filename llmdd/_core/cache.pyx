@@ -9,7 +9,6 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 import ml_dtypes
 import numpy as np
 
-from llmdd._core.atomic cimport atomic_load_relaxed, atomic_store_release
 from llmdd._core.critical_section cimport CriticalSection, enter_critical_section, leave_critical_section
 from llmdd._core.enumerations import DataType, Placement
 from llmdd._core.layout cimport Slot, slot_at
@@ -107,7 +106,7 @@ cdef class Cache:
         cdef uint64_t pool, tensor
         if self.memory is None:
             return list(self.own_addresses())
-        if self.is_dropped() or is_closed(self.memory):
+        if is_dropped(self) or is_closed(self.memory):
             return []
         self.memory.enter("tensor_addrs")
         try:
@@ -169,19 +168,12 @@ cdef class Cache:
         cdef Py_ssize_t count = self.cache_desc.num_tensors
         if self.memory is None:
             count = len(self.own_addresses())
-        elif self.is_dropped() or is_closed(self.memory):
+        elif is_dropped(self) or is_closed(self.memory):
             count = 0
         return (
             f"Cache(cache_id = {self.cache_id}, device_tensor_addrs = {count}, "
             f"is_blocks_cache = {self.is_blocks_cache})"
         )
-
-    cdef bint is_dropped(self) noexcept:
-        """Whether its id was given up by a call with this object; another thread may be doing so."""
-        return atomic_load_relaxed(&self.dropped) != 0
-
-    cdef void drop(self) noexcept:
-        atomic_store_release(&self.dropped, 1)
 
     cdef list own_addresses(self):
         """The addresses of a create_cpu_cache: none once it was deallocated."""

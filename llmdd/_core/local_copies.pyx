@@ -7,7 +7,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from llmdd._core.atomic cimport monotonic_nanoseconds
 from llmdd._core.block_lists cimport BlockLists, new_block_lists
-from llmdd._core.cache cimport Cache
+from llmdd._core.cache cimport Cache, is_dropped
 from llmdd._core.cache_desc cimport CacheDesc
 from llmdd._core.copying cimport (
     COPIED,
@@ -90,7 +90,7 @@ cdef PinnedCache pinned_by_address(Cache cache, str name):
     cdef PinnedCache found
     cdef CacheDesc desc = cache.cache_desc
     if cache.memory is not None:
-        found = None if cache.is_dropped() else pinned(cache.memory, cache)
+        found = None if is_dropped(cache) else pinned(cache.memory, cache)
         if found is None:
             raise invalid(f"{name} has no memory any more, cache {cache.cache_id} was deallocated")
         return found

@@ -18,7 +18,7 @@ cdef class NodeCaches:
     cdef public int communicators  # how many live
     cdef uint64_t[PEER_WORDS] admitted   # one bit for each pin bit given to a peer
     cdef Cache make(self, str tag, CacheDesc desc, Allocation *request, tuple keys, list addresses)
-    cdef tuple describe(self, CacheDesc desc, Allocation *request)
+    cdef int describe(self, CacheDesc desc, Allocation *request) except -1
     cdef int enter_arena(self, str tag, CacheDesc desc, Allocation *request, tuple keys) except -1
     cdef bint may_be_accessible(self, CacheDesc desc, object remote_accessible) except -1
     cdef int move_registered(self, uint64_t peer_bit, uint64_t slot_number, uint64_t generation, uint64_t tensor,

@@ -18,7 +18,7 @@ from llmdd._core.atomic cimport (
     count_bits,
     monotonic_nanoseconds,
 )
-from llmdd._core.cache cimport Cache, new_cache
+from llmdd._core.cache cimport Cache, drop, new_cache
 from llmdd._core.cache_desc cimport CacheDesc, checked_tensor_bytes
 from llmdd._core.cache_keys cimport BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex, key_by_id_and_index
 from llmdd._core.copying cimport COPIED, COPY_BAD_ADDRESS, MAPPED, OWN, Bounds, CopyResult, Piece, Place, copy_pieces, is_mapped
@@ -326,6 +326,7 @@ cdef class NodeCaches:
         cdef uint64_t *own = NULL
         cdef uint64_t i
         cdef tuple shape
+        cdef CriticalSection section
         request.placement = 1 if desc.device else 0
         request.num_tensors = desc.num_tensors
         request.addresses = NULL
@@ -335,11 +336,18 @@ cdef class NodeCaches:
             self.memory.require_open(tag)
             if not self.memory.configured[request.placement]:
                 raise invalid(f"you should config memory pool firstly: there is no pool for {desc.placement}")
-            shape = self.describe(desc, request)
+        else:
+            check_addresses(addresses, desc.num_tensors)
+        # Another thread may change the descriptor: what is taken from it here belongs together.
+        enter_critical_section(&section, <PyObject *>desc)
+        try:
+            self.describe(desc, request)
+            shape = tuple(desc.shape)
+        finally:
+            leave_critical_section(&section)
+        if addresses is None:
             self.enter_arena(tag, desc, request, keys)
             return new_cache(self.memory, desc, shape, request)
-        check_addresses(addresses, desc.num_tensors)
-        shape = self.describe(desc, request)
         own = <uint64_t *>malloc(len(addresses) * sizeof(uint64_t))
         if own == NULL:
             raise MemoryError(f"{len(addresses) * sizeof(uint64_t)} bytes for {len(addresses)} addresses")
@@ -352,25 +360,18 @@ cdef class NodeCaches:
         finally:
             free(own)
 
-    cdef tuple describe(self, CacheDesc desc, Allocation *request):
-        """The sizes of the cache and its shape, if there can be one of that shape."""
-        cdef CriticalSection section
-        # The descriptor may be changed by another thread: what is taken from it here belongs together.
-        enter_critical_section(&section, <PyObject *>desc)
-        try:
-            request.tensor_bytes = checked_tensor_bytes(desc)
-            if request.blocks:
-                request.row_count = desc.shape[0]
-                return tuple(desc.shape)
-            request.row_count = desc.batch_slots()
-            if not desc.slots_are_contiguous():
-                raise invalid(
-                    f"batch_dim_index is {desc.batch_dim_index}: every dimension before it must be 1, "
-                    f"shape is {desc.shape}"
-                )
-            return tuple(desc.shape)
-        finally:
-            leave_critical_section(&section)
+    cdef int describe(self, CacheDesc desc, Allocation *request) except -1:
+        """The sizes of the cache, if there can be one of that shape. In a critical section of the descriptor."""
+        request.tensor_bytes = checked_tensor_bytes(desc)
+        if request.blocks:
+            request.row_count = desc.shape[0]
+            return 0
+        request.row_count = desc.batch_slots()
+        if not desc.slots_are_contiguous():
+            raise invalid(
+                f"batch_dim_index is {desc.batch_dim_index}: every dimension before it must be 1, shape is {desc.shape}"
+            )
+        return 0
 
     cdef int enter_arena(self, str tag, CacheDesc desc, Allocation *request, tuple keys) except -1:
         """Bind the keys and take the memory, all or nothing."""
@@ -454,7 +455,7 @@ cdef class NodeCaches:
                 reap(self.memory.base, REAP_LIMIT)
             finally:
                 self.memory.leave()
-        ours.drop()
+        drop(ours)
 
     def deallocate_blocks_cache(self, cache):
         """Give a blocks cache up, and its key with it (api §3.3). Transfers in progress end first.
@@ -492,7 +493,7 @@ cdef class NodeCaches:
                 reap(self.memory.base, REAP_LIMIT)
             finally:
                 self.memory.leave()
-        ours.drop()
+        drop(ours)
 
     def unregister_cache(self, cache_id):
         """Drop a registered cache: its id, its keys and every access to it at once (api §3.11).
