@@ -12,9 +12,12 @@ change meanwhile.
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from llmdd._core.layout cimport ArenaHeader, IndexEntry, KeyRecord
+from llmdd._core.atomic cimport atomic_load_acquire, atomic_load_relaxed, multiply_fold
+from llmdd._core.layout cimport ArenaHeader, IndexEntry, KeyRecord, header_of
 
-cdef uint32_t key_tag(const ArenaHeader *header, uint64_t kind, uint64_t id, uint64_t model_id) noexcept nogil
+cdef enum:
+    KIND_MASK = 7                  # the low bits of a tag: KeyKind
+
 cdef IndexEntry *index_find(char *arena, uint64_t kind, uint64_t id, uint64_t model_id) noexcept nogil
 cdef bint index_reserve(char *arena, uint64_t count) noexcept nogil
 cdef bint index_insert(char *arena, uint64_t kind, uint64_t id, uint64_t model_id, uint32_t slot,
@@ -28,6 +31,21 @@ cdef void index_tags(char *arena, const ArenaHeader *known, const KeyRecord *key
                      uint32_t *tags) noexcept nogil
 cdef void index_probes(char *arena, const ArenaHeader *known, const uint32_t *tags, const KeyRecord *keys, uint64_t count,
                        IndexEntry *found) noexcept nogil
-cdef uint64_t index_version(char *arena) noexcept nogil
-cdef bint index_is_unchanged(char *arena, uint64_t version) noexcept nogil
 cdef int index_check(char *arena) except -1
+
+cdef inline uint32_t key_tag(const ArenaHeader *header, uint64_t kind, uint64_t id, uint64_t model_id) noexcept nogil:
+    """The hash of a key, with its kind in the low bits. Seeded, so that chosen request ids cannot crowd together."""
+    cdef uint64_t mixed = multiply_fold(id ^ header.hash_seed[0], model_id ^ header.hash_seed[1])
+    mixed = multiply_fold(mixed ^ kind, 0x9E3779B97F4A7C15ULL)
+    return <uint32_t>((mixed >> 32) & ~<uint64_t>KIND_MASK) | <uint32_t>kind
+
+cdef inline uint64_t index_version(char *arena) noexcept nogil:
+    """To be read before a search that index_is_unchanged judges. Pairs with the release in end_change."""
+    return atomic_load_acquire(&header_of(arena).index_version)
+
+cdef inline bint index_is_unchanged(char *arena, uint64_t version) noexcept nogil:
+    """Whether a search since `version` was read saw the index whole.
+
+    Pairs with begin_change, through the acquire of whatever was read since: whoever saw some of a change sees its version.
+    """
+    return version & 1 == 0 and atomic_load_relaxed(&header_of(arena).index_version) == version

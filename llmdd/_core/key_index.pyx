@@ -8,7 +8,6 @@ from llmdd._core.atomic cimport (
     atomic_load_relaxed,
     atomic_store_relaxed,
     atomic_store_release,
-    multiply_fold,
 )
 from llmdd._core.layout cimport INDEX_OVERFLOW, ArenaHeader, IndexEntry, KeyRecord, header_of
 
@@ -17,8 +16,6 @@ cdef extern from *:
 
 cdef enum:
     TAG_BITS = 32
-    KIND_BITS = 3
-    KIND_MASK = 7
     ENTRY_WORDS = sizeof(IndexEntry) // 8
     TAG_WORD = 2                   # tag | slot << 32
     BATCH_WORD = 3                 # batch index | generation << 32
@@ -30,13 +27,6 @@ cdef inline IndexEntry *entries_of(char *arena) noexcept nogil:
 
 cdef inline uint64_t home(uint32_t tag, uint64_t bits) noexcept nogil:
     return tag >> (TAG_BITS - bits)
-
-
-cdef uint32_t key_tag(const ArenaHeader *header, uint64_t kind, uint64_t id, uint64_t model_id) noexcept nogil:
-    """The hash of a key, with its kind in the low bits. Seeded, so that chosen request ids cannot crowd together."""
-    cdef uint64_t mixed = multiply_fold(id ^ header.hash_seed[0], model_id ^ header.hash_seed[1])
-    mixed = multiply_fold(mixed ^ kind, 0x9E3779B97F4A7C15ULL)
-    return <uint32_t>((mixed >> 32) & ~<uint64_t>KIND_MASK) | <uint32_t>kind
 
 
 cdef IndexEntry *index_find(char *arena, uint64_t kind, uint64_t id, uint64_t model_id) noexcept nogil:
@@ -256,19 +246,6 @@ cdef void index_probes(
     for i in range(count):
         if not index_probe(arena, known, tags[i], keys[i].id, keys[i].model_id, found + i):
             found[i].tag = 0
-
-
-cdef uint64_t index_version(char *arena) noexcept nogil:
-    """To be read before a search that index_is_unchanged judges. Pairs with the release in end_change."""
-    return atomic_load_acquire(&header_of(arena).index_version)
-
-
-cdef bint index_is_unchanged(char *arena, uint64_t version) noexcept nogil:
-    """Whether a search since `version` was read saw the index whole.
-
-    Pairs with begin_change, through the acquire of whatever was read since: whoever saw some of a change sees its version.
-    """
-    return version % 2 == 0 and atomic_load_relaxed(&header_of(arena).index_version) == version
 
 
 cdef int index_check(char *arena) except -1:

@@ -25,7 +25,9 @@ from llmdd._core.key_index cimport (
     index_find,
     index_insert,
     index_move,
+    index_prefetch,
     index_reserve,
+    key_tag,
 )
 from llmdd._core.layout cimport (
     CACHE_LINE,
@@ -59,6 +61,7 @@ from llmdd._core.page_pool cimport NO_RUN, page_tree_check, return_run, run_is_t
 from llmdd._core.references cimport (
     NO_SLOT,
     any_key_bound,
+    anything_released,
     drop_key_bit,
     drop_tensors,
     key_is_bound,
@@ -267,10 +270,14 @@ cdef void unindex(char *arena, uint64_t slot_number, Slot *slot, uint64_t batch_
     """Remove the index entry of one batch slot's key, if it still stands for that slot."""
     cdef KeyRecord *key = keys_of(arena, slot) + batch_index
     cdef IndexEntry *entry = index_find(arena, key.kind, key.id, key.model_id)
-    indexed_of(arena, slot)[batch_index // WORD_BITS] &= ~(<uint32_t>1 << (batch_index % WORD_BITS))
-    header_of(arena).live_keys -= 1
+    note_unindexed(arena, slot, batch_index)
     if entry != NULL and entry.slot == slot_number and entry.batch_index == batch_index:
         index_erase(arena, entry)
+
+
+cdef inline void note_unindexed(char *arena, Slot *slot, uint64_t batch_index) noexcept nogil:
+    indexed_of(arena, slot)[batch_index // WORD_BITS] &= ~(<uint32_t>1 << (batch_index % WORD_BITS))
+    header_of(arena).live_keys -= 1
 
 
 # ---------------------------------------------------------------- settling
@@ -282,7 +289,6 @@ cdef void notice_dropped_keys(char *arena, uint64_t slot_number, Slot *slot) noe
     cdef uint32_t *indexed = indexed_of(arena, slot)
     cdef uint64_t value, i
     cdef uint32_t dropped
-    cdef unsigned int state
     cdef bint any_dropped = False
     for i in range(key_words(slot.key_count)):
         # Pairs with drop_bit. What is dropped after this is marked after this: mark_released, take_released.
@@ -293,13 +299,13 @@ cdef void notice_dropped_keys(char *arena, uint64_t slot_number, Slot *slot) noe
             unindex(arena, slot_number, slot, i * WORD_BITS + lowest_bit(dropped))
             dropped &= dropped - 1
     if any_dropped:
-        state = cache_state(arena, slot, CACHE_FACT_KEYS)
-        apply(
-            arena,
-            slot_number,
-            slot,
-            cache_outcome(state, CACHE_EVENT_DROP_KEY, guards_of(arena, slot_number, slot)),
-        )
+        apply_drop_key(arena, slot_number, slot)
+
+
+cdef inline void apply_drop_key(char *arena, uint64_t slot_number, Slot *slot) noexcept nogil:
+    """What becomes of a cache some key of which is not in the index any more."""
+    cdef unsigned int state = cache_state(arena, slot, CACHE_FACT_KEYS)
+    apply(arena, slot_number, slot, cache_outcome(state, CACHE_EVENT_DROP_KEY, guards_of(arena, slot_number, slot)))
 
 
 cdef void settle(char *arena, uint64_t slot_number) noexcept nogil:
@@ -318,6 +324,8 @@ cdef void settle(char *arena, uint64_t slot_number) noexcept nogil:
 cdef uint64_t reap(char *arena, uint64_t limit) noexcept nogil:
     """Settle up to `limit` slots that somebody marked; how many there were."""
     cdef uint64_t slot_number, count
+    if not anything_released(arena):
+        return 0
     for count in range(limit):
         slot_number = take_released(arena)
         if slot_number == NO_SLOT:
@@ -682,6 +690,8 @@ cdef Refusal allocate(char *arena, Allocation *request) noexcept nogil:
     request.cache_id = slot.cache_id
     header.next_cache_id += 1
     header.live_caches += 1
+    # Where the next id will go is nowhere near: let it come into the cache while others work.
+    index_prefetch(arena, header, key_tag(header, KEY_CACHE_ID, <uint64_t>header.next_cache_id, 0))
     slot.tenant = (outcome.effects & CACHE_EFFECT_TAKE_MEMORY) != 0
     atomic_store_flag(&slot.held, True)
     if outcome.effects & CACHE_EFFECT_OPEN_SLOT:
@@ -754,6 +764,13 @@ cdef bint remove_key(char *arena, uint64_t kind, uint64_t id, uint64_t model_id)
     outcome = batch_slot_outcome(batch_slot_state(arena, slot, batch_index), BATCH_SLOT_EVENT_REMOVE, 0)
     if outcome.effects & BATCH_SLOT_EFFECT_DROP_KEY:
         dropped = drop_key_bit(words_of(arena, slot), generation_of(slot), batch_index)
+    if dropped:
+        # What settle would find, without a search. Keys that peers have dropped meanwhile are marked, and come with reap.
+        note_unindexed(arena, slot, batch_index)
+        index_erase(arena, entry)
+        apply_drop_key(arena, slot_number, slot)
+        if keys_remain(arena, slot):
+            return True
     settle(arena, slot_number)
     return dropped
 

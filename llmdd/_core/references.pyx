@@ -7,13 +7,10 @@ from llmdd._core.atomic cimport (
     atomic_fetch_clear,
     atomic_fetch_set,
     atomic_load_word,
-    atomic_replace,
     lowest_bit,
 )
 from llmdd._core.layout cimport (
-    KEY_BLOCKS,
     KEY_NONE,
-    KEY_PREFIX,
     RELEASED_LEVELS,
     WORD_BITS,
     ArenaHeader,
@@ -26,8 +23,6 @@ from llmdd._core.tables cimport (
     BATCH_SLOT_EVENT_TRANSFER,
     BATCH_SLOT_GUARD_REGISTERED,
     BATCH_SLOT_GUARD_TENSORS_REMAIN,
-    BATCH_SLOT_STATE_BLOCKS_KEYED,
-    BATCH_SLOT_STATE_PREFIX_KEYED,
     BATCH_SLOT_STATE_REQUEST_KEYED,
     BATCH_SLOT_STATE_UNKEYED,
     batch_slot_outcome,
@@ -35,49 +30,6 @@ from llmdd._core.tables cimport (
 )
 
 NO_SLOT = <uint64_t>-1
-
-
-cdef bint drop_bit(uint64_t *word, uint32_t generation, uint32_t bit) noexcept nogil:
-    """Clear one bit of this generation's word. True for the one caller who cleared it."""
-    # Pair with each other, with is_set and with the owner's notice_dropped_keys: all that was done for the reference comes
-    # before the bit goes. The words of one tenant have a single order, since "the last tensor" is decided over several.
-    cdef uint64_t value = atomic_load_word(word)
-    while value >> WORD_BITS == generation and value & bit:
-        if atomic_replace(word, value, value & ~<uint64_t>bit):
-            return True
-        value = atomic_load_word(word)
-    return False
-
-
-cdef bint is_set(uint64_t *word, uint32_t generation, uint32_t bit) noexcept nogil:
-    # Pairs with drop_bit.
-    cdef uint64_t value = atomic_load_word(word)
-    return value >> WORD_BITS == generation and (value & bit) != 0
-
-
-cdef bint key_is_bound(uint64_t *words, uint32_t generation, uint64_t batch_index) noexcept nogil:
-    return is_set(words + batch_index // WORD_BITS, generation, <uint32_t>1 << (batch_index % WORD_BITS))
-
-
-cdef unsigned int keyed_state(uint64_t kind) noexcept nogil:
-    """The state of a batch slot whose key, of that kind, is bound."""
-    if kind == KEY_PREFIX:
-        return BATCH_SLOT_STATE_PREFIX_KEYED
-    return BATCH_SLOT_STATE_BLOCKS_KEYED if kind == KEY_BLOCKS else BATCH_SLOT_STATE_REQUEST_KEYED
-
-
-cdef bint drop_key_bit(uint64_t *words, uint32_t generation, uint64_t batch_index) noexcept nogil:
-    return drop_bit(words + batch_index // WORD_BITS, generation, <uint32_t>1 << (batch_index % WORD_BITS))
-
-
-cdef bint any_key_bound(uint64_t *words, uint32_t generation, uint64_t key_count) noexcept nogil:
-    cdef uint64_t value, i
-    for i in range(key_words(key_count)):
-        # Pairs with drop_bit.
-        value = atomic_load_word(words + i)
-        if value >> WORD_BITS == generation and <uint32_t>value:
-            return True
-    return False
 
 
 cdef bint drop_tensors(
@@ -184,8 +136,3 @@ cdef uint64_t take_released(char *arena) noexcept nogil:
             if atomic_load_word(released_word(arena, header, level - 1, index)):
                 atomic_fetch_set(released_word(arena, header, level, index // 64), bit)
             index //= 64
-
-
-cdef bint anything_released(char *arena) noexcept nogil:
-    """Whether some slot is marked. Pairs with mark_released, which sets the highest level last."""
-    return atomic_load_word(released_word(arena, header_of(arena), RELEASED_LEVELS - 1, 0)) != 0
