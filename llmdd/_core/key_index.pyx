@@ -187,23 +187,21 @@ cdef void index_move(char *arena, IndexEntry *entry, uint32_t batch_index) noexc
     end_change(header_of(arena))
 
 
-cdef bint index_probe(
-    char *arena, const ArenaHeader *known, uint32_t tag, uint64_t id, uint64_t model_id, IndexEntry *found
-) noexcept nogil:
-    """A peer's search: whether it came across the key. `found` is a copy that may be torn, not to be believed yet.
-
-    `known` is the peer's own copy of the header, checked when it attached: so whatever the owner writes, nothing outside
-    the index is read.
-    """
+cdef inline uint64_t bits_of(char *arena, const ArenaHeader *known) noexcept nogil:
+    """How many homes there are, as a power of two; 0 if that cannot be. Whatever the owner writes, nothing outside the
+    index is read: `known` is the peer's own copy of the header, checked when it attached."""
     # Pairs with the release in grow.
     cdef uint64_t bits = atomic_load_acquire(&header_of(arena).index_bits)
-    cdef IndexEntry *entry
-    cdef IndexEntry *end
+    return 0 if bits >= TAG_BITS or (<uint64_t>1 << bits) > known.index_capacity else bits
+
+
+cdef inline bint search(
+    const IndexEntry *entries, uint64_t bits, uint32_t tag, uint64_t id, uint64_t model_id, IndexEntry *found
+) noexcept nogil:
+    """Look through the entries from a key's home on."""
+    cdef const IndexEntry *entry = entries + home(tag, bits)
+    cdef const IndexEntry *end = entries + (<uint64_t>1 << bits) + INDEX_OVERFLOW
     cdef uint64_t word
-    if bits == 0 or bits >= TAG_BITS or (<uint64_t>1 << bits) > known.index_capacity:
-        return False
-    entry = <IndexEntry *>(arena + known.index_offset) + home(tag, bits)
-    end = <IndexEntry *>(arena + known.index_offset) + (<uint64_t>1 << bits) + INDEX_OVERFLOW
     while entry < end:
         word = load_word(entry, TAG_WORD)
         if <uint32_t>word == 0 or <uint32_t>word > tag:
@@ -221,6 +219,14 @@ cdef bint index_probe(
     return False
 
 
+cdef bint index_probe(
+    char *arena, const ArenaHeader *known, uint32_t tag, uint64_t id, uint64_t model_id, IndexEntry *found
+) noexcept nogil:
+    """A peer's search: whether it came across the key. `found` is a copy that may be torn, not to be believed yet."""
+    cdef uint64_t bits = bits_of(arena, known)
+    return bits != 0 and search(<IndexEntry *>(arena + known.index_offset), bits, tag, id, model_id, found)
+
+
 cdef void index_prefetch(char *arena, const ArenaHeader *known, uint32_t tag) noexcept nogil:
     """Have the place fetched where a search for the tag will begin; nothing is read yet."""
     cdef uint64_t bits = atomic_load_relaxed(&header_of(arena).index_bits)
@@ -232,19 +238,24 @@ cdef void index_tags(
     char *arena, const ArenaHeader *known, const KeyRecord *keys, uint64_t count, uint32_t *tags
 ) noexcept nogil:
     """The tags of several keys, whose places are being fetched when this returns."""
+    cdef const IndexEntry *entries = <IndexEntry *>(arena + known.index_offset)
+    cdef uint64_t bits = bits_of(arena, known)
     cdef uint64_t i
     for i in range(count):
         tags[i] = key_tag(known, keys[i].kind, keys[i].id, keys[i].model_id)
-        index_prefetch(arena, known, tags[i])
+        if bits:
+            prefetch(entries + home(tags[i], bits))
 
 
 cdef void index_probes(
     char *arena, const ArenaHeader *known, const uint32_t *tags, const KeyRecord *keys, uint64_t count, IndexEntry *found
 ) noexcept nogil:
     """index_probe for each of several keys; an entry that it did not come across has tag 0."""
+    cdef const IndexEntry *entries = <IndexEntry *>(arena + known.index_offset)
+    cdef uint64_t bits = bits_of(arena, known)
     cdef uint64_t i
     for i in range(count):
-        if not index_probe(arena, known, tags[i], keys[i].id, keys[i].model_id, found + i):
+        if bits == 0 or not search(entries, bits, tags[i], keys[i].id, keys[i].model_id, found + i):
             found[i].tag = 0
 
 
