@@ -29,7 +29,7 @@ from llmdd._core.bulk_keys cimport (
     remove_keys,
 )
 from llmdd._core.bulk_transfers cimport Begun, carry_out_all
-from llmdd._core.cache cimport Cache
+from llmdd._core.cache cimport Cache, drop
 from llmdd._core.cache_keys cimport CacheKey, CacheKeyByIdAndIndex
 from llmdd._core.copying cimport Piece
 from llmdd._core.critical_section cimport CriticalSection, enter_critical_section, leave_critical_section
@@ -403,7 +403,7 @@ cdef class BulkCalls(CacheStore):
         if not by_id:
             for cache in given.handles:
                 if not (<Cache>cache).is_blocks_cache:
-                    (<Cache>cache).drop()
+                    drop(<Cache>cache)
         return answer
 
     # ------------------------------------------------------------ pulls
