@@ -29,7 +29,7 @@ from llmdd._core.bulk_keys cimport (
     remove_keys,
 )
 from llmdd._core.bulk_transfers cimport Begun, carry_out_all
-from llmdd._core.cache cimport Cache
+from llmdd._core.cache cimport Cache, drop
 from llmdd._core.cache_keys cimport CacheKey, CacheKeyByIdAndIndex
 from llmdd._core.copying cimport Piece
 from llmdd._core.critical_section cimport CriticalSection, enter_critical_section, leave_critical_section
@@ -403,7 +403,7 @@ cdef class BulkCalls(CacheStore):
         if not by_id:
             for cache in given.handles:
                 if not (<Cache>cache).is_blocks_cache:
-                    (<Cache>cache).drop()
+                    drop(<Cache>cache)
         return answer
 
     # ------------------------------------------------------------ pulls
@@ -486,7 +486,7 @@ cdef class BulkCalls(CacheStore):
         if wanted != -1 and (wanted <= 0 or pulls.into_blocks):
             raise invalid(f"size is {size}, it should be = -1 or > 0, and = -1 with block_tables")
         refuse_same_target_twice(pulls)
-        # What was given may have run code that let another thread finalize; from here to the pins nothing does.
+        # What was given may have run code that let another thread finalize.
         self.memory.require_open("pull_many")
         self.plan(pulls, wanted)
         if all_or_nothing:
@@ -510,6 +510,8 @@ cdef class BulkCalls(CacheStore):
                 cache = pulls.cache_of(i)
                 if cache not in pins:
                     pins[cache] = pinned(self.memory, cache)
+                    if pins[cache] is None:
+                        self.memory.require_open("pull_many")
                 local = <PinnedCache>pins[cache]
             refusal = self.name_source(pulls, i)
             if refusal is None:
