@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle, islice
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from comparison import Comparer, Target
 from nodes import node
@@ -18,6 +20,7 @@ PAGE_SHIFT = 10
 LOOKUPS_PER_ROUND = 20_000
 ROUNDS = 41
 TARGET = Target(max_ratio=1.5)
+MANY_TARGETS = {1_000: Target(max_ns=15), 1_000_000: Target(max_ns=80)}
 
 Place = tuple[str, int, int]
 
@@ -88,4 +91,47 @@ def test_lookup(compare: Comparer, population: Population, access: str) -> None:
         operations=LOOKUPS_PER_ROUND,
         rounds=ROUNDS,
         target=TARGET,
+    )
+
+
+@pytest.mark.parametrize("given", ["array", "keys"])
+def test_lookup_many(compare: Comparer, population: Population, given: str) -> None:
+    manager, dictionary = population.manager, population.dictionary
+    order = list(range(population.size))
+    random.Random(1).shuffle(order)
+    numbers = cycle(order)
+    request_ids: npt.NDArray[np.uint64] = np.empty(LOOKUPS_PER_ROUND, np.uint64)
+    keys: list[CacheKey] = []
+    tuples: list[Place] = []
+
+    def choose_keys() -> None:
+        chosen = list(islice(numbers, LOOKUPS_PER_ROUND))
+        request_ids[:] = chosen
+        keys[:] = [population.keys[number] for number in chosen]
+        tuples[:] = [population.tuples[number] for number in chosen]
+
+    def look_up() -> None:
+        manager.lookup_many(request_ids if given == "array" else keys)
+
+    def subscript() -> None:
+        for key in tuples:
+            dictionary[key]
+
+    def verify() -> None:
+        places = manager.lookup_many(np.arange(population.size + 1))
+        assert places.cache_ids[-1] == 0
+        expected = [dictionary[place].cache_id for place in population.tuples]
+        assert np.array_equal(places.cache_ids[:-1], expected) and not places.batch_indices.any()
+        assert np.array_equal(manager.lookup_many(population.keys).cache_ids, expected)
+
+    compare(
+        f"lookup_many, {'array of request ids' if given == 'array' else 'list of CacheKey'}, {population.size:,} keys",
+        look_up,
+        subscript,
+        baseline_name="dict[tuple]",
+        prepare=choose_keys,
+        verify=verify,
+        operations=LOOKUPS_PER_ROUND,
+        rounds=ROUNDS,
+        target=MANY_TARGETS[population.size] if given == "array" else None,
     )

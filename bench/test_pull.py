@@ -201,3 +201,63 @@ def test_pull_while_the_owner_holds_its_gil(compare: Comparer) -> None:
             bytes_moved=size,
             target=HELD_TARGET,
         )
+
+
+def test_pull_many(compare: Comparer) -> None:
+    """A batch of requests in one call, beside a call for each."""
+    size, count = 4 * KIB, 64
+    with ExitStack() as stack:
+        owners = [
+            stack.enter_context(
+                OwnerProcess(cluster_id, stack.enter_context(shared_memory(size * count))[0], size, count)
+            )
+            for cluster_id in (OWNER, HELD_OWNER)
+        ]
+        datadist = stack.enter_context(node(LLMRole.DECODER, PULLER, 2 * size * count, page_shift=12))
+        manager = datadist.cache_manager
+        for owner in owners:
+            link(datadist, owner.cluster_id, owner.address)
+        caches = [manager.allocate_cache(CacheDesc(1, (count, size), DataType.DT_UINT8)) for _ in owners]
+        request_ids = np.arange(count)
+        keys: list[CacheKey] = []
+        statuses: list[np.ndarray[tuple[int], np.dtype[np.int32]]] = []
+        offers = 0
+
+        def offer() -> None:
+            nonlocal offers, request_ids
+            request_ids = np.arange(offers * count, (offers + 1) * count)
+            keys[:] = [CacheKey(HELD_OWNER, req_id) for req_id in request_ids.tolist()]
+            for owner in owners:
+                owner.call("offer", offers * count, True)
+            offers += 1
+
+        def pull_at_once() -> None:
+            statuses[:] = [manager.pull_many(request_ids, caches[0], cluster_id=OWNER)]
+
+        def pull_singly() -> None:
+            pull_cache, cache = manager.pull_cache, caches[1]
+            for batch_index, key in enumerate(keys):
+                pull_cache(key, cache, batch_index)
+
+        def inspect() -> None:
+            assert not statuses[0].any()
+            for cache in caches:
+                for pulled, req_id in zip(cache.tensors[0], request_ids.tolist(), strict=True):
+                    payload.require(pulled, req_id, "pulled")
+
+        def verify() -> None:
+            assert [owner.call("live_caches") for owner in owners] == [0, 0], "a pull did not release its key"
+            manager.check()
+
+        compare(
+            "pull_many of 64 keys of 4KiB",
+            pull_at_once,
+            pull_singly,
+            baseline_name="pull_cache",
+            prepare=offer,
+            inspect=inspect,
+            verify=verify,
+            operations=count,
+            rounds=41,
+            bytes_moved=size,
+        )
