@@ -47,6 +47,7 @@ class Sanitizers:
     operations: int
     faults: dict[str, str] = field(hash=False)
     """What the stress can do wrong on purpose, and what the report then says."""
+    optimization: int = 1
     whole_core: bool = False
 
 
@@ -81,6 +82,8 @@ ALL = (
             "fill too far": "ERROR: AddressSanitizer: use-after-poison",
             "shift too far": "runtime error: shift exponent 32 is too large",
         },
+        # Of the whole core most is called too seldom to be worth what its optimization takes.
+        optimization=0,
         whole_core=True,
     ),
 )
@@ -106,7 +109,7 @@ def build(sanitizers: Sanitizers) -> Path:
         "-Dstress=true",
         f"-Db_sanitize={sanitizers.b_sanitize}",
         "-Db_lundef=false",
-        "-Doptimization=1",
+        f"-Doptimization={sanitizers.optimization}",
         "-Ddebug=true",
         "-Dprefix=/",
         "-Dpython.platlibdir=/",
@@ -134,8 +137,18 @@ def build(sanitizers: Sanitizers) -> Path:
     return folder
 
 
+def not_randomized() -> list[str]:
+    """What a command begins with that is to have its memory where it always is, if the kernel allows it.
+
+    Some kernels scatter mappings more widely than the ThreadSanitizer of gcc 12 can follow.
+    """
+    prefix = ["setarch", "--addr-no-randomize"]
+    tried = subprocess.run([*prefix, "true"], capture_output=True) if shutil.which("setarch") else None
+    return prefix if tried is not None and tried.returncode == 0 else []
+
+
 def run(
-    sanitizers: Sanitizers, path: list[Path], command: list[str], **how: object
+    sanitizers: Sanitizers, path: list[Path], command: list[str], capture: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """Run Python with the sanitizer loaded and these folders to import from."""
     library = subprocess.run(
@@ -144,22 +157,17 @@ def run(
     # Where nothing else is installed, and no .pth file is read: what is imported is what was built here.
     interpreter: str = getattr(sys, "_base_executable", sys.executable)
     return subprocess.run(
-        [interpreter, *command],
+        [*not_randomized(), "env", f"LD_PRELOAD={library}", interpreter, *command],
         cwd="/",
-        env={
-            **os.environ,
-            **sanitizers.environment,
-            "LD_PRELOAD": library,
-            "PYTHONPATH": os.pathsep.join(map(str, path)),
-        },
+        env={**os.environ, **sanitizers.environment, "PYTHONPATH": os.pathsep.join(map(str, path))},
         text=True,
-        **how,  # type: ignore[call-overload]
+        capture_output=capture,
     )
 
 
 def storm(sanitizers: Sanitizers, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [str(HERE / "storm.py"), f"--operations={sanitizers.operations}", *arguments]
-    return run(sanitizers, [folder / "modules"], command, capture_output=True)
+    return run(sanitizers, [folder / "modules"], command, capture=True)
 
 
 def stress(sanitizers: Sanitizers, folder: Path, seed: int) -> None:
