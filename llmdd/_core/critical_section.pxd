@@ -1,4 +1,4 @@
-"""What keeps an object's attributes together without a GIL, and costs nothing with one (see ``critical_section.h``).
+"""What keeps an object's attributes together without a GIL, and costs nothing with one (see ``critical_sections.h``).
 
 An attribute that holds a Python object may be read as it is only if it is never replaced once other threads can see its
 owner: with the GIL gone, the object could go between the load of the pointer and the count of the reference. Others are
@@ -8,7 +8,7 @@ read, and replaced, in a critical section of their owner. Nothing in one raises,
 from cpython.object cimport PyObject
 
 
-cdef extern from "critical_section.h":
+cdef extern from "critical_sections.h":
     ctypedef struct CriticalSection:
         pass
     void enter_critical_section(CriticalSection *section, PyObject *object) noexcept

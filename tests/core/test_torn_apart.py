@@ -31,8 +31,8 @@ from llmdd._core.peer import PeerArena
 from llmdd._core.store import CacheStore
 
 THREADS = 4
-#: Without the GIL it takes some thousand to come upon what lasts some nanoseconds.
-ROUNDS = 60 if getattr(sys, "_is_gil_enabled", lambda: True)() else 3000
+#: Without the GIL it takes many to come upon what lasts some nanoseconds.
+ROUNDS = 60 if getattr(sys, "_is_gil_enabled", lambda: True)() else 1000
 SUCCESS = LLMStatusCode.LLM_SUCCESS
 FINALIZED = LLMStatusCode.LLM_ENGINE_FINALIZED
 NOT_LINKED = LLMStatusCode.LLM_NOT_YET_LINK

@@ -3,9 +3,11 @@
  * With the GIL these are nothing. Without it they are CPython's critical sections, under which Cython reads and replaces
  * public attributes too: two threads are never in those of one object at once. A thread that has to wait for something
  * gives its critical sections up meanwhile, as it would the GIL: so what must not be torn apart must not wait.
+ *
+ * (In the plural, because CPython has a header of the other name.)
  */
-#ifndef LLMDD_CRITICAL_SECTION_H
-#define LLMDD_CRITICAL_SECTION_H
+#ifndef LLMDD_CRITICAL_SECTIONS_H
+#define LLMDD_CRITICAL_SECTIONS_H
 #include <Python.h>
 
 #ifdef Py_GIL_DISABLED
