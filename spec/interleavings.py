@@ -44,6 +44,7 @@ Transition = Callable[[State], "State | None"]
 _KEY_1, _KEY_2, _ID = ("pull_key_1",), ("pull_key_2",), ("pull_id",)
 _PUSH, _ADDRESS = ("push_id",), ("push_address",)
 _TENSORS = ("pull_tensor_1", "pull_tensor_2")
+_BOTH = ("pull_both",)
 
 SMALL = {
     "layers": Configuration(requests=(("pull_key_1", "pull_tensor_1"), ("pull_tensor_2",)), removals=False),
@@ -54,6 +55,7 @@ SMALL = {
     "pushes": Configuration(generations=2, requests=(_KEY_1, _PUSH), evictions=(2,)),
     "addresses": Configuration(generations=2, requests=(_KEY_1, _ADDRESS), evictions=(2,)),
     "evictions": Configuration(generations=2, requests=((*_KEY_1, *_KEY_2), _KEY_1), evictions=(1,), removals=False),
+    "together": Configuration(generations=2, requests=(_BOTH, _KEY_2), evictions=(1,)),
 }
 
 FULL = {
@@ -63,6 +65,7 @@ FULL = {
     "three generations": Configuration(requests=((*_KEY_1, *_ID), (*_KEY_1, *_ID))),
     "views of two peers": Configuration(generations=2, requests=(_KEY_1, _KEY_1), views=True),
     "pushes of two peers": Configuration(generations=2, requests=((*_KEY_1, *_PUSH), _PUSH), evictions=PEER_BITS),
+    "two together": Configuration(generations=2, requests=((*_BOTH, *_TENSORS), _BOTH)),
     "all evictions": Configuration(generations=1, requests=(_KEY_1, _TENSORS), evictions=PEER_BITS),
 }
 

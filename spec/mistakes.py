@@ -129,6 +129,17 @@ def quarantine_not_ended(right: Protocol) -> Protocol:
     return right.with_steps(OWNER_NAME, _retarget(step, look_for_readers=IDLE))
 
 
+def shared_pin_cleared(right: Protocol) -> Protocol:
+    """Whose second key has gone clears the pin that both share, as if it were the second's own, and copies the first."""
+    steps = right.role(PEER_NAME)
+    second, clear = steps.step("read_second"), steps.step("clear_pin")
+    return right.with_steps(
+        PEER_NAME,
+        replace(second, goes=(second.goes[0], Go("clear_pin", sets={"both": "2"}))),
+        replace(clear, goes=(Go("copy", "both == 2", {"both": "1"}), *clear.goes)),
+    )
+
+
 @dataclass(frozen=True)
 class Mistake:
     """A mistake, where it shows, and the promise that is broken first."""
@@ -142,6 +153,7 @@ _ONE_KEY = Configuration(generations=2, requests=(("pull_key_1",), ("pull_key_1"
 _LAYERS = Configuration(generations=1, requests=(("pull_key_1", "pull_tensor_1"), ("pull_tensor_2",)), removals=False)
 _PUSHES = Configuration(generations=2, requests=((), ("push_id",)), evictions=(2,), crashes=False)
 _READS = Configuration(generations=2, requests=(("pull_key_1",), ()), evictions=(1,))
+_BOTH = Configuration(generations=2, requests=(("pull_both",), ("pull_key_2",)))
 _FREED = "memory never goes back under a confirmed pin"
 _REAPED = "every released cache is reaped"
 
@@ -170,6 +182,9 @@ MISTAKES = {
     "copy-not-validated": Mistake(copy_not_validated, "no transfer succeeds with bytes of a successor", _READS),
     "evicted-words-reused": Mistake(
         evicted_words_reused, "nobody touches words that are not the pinned cache's", _READS
+    ),
+    "shared-pin-cleared": Mistake(
+        shared_pin_cleared, "nobody copies from or to memory that is not the pinned cache's", _BOTH
     ),
     "quarantine-not-ended": Mistake(quarantine_not_ended, "every quarantine ends", _READS),
 }

@@ -33,10 +33,14 @@ The rules
 13. An evicted reader finds nothing changed but the pages when he goes on. Slot, record and reference words of the
     tenant stay as they are, in *quarantine*, until he clears his pin, which he tells by a mark as anybody does, or is
     dismissed.
+14. Transfers of one call that go together share the one pin of their peer on a slot: the first sets it, whoever comes
+    later finds it set and looks at the gate and at his own key again, and it is cleared when the last has dropped its
+    key. No key is dropped before everything has been copied; who is refused before leaves every key as it was.
 
 What is modelled
 ----------------
-One slot, whose tenant has two keys. Key 1 is pulled whole; key 2 has two tensors, pulled one by one or both at once.
+One slot, whose tenant has two keys. Key 1 is pulled whole; key 2 has two tensors, pulled one by one or both at once;
+or both keys are pulled by one call, all or nothing.
 A push differs from a pull in its copy's direction and in the word of its pin; one to an address drops no key. Every
 operation is sequentially consistent in the core, so interleavings are all there is. Three things are left out, since
 nobody can tell: loads by the owner of words that only it writes; a load that is repeated with nothing in between; the
@@ -531,6 +535,7 @@ def peer(configuration: Configuration) -> Role:
         Call("pull_tensor_1", "find_key_2", sets={"key": "2", "want": "1"}),
         Call("pull_tensor_2", "find_key_2", sets={"key": "2", "want": "2"}),
         Call("pull_key_2", "find_key_2", sets={"key": "2", "want": "0"}),
+        Call("pull_both", "find_key_1", sets={"key": "1", "want": "0", "both": "1"}),
         Call("pull_id", "find_id", _asking_by_id(configuration), {"key": "1", "want": "0"}),
         Call("push_id", "find_id_to_write", _asking_by_id(configuration), {"key": "1", "want": "0"}),
         Call("push_address", "read_generation", _asking_by_id(configuration), {"key": "0", "want": "0"}),
@@ -543,8 +548,10 @@ def peer(configuration: Configuration) -> Role:
     }
     calls = [replace(call, bits=askers[call.name]) for call in requests if askers[call.name]]
     pushes = _pushes(configuration)
-    steps = (*_pin(pushes), *map(_on_kept_words, _transfer(pushes)), *_unpin(), *_mark(configuration.levels))
-    registers = ("hint", "key", "want", "by_id", "writes", "seen", "told", "astray")
+    shares = any("pull_both" in asked for asked in configuration.requests)
+    transfer = map(_on_kept_words, _transfer(pushes, shares))
+    steps = (*_pin(pushes, shares), *transfer, *_unpin(), *_mark(configuration.levels))
+    registers = ("hint", "key", "want", "by_id", "writes", "seen", "told", "astray", *(("both",) if shares else ()))
     return Role(PEER_NAME, registers, tuple(calls), _reachable(calls, steps), PEER_BITS, configuration.crashes)
 
 
@@ -571,7 +578,7 @@ def _asking_by_id(configuration: Configuration) -> str:
     return "1" if configuration.repeats else "gate & 1"
 
 
-def _pin(pushes: bool) -> tuple[Step, ...]:
+def _pin(pushes: bool, shares: bool) -> tuple[Step, ...]:
     """Design steps 1 to 3."""
     unpinned = _unpinned(pushes)
 
@@ -636,9 +643,33 @@ def _pin(pushes: bool) -> tuple[Step, ...]:
         Step(
             "read_key",
             Load("keys"),
-            (*begin(BOUND), *unpinned),
+            (*((Go("find_second", f"{BOUND} and both"),) if shares else ()), *begin(BOUND), *unpinned),
             "whoever cleared the bit before has taken the key",
             "design 3, api §3.6",
+            ("swap_key", "swap_removed", "swap_finished"),
+        ),
+        Step(
+            "find_second",
+            Load("entry_2"),
+            (Go("read_gate_for_second", "found == hint"), *unpinned),
+            "a hint, as for the first; the slot is pinned already, by a bit that it has once",
+            "design 1, protocol 14",
+            ("index_key_2", "advance"),
+        ),
+        Step(
+            "read_gate_for_second",
+            Load("gate"),
+            (Go("read_second", "found == (hint << 1 | 1)"), *unpinned),
+            "as for the first: open, and of the generation that the entry named",
+            "design 3, protocol 14",
+            ("close_gate", "advance", "open_gate"),
+        ),
+        Step(
+            "read_second",
+            Load("keys"),
+            (*begin("found >> 2 == hint and found & 2"), *unpinned),
+            "whoever cleared the bit before has taken the key, and the call is refused",
+            "design 3, protocol 14",
             ("swap_key", "swap_removed", "swap_finished"),
         ),
         Step(
@@ -670,11 +701,17 @@ def _each_when(
     )
 
 
-def _transfer(pushes: bool) -> tuple[Step, ...]:
-    """Design steps 4 and 5."""
+def _transfer(pushes: bool, shares: bool) -> tuple[Step, ...]:
+    """Design steps 4 and 5. Of two that go together the second key follows when the first is done with."""
     unpinned = _unpinned(pushes)
+    next_key = (Go("read_second_bound", "both and key == 1"),) if shares else ()
     still_outstanding = (Go("clear_pin", "found >> 2 == hint and found & 3"),)
     dropped = _each_when(unpinned, "swapped", {"told": "1", "dropped": "dropped | key"}, (DROPPED_ONCE, COMPLETED))
+    if shares:
+        consumed = {"told": "1", "dropped": "dropped | key"}
+        first = Go("read_second_bound", "swapped and both and key == 1", consumed, (DROPPED_ONCE, COMPLETED))
+        dropped = (first, *dropped)
+    delivered = "4 if key == 1 else want if want else 3"
     complete = Promise("not astray", "no transfer succeeds with bytes of a successor")
     by_address = Go("clear_writer_pin", "found >> 1 == hint and not key", promises=(complete,))
     return (
@@ -721,7 +758,7 @@ def _transfer(pushes: bool) -> tuple[Step, ...]:
                 Go(
                     "read_bound",
                     "found >> 1 == hint",
-                    {"delivered": "delivered | (4 if key == 1 else want if want else 3)"},
+                    {"delivered": f"delivered | ({f'7 if both else {delivered}' if shares else delivered})"},
                     (complete,),
                 ),
                 *unpinned,
@@ -733,9 +770,17 @@ def _transfer(pushes: bool) -> tuple[Step, ...]:
         Step(
             "read_bound",
             Load("keys"),
-            (Go("load_tensors", f"{BOUND} and want"), Go("load_key", BOUND), *unpinned),
+            (Go("load_tensors", f"{BOUND} and want"), Go("load_key", BOUND), *next_key, *unpinned),
             "another transfer may have consumed the key meanwhile; then there is nothing to drop",
             "rule 4",
+            ("swap_key", "swap_removed", "swap_finished"),
+        ),
+        Step(
+            "read_second_bound",
+            Load("keys"),
+            (Go("load_key", "found >> 2 == hint and found & 2", {"key": "2"}), *unpinned),
+            "everything has been copied, so the second key goes too; the pin that both share is still set",
+            "rule 4, protocol 14",
             ("swap_key", "swap_removed", "swap_finished"),
         ),
         Step(
@@ -765,7 +810,7 @@ def _transfer(pushes: bool) -> tuple[Step, ...]:
         Step(
             "load_key",
             Load("keys"),
-            (Go("swap_key", BOUND, {"seen": "found"}), *unpinned),
+            (Go("swap_key", BOUND, {"seen": "found"}), *next_key, *unpinned),
             "the value that the compare-and-swap expects",
             "protocol 1",
             ("swap_key", "swap_removed", "swap_finished", "write_keys"),
@@ -947,5 +992,6 @@ def protocol(configuration: Configuration | None = None) -> Protocol:
 
 def everything() -> Configuration:
     """A configuration in which every step can be taken."""
-    asked = ("pull_key_1", "pull_tensor_1", "pull_tensor_2", "pull_key_2", "pull_id", "push_id", "push_address")
+    pulls = ("pull_key_1", "pull_tensor_1", "pull_tensor_2", "pull_key_2", "pull_both", "pull_id")
+    asked = (*pulls, "push_id", "push_address")
     return Configuration(requests=(asked, asked), views=True, evictions=PEER_BITS)
