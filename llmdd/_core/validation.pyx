@@ -5,6 +5,11 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from llmdd._core.status import MissingArgument
 
+cdef extern from "Python.h":
+    long long PyLong_AsLongLongAndOverflow(object value, int *overflow) except? -1
+
+cdef int64_t LARGEST_INT64 = 0x7FFFFFFFFFFFFFFF
+
 
 cdef object wrong_type(str name, object value, str wanted):
     return TypeError(f"{name} only support [{wanted}], but got {type(value)}")
@@ -32,18 +37,35 @@ cdef int check_range(str name, object value, str type_name, object low, object h
     return 0
 
 
+cdef inline bint is_plain(object value, int64_t low, int64_t high, int64_t *number) except -1:
+    """Whether the value is an int, and no subclass, in [low, high]: the usual case, told without an object of Python's."""
+    cdef int overflow
+    if type(value) is not int:
+        return False
+    number[0] = PyLong_AsLongLongAndOverflow(value, &overflow)
+    return overflow == 0 and low <= number[0] <= high
+
+
 cdef uint64_t checked_uint64(str name, object value) except? 0:
-    if type(value) is not int or not 0 <= value <= 0xFFFFFFFFFFFFFFFF:
-        check_range(name, value, "uint64", 0, 0xFFFFFFFFFFFFFFFF)
+    cdef int64_t number
+    if is_plain(value, 0, LARGEST_INT64, &number):
+        return <uint64_t>number
+    check_range(name, value, "uint64", 0, 0xFFFFFFFFFFFFFFFF)
     return value
 
 
 cdef int64_t checked_int64(str name, object value) except? 0:
+    cdef int64_t number
+    if is_plain(value, -LARGEST_INT64, LARGEST_INT64, &number):
+        return number
     check_range(name, value, "int64", -0x8000000000000000, 0x7FFFFFFFFFFFFFFF)
     return value
 
 
 cdef uint32_t checked_uint32(str name, object value) except? 0:
+    cdef int64_t number
+    if is_plain(value, 0, 0xFFFFFFFF, &number):
+        return <uint32_t>number
     check_range(name, value, "uint32", 0, 0xFFFFFFFF)
     return value
 
