@@ -130,7 +130,7 @@ def quarantine_not_ended(right: Protocol) -> Protocol:
 
 
 def shared_pin_cleared(right: Protocol) -> Protocol:
-    """Whose second key has gone clears the pin that both share, as if it were the second's own, and copies the first."""
+    """Whose second key has gone clears the pin that both share, as if only the second had it, and copies the first."""
     steps = right.role(PEER_NAME)
     second, clear = steps.step("read_second"), steps.step("clear_pin")
     return right.with_steps(
