@@ -167,7 +167,7 @@ def test_pull_while_the_owner_holds_its_gil(compare: Comparer) -> None:
 
         def offer() -> None:
             nonlocal offers
-            for owner in owners:
+            for owner in owners if offers // 2 % 2 else reversed(owners):  # who writes last leaves warmer caches
                 owner.call("offer", offers * count, True)
             held.enter_context(owners[1].holding_its_gil())
             offers += 1
@@ -205,7 +205,7 @@ def test_pull_while_the_owner_holds_its_gil(compare: Comparer) -> None:
 
 def test_pull_many(compare: Comparer) -> None:
     """A batch of requests in one call, beside a call for each."""
-    size, count = 4 * KIB, 64
+    size, count, batch = 4 * KIB, 1024, 64
     with ExitStack() as stack:
         owners = [
             stack.enter_context(
@@ -217,33 +217,38 @@ def test_pull_many(compare: Comparer) -> None:
         manager = datadist.cache_manager
         for owner in owners:
             link(datadist, owner.cluster_id, owner.address)
-        caches = [manager.allocate_cache(CacheDesc(1, (count, size), DataType.DT_UINT8)) for _ in owners]
+        desc = CacheDesc(1, (batch, size), DataType.DT_UINT8)
+        caches = [[manager.allocate_cache(desc) for _ in range(0, count, batch)] for _ in owners]
         request_ids = np.arange(count)
         keys: list[CacheKey] = []
-        statuses: list[np.ndarray[tuple[int], np.dtype[np.int32]]] = []
+        failures: list[bool] = []
         offers = 0
 
         def offer() -> None:
             nonlocal offers, request_ids
             request_ids = np.arange(offers * count, (offers + 1) * count)
             keys[:] = [CacheKey(HELD_OWNER, req_id) for req_id in request_ids.tolist()]
-            for owner in owners:
+            for owner in owners if offers // 2 % 2 else reversed(owners):  # who writes last leaves warmer caches
                 owner.call("offer", offers * count, True)
             offers += 1
 
         def pull_at_once() -> None:
-            statuses[:] = [manager.pull_many(request_ids, caches[0], cluster_id=OWNER)]
+            for number, cache in enumerate(caches[0]):
+                ids = request_ids[number * batch : (number + 1) * batch]
+                failures.append(manager.pull_many(ids, cache, cluster_id=OWNER).any())
 
         def pull_singly() -> None:
-            pull_cache, cache = manager.pull_cache, caches[1]
-            for batch_index, key in enumerate(keys):
-                pull_cache(key, cache, batch_index)
+            pull_cache = manager.pull_cache
+            for number, cache in enumerate(caches[1]):
+                for batch_index, key in enumerate(keys[number * batch : (number + 1) * batch]):
+                    pull_cache(key, cache, batch_index)
 
         def inspect() -> None:
-            assert not statuses[0].any()
-            for cache in caches:
-                for pulled, req_id in zip(cache.tensors[0], request_ids.tolist(), strict=True):
-                    payload.require(pulled, req_id, "pulled")
+            assert not any(failures)
+            for pulled in caches:
+                for number, cache in enumerate(pulled):
+                    for batch_index, slot in enumerate(cache.tensors[0]):
+                        payload.require(slot, int(request_ids[number * batch + batch_index]), "pulled")
 
         def verify() -> None:
             assert [owner.call("live_caches") for owner in owners] == [0, 0], "a pull did not release its key"

@@ -272,7 +272,18 @@ def test_seed_5_a_cache_is_returned(manager: CacheManager) -> None:
         (DESC, [CacheKey(1, 1), None]),
         (DESC, [CacheKeyByIdAndIndex(1, 1)]),
     ],
-    ids=repr,
+    ids=[
+        "text as description",
+        "key as description",
+        "key alone",
+        "no keys",
+        "set of keys",
+        "iterator of keys",
+        "no description",
+        "number as key",
+        "None as key",
+        "key by id",
+    ],
 )
 def test_seed_6_arguments_of_a_wrong_type_are_refused(manager: CacheManager, arguments: tuple[Any, Any]) -> None:
     before = state_of(manager)

@@ -223,7 +223,11 @@ def test_all_or_nothing_is_a_bool(manager: CacheManager, flag: Any) -> None:
             call()
 
 
-@pytest.mark.parametrize("nothing", [[], (), range(0), np.array([], int), np.zeros(0, ">u2"), Numbers()], ids=repr)
+@pytest.mark.parametrize(
+    "nothing",
+    [[], (), range(0), np.array([], int), np.zeros(0, ">u2"), Numbers()],
+    ids=["list", "tuple", "range", "array", "array of another byte order", "sequence of a class of its own"],
+)
 def test_nothing_is_fine(manager: CacheManager, nothing: Any) -> None:
     cache = manager.allocate_cache(DESC)
     blocks = manager.allocate_blocks_cache(DESC)
