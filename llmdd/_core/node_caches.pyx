@@ -578,7 +578,8 @@ cdef class NodeCaches:
         self.memory.require_open("remove_cache_key")
         if type(cache_key) is not CacheKey:
             require_present("cache_key", cache_key, CacheKey)
-        key = cache_key
+            raise wrong_type("cache_key", cache_key, "CacheKey")  # one that only says it is one
+        key = <CacheKey>cache_key
         if key.kind() == KEY_NONE:
             return
         self.memory.enter("remove_cache_key")
@@ -618,7 +619,8 @@ cdef class NodeCaches:
         if type(cache_key) is not CacheKey:
             self.memory.require_open("lookup")
             require_present("cache_key", cache_key, CacheKey)
-        key = cache_key
+            raise wrong_type("cache_key", cache_key, "CacheKey")  # one that only says it is one
+        key = <CacheKey>cache_key
         if key.kind() == KEY_NONE:
             self.memory.require_open("lookup")
             return None

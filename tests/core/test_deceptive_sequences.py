@@ -68,3 +68,14 @@ def test_a_shape_that_the_caller_changes_later_stays_as_it_was_given(make_store:
     assert (list(desc.shape), desc.batch_size, desc.size) == ([4, 16], 4, 64)
     assert store.allocate_cache(desc).tensors[0].shape == (4, 16)
     store.check()
+
+
+def test_what_only_says_it_is_a_key_is_refused(make_store: Any) -> None:
+    class Pretender:
+        __class__ = CacheKey  # type: ignore[assignment]
+
+    store = make_store()
+    assert isinstance(Pretender(), CacheKey)
+    for call in (store.lookup, store.remove_cache_key):
+        with pytest.raises(TypeError, match="cache_key only support"):
+            call(Pretender())
