@@ -176,11 +176,15 @@ def test_a_communicator_that_failed_has_let_go_of_its_members(
     table = rank_table(3)
     for node in (hasty, patient):
         node.service.make_communicator("pool", {1: 0, 2: 1, 3: 2}, table)
-    eventually(lambda: hasty.bits_out() == 1, "the two are connected, the third is missing")
-    for arena in busy:
-        arena.done.set()
+    eventually(lambda: hasty.bits_out() == 1, "the two are connecting, the third is missing")
     eventually(lambda: hasty.service.communicator_status(1).name == "FAILED", "the deadline has passed")
-    eventually(lambda: (hasty.bits_out(), patient.bits_out()) == (0, 0), "both have let go")
+
+    def both_have_let_go() -> bool:
+        for arena in busy:  # an end attaches when it has been granted its bit: perhaps only now
+            arena.done.set()
+        return (hasty.bits_out(), patient.bits_out()) == (0, 0)
+
+    eventually(both_have_let_go, "both have let go")
     assert patient.service.communicator_status(1).name == "PREPARING"
 
 
