@@ -244,7 +244,9 @@ cdef void index_tags(
     for i in range(count):
         tags[i] = key_tag(known, keys[i].kind, keys[i].id, keys[i].model_id)
         if bits:
+            # An entry often stands one behind its home, and then perhaps in the next cache line.
             prefetch(entries + home(tags[i], bits))
+            prefetch(entries + home(tags[i], bits) + 1)
 
 
 cdef void index_probes(
