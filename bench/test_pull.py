@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import payload
@@ -11,7 +12,7 @@ from comparison import Comparer, Target
 from nodes import link, node
 from remote_owner import OwnerProcess, shared_memory
 
-from llmdd import BlocksCacheKey, CacheDesc, CacheKey, DataType, LLMRole
+from llmdd import BlocksCacheKey, CacheDesc, CacheKey, CacheManager, DataType, LLMRole
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -147,28 +148,42 @@ def test_pull_of_scattered_blocks(compare: Comparer) -> None:
         )
 
 
+@contextmanager
+def linked_to_two_owners(size: int, count: int) -> Iterator[tuple[CacheManager, list[OwnerProcess]]]:
+    """A manager, and two owners in processes of their own; each offers `count` caches of `size` bytes."""
+    with ExitStack() as stack:
+        owners = []
+        for cluster_id in (OWNER, HELD_OWNER):
+            plain_fd, _ = stack.enter_context(shared_memory(size * count))
+            owners.append(stack.enter_context(OwnerProcess(cluster_id, plain_fd, size, count)))
+        datadist = stack.enter_context(node(LLMRole.DECODER, PULLER, 2 * size * count, page_shift=12))
+        for owner in owners:
+            link(datadist, owner.cluster_id, owner.address)
+        yield datadist.cache_manager, owners
+
+
+def offer_by_turns(owners: list[OwnerProcess], offers: int, count: int) -> None:
+    """Let both offer; the other one first every second time, because who writes last leaves warmer caches."""
+    for owner in owners if offers // 2 % 2 else reversed(owners):
+        owner.call("offer", offers * count, True)
+
+
+def require_all_released(manager: CacheManager, owners: list[OwnerProcess]) -> None:
+    assert [owner.call("live_caches") for owner in owners] == [0, 0], "a pull did not release its key"
+    manager.check()
+
+
 def test_pull_while_the_owner_holds_its_gil(compare: Comparer) -> None:
     """No message wakes the owner: a pull does not notice whether its Python runs."""
     size, count = 4 * KIB, HELD_PULLS
-    with ExitStack() as stack:
-        owners = [
-            stack.enter_context(
-                OwnerProcess(cluster_id, stack.enter_context(shared_memory(size * count))[0], size, count)
-            )
-            for cluster_id in (OWNER, HELD_OWNER)
-        ]
-        datadist = stack.enter_context(node(LLMRole.DECODER, PULLER, 2 * size * count, page_shift=12))
-        manager = datadist.cache_manager
-        for owner in owners:
-            link(datadist, owner.cluster_id, owner.address)
+    with linked_to_two_owners(size, count) as (manager, owners):
         caches = [manager.allocate_cache(CacheDesc(1, (count, size), DataType.DT_UINT8)) for _ in owners]
         held = ExitStack()
         offers = 0
 
         def offer() -> None:
             nonlocal offers
-            for owner in owners if offers // 2 % 2 else reversed(owners):  # who writes last leaves warmer caches
-                owner.call("offer", offers * count, True)
+            offer_by_turns(owners, offers, count)
             held.enter_context(owners[1].holding_its_gil())
             offers += 1
 
@@ -184,10 +199,6 @@ def test_pull_while_the_owner_holds_its_gil(compare: Comparer) -> None:
                 for batch_index, pulled in enumerate(cache.tensors[0]):
                     payload.require(pulled, (offers - 1) * count + batch_index, "pulled")
 
-        def verify() -> None:
-            assert [owner.call("live_caches") for owner in owners] == [0, 0], "a pull did not release its key"
-            manager.check()
-
         compare(
             "pull 4KiB while the owner holds its GIL",
             lambda: pull_from(1),
@@ -195,7 +206,7 @@ def test_pull_while_the_owner_holds_its_gil(compare: Comparer) -> None:
             baseline_name="owner idle",
             prepare=offer,
             inspect=inspect,
-            verify=verify,
+            verify=lambda: require_all_released(manager, owners),
             operations=count,
             rounds=41,
             bytes_moved=size,
@@ -206,17 +217,7 @@ def test_pull_while_the_owner_holds_its_gil(compare: Comparer) -> None:
 def test_pull_many(compare: Comparer) -> None:
     """A batch of requests in one call, beside a call for each."""
     size, count, batch = 4 * KIB, 1024, 64
-    with ExitStack() as stack:
-        owners = [
-            stack.enter_context(
-                OwnerProcess(cluster_id, stack.enter_context(shared_memory(size * count))[0], size, count)
-            )
-            for cluster_id in (OWNER, HELD_OWNER)
-        ]
-        datadist = stack.enter_context(node(LLMRole.DECODER, PULLER, 2 * size * count, page_shift=12))
-        manager = datadist.cache_manager
-        for owner in owners:
-            link(datadist, owner.cluster_id, owner.address)
+    with linked_to_two_owners(size, count) as (manager, owners):
         desc = CacheDesc(1, (batch, size), DataType.DT_UINT8)
         caches = [[manager.allocate_cache(desc) for _ in range(0, count, batch)] for _ in owners]
         request_ids = np.arange(count)
@@ -228,8 +229,7 @@ def test_pull_many(compare: Comparer) -> None:
             nonlocal offers, request_ids
             request_ids = np.arange(offers * count, (offers + 1) * count)
             keys[:] = [CacheKey(HELD_OWNER, req_id) for req_id in request_ids.tolist()]
-            for owner in owners if offers // 2 % 2 else reversed(owners):  # who writes last leaves warmer caches
-                owner.call("offer", offers * count, True)
+            offer_by_turns(owners, offers, count)
             offers += 1
 
         def pull_at_once() -> None:
@@ -250,10 +250,6 @@ def test_pull_many(compare: Comparer) -> None:
                     for batch_index, slot in enumerate(cache.tensors[0]):
                         payload.require(slot, int(request_ids[number * batch + batch_index]), "pulled")
 
-        def verify() -> None:
-            assert [owner.call("live_caches") for owner in owners] == [0, 0], "a pull did not release its key"
-            manager.check()
-
         compare(
             "pull_many of 64 keys of 4KiB",
             pull_at_once,
@@ -261,7 +257,7 @@ def test_pull_many(compare: Comparer) -> None:
             baseline_name="pull_cache",
             prepare=offer,
             inspect=inspect,
-            verify=verify,
+            verify=lambda: require_all_released(manager, owners),
             operations=count,
             rounds=41,
             bytes_moved=size,

@@ -34,7 +34,7 @@ from llmdd._core.cache_keys cimport CacheKey, CacheKeyByIdAndIndex
 from llmdd._core.copying cimport Piece
 from llmdd._core.critical_section cimport CriticalSection, enter_critical_section, leave_critical_section
 from llmdd._core.integer_arrays cimport Integers, checked_integers, data_of, sequence_or_none
-from llmdd._core.layout cimport KEY_CACHE_ID, KEY_NONE, KEY_REQUEST, KeyRecord, Slot
+from llmdd._core.layout cimport KEY_CACHE_ID, KEY_REQUEST, KeyRecord, Slot
 from llmdd._core.lifecycle cimport reap
 from llmdd._core.local_copies cimport PinnedCache, pinned
 from llmdd._core.pair_set cimport NOT_SEEN, PairSet, pair_set_add, pair_set_drop, pair_set_make

@@ -1,10 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Several transfers of one call (see ``bulk_transfers.pxd``)."""
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport uint64_t
 
 from llmdd._core.atomic cimport monotonic_nanoseconds
-from llmdd._core.layout cimport KEY_REQUEST, IndexEntry, Slot
+from llmdd._core.layout cimport KEY_REQUEST
 from llmdd._core.pair_set cimport NOT_SEEN, PairSet, pair_set_add, pair_set_find
 from llmdd._core.transfer cimport (
     LINK_LOST,

@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """What the owner does to its arena (see ``lifecycle.pxd``)."""
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from llmdd._core.atomic cimport (
@@ -100,7 +100,6 @@ from llmdd._core.tables cimport (
     CACHE_STATE_FREE,
     CACHE_STATE_OF,
     OUTCOME_REFUSED,
-    SPEC_ERROR_LLM_KV_CACHE_NOT_EXIST,
     batch_slot_outcome,
     cache_outcome,
     spec_outcome,

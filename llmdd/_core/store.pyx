@@ -3,7 +3,7 @@
 
 from cpython.object cimport PyObject
 from cython cimport critical_section, final
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
 from llmdd._core.block_lists cimport BlockLists, checked_blocks, largest, new_block_lists
@@ -34,7 +34,6 @@ from llmdd._core.transfer cimport (
 from llmdd._core.validation cimport (
     checked_int64,
     checked_uint32,
-    checked_uint64,
     require_present,
     require_type,
     wrong_type,
