@@ -394,11 +394,14 @@ def test_a_frozen_peer_does_not_hold_up_the_end(
 def freeze_between_two_keys(peer: ClusterProcess, manager: CacheManager, desc: CacheDesc, numbers: list[int]) -> None:
     """The peer stands still with a pin on a cache of ours, some of whose keys it has consumed, and which nothing else
     refers to."""
+    moments = random.Random(0)
     for _ in range(200):
         bind_all(manager, desc, numbers)
         deadline = time.monotonic() + PATIENCE_S
         while manager.live_keys == len(numbers):
             assert time.monotonic() < deadline, "the peer pulls nothing"
+        # It looks at what it has pulled now; the next pull begins at a moment that is not ours to know.
+        time.sleep(moments.uniform(0, 0.005))
         peer.freeze()
         unbind(manager, numbers)
         if manager.live_caches:
