@@ -1,0 +1,34 @@
+"""Every case of a profile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from .case import Case, Profile
+from .cases import day, first_step, managers, pulls, scale
+
+
+class UnknownCase(Exception):
+    """A pattern selects nothing; the message names it and what there is."""
+
+
+def cases_of(profile: Profile) -> list[Case]:
+    """The cases of `profile`, in the order in which they run and are shown."""
+    return [case for part in (managers, day, pulls, first_step, scale) for case in part.cases(profile)]
+
+
+def select(cases: Sequence[Case], patterns: Sequence[str]) -> list[Case]:
+    """Those whose name or group matches one of `patterns`, as file names do; all if there is no pattern.
+
+    Raises
+    ------
+    UnknownCase
+    """
+    chosen = set[str]()
+    for pattern in patterns:
+        found = {case.name for case in cases if fnmatchcase(case.name, pattern) or fnmatchcase(case.group, pattern)}
+        if not found:
+            raise UnknownCase(f"no case is called {pattern!r}; there are: {', '.join(case.name for case in cases)}")
+        chosen |= found
+    return [case for case in cases if not patterns or case.name in chosen]
