@@ -40,9 +40,13 @@ def main(descriptor: int, parent: int, module_name: str) -> None:
     pipe.send(attempt(getattr(module, "versions", dict)))
     while True:
         try:
-            class_name, parameters = pipe.recv()
+            order = pipe.recv()
         except EOFError:
             return
+        if order == ("close",):  # a contender whose process ended by itself
+            pipe.send(("done", None))
+            continue
+        class_name, parameters = order
         nursery = os.getpid()
         child = os.fork()
         if child == 0:
