@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Annotated
@@ -116,13 +117,21 @@ def keep(run: results.Run, folder: Path) -> list[Path]:
     """Write the results and, if matplotlib is there, the plots; where they are."""
     path = folder / "results.json"
     results.write(run, path)
-    return [path]
+    if importlib.util.find_spec("matplotlib") is None:
+        return [path]
+    from . import plots
+
+    return [path, *plots.draw(run, folder)]
 
 
 def tell_where(console: Console, written: list[Path]) -> None:
     if not written:
         return
     console.print(f"\nResults: {escape(str(written[0]))}", highlight=False, soft_wrap=True)
+    if len(written) > 1:
+        console.print(f"Plots: {len(written) - 1} files beside it", highlight=False)
+    else:
+        console.print("No plots: they need matplotlib (pip install 'llmdd[bench]')", markup=False, highlight=False)
 
 
 def wide(console: Console) -> Console:

@@ -1,0 +1,300 @@
+"""A run's plots, as PNG and SVG. Only here matplotlib is needed."""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MultipleLocator, NullLocator
+
+from .colours import looks
+from .durations import duration, rate, size
+from .results import CaseResult, Run, Standing
+
+FORMATS = ("png", "svg")
+
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "legend.fontsize": 9,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.7,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "savefig.dpi": 150,
+    "svg.hashsalt": "llmdd",  # the same run gives the same file
+}
+
+WIDTH_INCHES = 7.6
+TITLE_CHARACTERS = 84
+#: Along these more is moved, and a rate says how well.
+RATED = ("bytes", "blocks")
+
+INK = "#333333"
+
+
+def draw(run: Run, folder: Path, formats: Iterable[str] = FORMATS) -> list[Path]:
+    """Write every plot that `run` has something for into `folder`; which files those are."""
+    formats = tuple(formats)
+    written = []
+    for group in run.groups:
+        cases = run.cases_of(group)
+        for name, plot in PLOTS.items():
+            with style():
+                figure = plot(cases)
+            if figure is None:
+                continue
+            for suffix in formats:
+                path = folder / file_name(group, name, suffix)
+                with style():
+                    figure.savefig(path, metadata={"Date": None} if suffix == "svg" else None)
+                written.append(path)
+    return written
+
+
+def style() -> AbstractContextManager[None]:
+    return matplotlib.rc_context(STYLE)
+
+
+def file_name(group: str, plot: str, suffix: str) -> str:
+    return f"{group}-{plot}.{suffix}"
+
+
+def bars(cases: Sequence[CaseResult]) -> Figure | None:
+    """Every entrant's median time, with its quartiles."""
+    shown = [(case, timed(case)) for case in cases if timed(case)]
+    if not shown:
+        return None
+    rows = sum(len(standings) for _, standings in shown)
+    figure, axes = paper(0.27 * rows + 0.45 * len(shown) + 0.9)
+    look = looks(entrants(cases))
+    least = min(low_ns(one) for _, standings in shown for one in standings)
+    most = max(high_ns(one) for _, standings in shown for one in standings)
+    left = least / (most / least) ** 0.12 / 2
+    y = 0.0
+    for case, standings in shown:
+        heading = size_name(case)
+        axes.text(0, y, heading, transform=axes.get_yaxis_transform(), va="center", fontweight="bold", color=INK)
+        for one in standings:
+            y += 1
+            median_ns = time_ns(one)
+            axes.barh(y, median_ns - left, left=left, height=0.78, color=look[one.name].colour, linewidth=0)
+            axes.errorbar(
+                median_ns,
+                y,
+                xerr=[[median_ns - low_ns(one)], [high_ns(one) - median_ns]],
+                color=INK,
+                capsize=2.5,
+                linewidth=1,
+            )
+            axes.annotate(
+                duration(median_ns),
+                (high_ns(one), y),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+                color=INK,
+            )
+        y += 1.45
+    axes.set_xscale("log")
+    axes.set_xlim(left, most * (most / left) ** 0.16)
+    axes.set_ylim(y - 0.7, -0.8)
+    labels = [one.name for _, standings in shown for one in standings]
+    axes.set_yticks(places(shown), labels)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    durations(axes.xaxis)
+    axes.set_title(title(cases))
+    axes.set_xlabel(f"time for one {cases[0].operation}, median and quartiles (logarithmic)")
+    return figure
+
+
+def places(shown: Sequence[tuple[CaseResult, list[Standing]]]) -> list[float]:
+    """Where the bars are, under their cases' headings."""
+    found, y = [], 0.0
+    for _, standings in shown:
+        found += [y + number for number in range(1, len(standings) + 1)]
+        y += len(standings) + 1.45
+    return found
+
+
+def times(cases: Sequence[CaseResult]) -> Figure | None:
+    """Every entrant's time against what grows."""
+
+    def value(case: CaseResult, one: Standing) -> tuple[float, float, float]:
+        return time_ns(one), low_ns(one), high_ns(one)
+
+    figure = lines(cases, value)
+    if figure is None:
+        return None
+    axes = figure.axes[0]
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if high < 10 * low:  # a cost that stays the same shall look so
+        middle = (low * high) ** 0.5
+        axes.set_ylim(middle / 10**0.5, middle * 10**0.5)
+    durations(axes.yaxis)
+    axes.set_ylabel(f"time for one {cases[0].operation}")
+    return figure
+
+
+def rates(cases: Sequence[CaseResult]) -> Figure | None:
+    """Bytes a second against what grows."""
+    if not all(case.bytes_moved and case.axis in RATED for case in cases):
+        return None
+
+    def value(case: CaseResult, one: Standing) -> tuple[float, float, float]:
+        moved = case.bytes_moved
+        return moved / time_ns(one), moved / high_ns(one), moved / low_ns(one)
+
+    figure = lines(cases, value)
+    if figure is None:
+        return None
+    axes = figure.axes[0]
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: rate(value)))
+    axes.set_ylabel("bytes moved over time")
+    return figure
+
+
+def memory(cases: Sequence[CaseResult]) -> Figure | None:
+    """What entrants measured of their memory while they worked: of the largest case that has it."""
+    for case in reversed(cases):
+        series = [one for one in case.standings if "seconds" in one.measured and "bytes" in one.measured]
+        if series:
+            break
+    else:
+        return None
+    figure, axes = paper(3.6)
+    look = looks(entrants(cases))
+    for one in series:
+        axes.plot(
+            [second / 3600 for second in one.measured["seconds"]],
+            one.measured["bytes"],
+            color=look[one.name].colour,
+            linestyle=look[one.name].line,
+            linewidth=1.6,
+            label=one.name,
+        )
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
+    if axes.get_xlim()[1] > 12:
+        axes.xaxis.set_major_locator(MultipleLocator(3))
+    axes.yaxis.set_major_locator(MultipleLocator(2 ** max(0, math.ceil(math.log2(axes.get_ylim()[1] / 6)))))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: size(value)))
+    axes.set_xlabel("hours of the day")
+    axes.set_ylabel("memory taken")
+    axes.set_title(f"{case.name}: memory of live caches")
+    legend(figure, axes)
+    return figure
+
+
+def lines(
+    cases: Sequence[CaseResult], value: Callable[[CaseResult, Standing], tuple[float, float, float]]
+) -> Figure | None:
+    """A line for each entrant over the places of `cases`, with a band between the quartiles."""
+    placed = sorted((case for case in cases if case.place is not None), key=lambda case: case.place or 0)
+    if len({case.place for case in placed}) < 2:
+        return None
+    figure, axes = paper(4.2)
+    look = looks(entrants(cases))
+    for name in entrants(placed):
+        points = [(case.place, *value(case, one)) for case in placed for one in timed(case) if one.name == name]
+        if not points:
+            continue
+        x, middle, low, high = zip(*points, strict=True)
+        chosen = look[name]
+        axes.plot(x, middle, color=chosen.colour, marker=chosen.marker, markersize=5, linestyle=chosen.line, label=name)
+        axes.fill_between(x, low, high, color=chosen.colour, alpha=0.18, linewidth=0)
+    axes.set_xscale("log")
+    sizes(axes, placed)
+    axes.set_title(title(cases))
+    legend(figure, axes)
+    return figure
+
+
+def sizes(axes: Axes, placed: Sequence[CaseResult]) -> None:
+    """Name the places themselves below the axis."""
+    of_bytes = placed[0].axis == "bytes"
+    axes.xaxis.set_major_locator(FixedLocator(sorted({case.place or 0 for case in placed})))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, place: size(value) if of_bytes else f"{value:,.0f}"))
+    axes.set_xlabel(placed[0].axis or "")
+
+
+def durations(axis: Any) -> None:
+    """Times in units that suit them, at the powers of ten, and between them where there are few."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(numticks=12, subs=(1.0,) if high / low > 300 else (1.0, 2.0, 5.0)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, place: duration(value)))
+
+
+def legend(figure: Figure, axes: Axes) -> None:
+    """Beside the plot."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False)
+
+
+def paper(height_inches: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
+    return figure, figure.subplots()
+
+
+def title(cases: Sequence[CaseResult]) -> str:
+    """What the cases of a group share."""
+    titles = {case.title for case in cases}
+    text = f"{cases[0].group}: {titles.pop()}" if len(titles) == 1 else cases[0].group
+    return "\n".join(textwrap.wrap(text, TITLE_CHARACTERS))
+
+
+def size_name(case: CaseResult) -> str:
+    """The size in a case's name, as one writes it: ``1,000,000 live``."""
+    words = case.name.partition("/")[2].replace("-", " ")
+    return re.sub(r"\d{4,}", lambda number: f"{int(number[0]):,}", words)
+
+
+def entrants(cases: Sequence[CaseResult]) -> list[str]:
+    return list(dict.fromkeys(one.name for case in cases for one in case.standings))
+
+
+def timed(case: CaseResult) -> list[Standing]:
+    return [one for one in case.standings if one.median_ns is not None]
+
+
+def time_ns(standing: Standing) -> float:
+    assert standing.median_ns is not None
+    return standing.median_ns
+
+
+def low_ns(standing: Standing) -> float:
+    """The lower quartile; not above the median, which two rounds can have it."""
+    return time_ns(standing) if standing.quartiles_ns is None else min(standing.quartiles_ns[0], time_ns(standing))
+
+
+def high_ns(standing: Standing) -> float:
+    return time_ns(standing) if standing.quartiles_ns is None else max(standing.quartiles_ns[1], time_ns(standing))
+
+
+PLOTS: dict[str, Callable[[Sequence[CaseResult]], Figure | None]] = {
+    "bars": bars,
+    "times": times,
+    "rates": rates,
+    "memory": memory,
+}
