@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from . import catalogue, results, summary
+from . import catalogue, ordering, results, summary
 from .case import Case, Profile
 from .progress_bar import ProgressBar
 from .run import play
@@ -138,3 +138,31 @@ def wide(console: Console) -> Console:
     """So wide that a row of the summary is one line, in a narrow terminal and in a file too."""
     console.width = max(console.width, LEAST_WIDTH)
     return console
+
+
+ResultFiles = Annotated[
+    list[Path], typer.Argument(metavar="RESULTS...", help="The results.json of two runs or more.", show_default=False)
+]
+
+
+@app.command()
+def order(files: ResultFiles) -> None:
+    """Compare runs: is llmdd faster than the same peers, and slower, in all of them?
+
+    For each peer of each case it says which it is. If the runs disagree about one, the exit status is 1.
+    """
+    if len(files) < 2:
+        raise typer.BadParameter("one run has nothing to be compared with", param_hint="RESULTS")
+    found = ordering.comparisons([load(path) for path in files])
+    if not found:
+        raise typer.BadParameter("there is no peer in any of these runs", param_hint="RESULTS")
+    ordering.show(wide(Console()), found)
+    if not all(one.same for one in found):
+        raise typer.Exit(1)
+
+
+def load(path: Path) -> results.Run:
+    try:
+        return results.read(path)
+    except results.UnreadableResults as unreadable:
+        raise typer.BadParameter(str(unreadable), param_hint="RESULTS") from None

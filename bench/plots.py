@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MultipleL
 
 from .colours import looks
 from .durations import duration, rate, size
+from .pictures import Picture, along_axis, file_name, pictures, series, size_name, timed
 from .results import CaseResult, Run, Standing
 
 FORMATS = ("png", "svg")
@@ -42,28 +42,26 @@ STYLE: dict[Any, Any] = {
 
 WIDTH_INCHES = 7.6
 TITLE_CHARACTERS = 84
-#: Along these more is moved, and a rate says how well.
-RATED = ("bytes", "blocks")
-
 INK = "#333333"
 
 
-def draw(run: Run, folder: Path, formats: Iterable[str] = FORMATS) -> list[Path]:
-    """Write every plot that `run` has something for into `folder`; which files those are."""
-    formats = tuple(formats)
+def draw(
+    run: Run,
+    folder: Path,
+    formats: Sequence[str] = FORMATS,
+    choose: Callable[[Sequence[CaseResult]], list[Picture]] = pictures,
+) -> list[Path]:
+    """Write what `choose` chooses for each group of `run` into `folder`; which files those are."""
     written = []
     for group in run.groups:
         cases = run.cases_of(group)
-        for name, plot in PLOTS.items():
+        for picture in choose(cases):
             with style():
-                figure = plot(cases)
-            if figure is None:
-                continue
-            for suffix in formats:
-                path = folder / file_name(group, name, suffix)
-                with style():
+                figure = FIGURES[picture](cases)
+                for suffix in formats:
+                    path = folder / file_name(group, picture, suffix)
                     figure.savefig(path, metadata={"Date": None} if suffix == "svg" else None)
-                written.append(path)
+                    written.append(path)
     return written
 
 
@@ -71,15 +69,9 @@ def style() -> AbstractContextManager[None]:
     return matplotlib.rc_context(STYLE)
 
 
-def file_name(group: str, plot: str, suffix: str) -> str:
-    return f"{group}-{plot}.{suffix}"
-
-
-def bars(cases: Sequence[CaseResult]) -> Figure | None:
+def bars(cases: Sequence[CaseResult]) -> Figure:
     """Every entrant's median time, with its quartiles."""
     shown = [(case, timed(case)) for case in cases if timed(case)]
-    if not shown:
-        return None
     rows = sum(len(standings) for _, standings in shown)
     figure, axes = paper(0.27 * rows + 0.45 * len(shown) + 0.9)
     look = looks(entrants(cases))
@@ -134,15 +126,13 @@ def places(shown: Sequence[tuple[CaseResult, list[Standing]]]) -> list[float]:
     return found
 
 
-def times(cases: Sequence[CaseResult]) -> Figure | None:
+def times(cases: Sequence[CaseResult]) -> Figure:
     """Every entrant's time against what grows."""
 
     def value(case: CaseResult, one: Standing) -> tuple[float, float, float]:
         return time_ns(one), low_ns(one), high_ns(one)
 
     figure = lines(cases, value)
-    if figure is None:
-        return None
     axes = figure.axes[0]
     axes.set_yscale("log")
     low, high = axes.get_ylim()
@@ -154,18 +144,14 @@ def times(cases: Sequence[CaseResult]) -> Figure | None:
     return figure
 
 
-def rates(cases: Sequence[CaseResult]) -> Figure | None:
+def rates(cases: Sequence[CaseResult]) -> Figure:
     """Bytes a second against what grows."""
-    if not all(case.bytes_moved and case.axis in RATED for case in cases):
-        return None
 
     def value(case: CaseResult, one: Standing) -> tuple[float, float, float]:
         moved = case.bytes_moved
         return moved / time_ns(one), moved / high_ns(one), moved / low_ns(one)
 
     figure = lines(cases, value)
-    if figure is None:
-        return None
     axes = figure.axes[0]
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: rate(value)))
@@ -173,17 +159,12 @@ def rates(cases: Sequence[CaseResult]) -> Figure | None:
     return figure
 
 
-def memory(cases: Sequence[CaseResult]) -> Figure | None:
-    """What entrants measured of their memory while they worked: of the largest case that has it."""
-    for case in reversed(cases):
-        series = [one for one in case.standings if "seconds" in one.measured and "bytes" in one.measured]
-        if series:
-            break
-    else:
-        return None
+def memory(cases: Sequence[CaseResult]) -> Figure:
+    """What entrants measured of their memory while they worked: of the last case that has it."""
+    case = [case for case in cases if series(case)][-1]
     figure, axes = paper(3.6)
     look = looks(entrants(cases))
-    for one in series:
+    for one in series(case):
         axes.plot(
             [second / 3600 for second in one.measured["seconds"]],
             one.measured["bytes"],
@@ -205,13 +186,9 @@ def memory(cases: Sequence[CaseResult]) -> Figure | None:
     return figure
 
 
-def lines(
-    cases: Sequence[CaseResult], value: Callable[[CaseResult, Standing], tuple[float, float, float]]
-) -> Figure | None:
+def lines(cases: Sequence[CaseResult], value: Callable[[CaseResult, Standing], tuple[float, float, float]]) -> Figure:
     """A line for each entrant over the places of `cases`, with a band between the quartiles."""
-    placed = sorted((case for case in cases if case.place is not None), key=lambda case: case.place or 0)
-    if len({case.place for case in placed}) < 2:
-        return None
+    placed = sorted(along_axis(cases), key=lambda case: case.place or 0)
     figure, axes = paper(4.2)
     look = looks(entrants(cases))
     for name in entrants(placed):
@@ -264,18 +241,8 @@ def title(cases: Sequence[CaseResult]) -> str:
     return "\n".join(textwrap.wrap(text, TITLE_CHARACTERS))
 
 
-def size_name(case: CaseResult) -> str:
-    """The size in a case's name, as one writes it: ``1,000,000 live``."""
-    words = case.name.partition("/")[2].replace("-", " ")
-    return re.sub(r"\d{4,}", lambda number: f"{int(number[0]):,}", words)
-
-
 def entrants(cases: Sequence[CaseResult]) -> list[str]:
     return list(dict.fromkeys(one.name for case in cases for one in case.standings))
-
-
-def timed(case: CaseResult) -> list[Standing]:
-    return [one for one in case.standings if one.median_ns is not None]
 
 
 def time_ns(standing: Standing) -> float:
@@ -292,9 +259,9 @@ def high_ns(standing: Standing) -> float:
     return time_ns(standing) if standing.quartiles_ns is None else max(standing.quartiles_ns[1], time_ns(standing))
 
 
-PLOTS: dict[str, Callable[[Sequence[CaseResult]], Figure | None]] = {
-    "bars": bars,
-    "times": times,
-    "rates": rates,
-    "memory": memory,
+FIGURES: dict[Picture, Callable[[Sequence[CaseResult]], Figure]] = {
+    Picture.BARS: bars,
+    Picture.TIMES: times,
+    Picture.RATES: rates,
+    Picture.MEMORY: memory,
 }
