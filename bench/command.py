@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from . import catalogue, ordering, results, summary
+from . import page as page_of_run
 from .case import Case, Profile
 from .progress_bar import ProgressBar
 from .run import play
@@ -22,6 +23,9 @@ INTERRUPTED = 130
 
 #: The columns that the summary needs, wherever it goes.
 LEAST_WIDTH = 120
+
+PLOTTING = importlib.util.find_spec("matplotlib") is not None
+NO_PLOTS = "No plots: they need matplotlib (pip install 'llmdd[bench]')"
 
 app = typer.Typer(rich_markup_mode="markdown", context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -117,7 +121,7 @@ def keep(run: results.Run, folder: Path) -> list[Path]:
     """Write the results and, if matplotlib is there, the plots; where they are."""
     path = folder / "results.json"
     results.write(run, path)
-    if importlib.util.find_spec("matplotlib") is None:
+    if not PLOTTING:
         return [path]
     from . import plots
 
@@ -131,7 +135,7 @@ def tell_where(console: Console, written: list[Path]) -> None:
     if len(written) > 1:
         console.print(f"Plots: {len(written) - 1} files beside it", highlight=False)
     else:
-        console.print("No plots: they need matplotlib (pip install 'llmdd[bench]')", markup=False, highlight=False)
+        console.print(NO_PLOTS, markup=False, highlight=False)
 
 
 def wide(console: Console) -> Console:
@@ -159,6 +163,40 @@ def order(files: ResultFiles) -> None:
     ordering.show(wide(Console()), found)
     if not all(one.same for one in found):
         raise typer.Exit(1)
+
+
+@app.command()
+def page(
+    file: Annotated[Path, typer.Argument(metavar="RESULTS", help="The results.json of a run.", show_default=False)],
+    docs: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the page and its plots belong.")] = Path("docs"),
+    readme: Annotated[Path, typer.Option(metavar="FILE", help="Whose figures are brought up to date.")] = Path(
+        "README.md"
+    ),
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; fail if the text there is not what RESULTS gives.")
+    ] = False,
+) -> None:
+    """Write the benchmarks' page and the README's figures from a run.
+
+    The page is benchmarks.md in the folder of the docs; plots and results go to the folder benchmarks beside it.
+    """
+    run = load(file)
+    if run.interrupted:
+        raise typer.BadParameter(f"{file} is of a run that was interrupted", param_hint="RESULTS")
+    try:
+        if check:
+            different = page_of_run.differences(run, docs, readme)
+            typer.echo("\n".join(different), err=True, nl=bool(different))
+            raise typer.Exit(1 if different else 0)
+        if not PLOTTING:
+            typer.echo(NO_PLOTS, err=True)
+            raise typer.Exit(1)
+        page_of_run.write(run, file, docs, readme)
+    except page_of_run.NoPlace as missing:
+        raise typer.BadParameter(f"{readme}: {missing}", param_hint="--readme") from None
+    except OSError as error:
+        raise typer.BadParameter(f"{error.filename}: {error.strerror}", param_hint="--docs, --readme") from None
+    typer.echo(f"Wrote {docs / page_of_run.PAGE}, {docs / page_of_run.FOLDER}/ and the figures of {readme}")
 
 
 def load(path: Path) -> results.Run:

@@ -63,6 +63,7 @@ def file_name(group: str, picture: Picture, suffix: str) -> str:
 
 
 def size_name(case: CaseResult) -> str:
-    """The size in a case's name, as one writes it: ``1,000,000 live``."""
+    """The size in a case's name, as one writes it: ``1,000,000 live``, ``4 KiB``, ``1,024 x 80``."""
     words = case.name.partition("/")[2].replace("-", " ")
-    return re.sub(r"\d{4,}", lambda number: f"{int(number[0]):,}", words)
+    apart = re.sub(r"(?<=\d)(?=[KMG]iB)|(?<=\d)(?=x\d)|(?<=\dx)(?=\d)", " ", words)
+    return re.sub(r"\d{4,}", lambda number: f"{int(number[0]):,}", apart)
