@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .durations import duration, rate
 from .ordering import OURS, is_peer
-from .pictures import size_name
+from .pictures import size_name, timed
 from .results import CaseResult, Run
 
 
@@ -38,14 +38,11 @@ def headlines(run: Run) -> str:
     lines = ["| | llmdd | beside it |", "|---|---|---|"]
     for one, case in rows:
         what = one.what.format(size=size_name(case))
-        others = ", ".join(
-            figure(case, other.name) for other in case.standings if is_peer(other.name) and other.median_ns
-        )
+        others = ", ".join(figure(case, other.name) for other in timed(case) if is_peer(other.name))
         lines.append(f"| {what} | {figure(case, OURS, named=False)} | {others} |")
-    where = f"{run.machine.processor}, {run.machine.cores} cores, medians of one run"
-    return "\n".join(
-        [*lines, "", f"({where}; all of it, and where others are faster: [docs/benchmarks.md](docs/benchmarks.md))"]
-    )
+    where = f"Medians of one run on {run.machine.processor}, {run.machine.cores} cores."
+    page = "[The benchmarks' page](docs/benchmarks.md) has all of it, and where others are faster."
+    return "\n".join([*lines, "", f"{where} {page}"])
 
 
 def figure(case: CaseResult, name: str, named: bool = True) -> str:
