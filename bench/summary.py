@@ -45,7 +45,7 @@ def heading(case: CaseResult) -> Text:
     """The case, and whether llmdd has reached what it should."""
     text = Text("\n").append(case.name, style="bold").append(f"  {case.title}", style="dim")
     if case.target is not None and case.target_met is not None:
-        text.append(f", {case.target}: ", style="dim")
+        text.append(f", target {case.target}: ", style="dim")
         text.append("met" if case.target_met else "missed", style="green" if case.target_met else "yellow")
     return text
 

@@ -17,11 +17,20 @@ LIMIT_SECONDS = 60
 TOYS = Path(toy_bench.__file__).parent
 
 
-def bench(*arguments: str, cases: str = "right", cwd: Path = Path("/")) -> subprocess.CompletedProcess[str]:
+WITHOUT_MATPLOTLIB = """
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "matplotlib" else find(name, package)
+"""
+
+
+def bench(
+    *arguments: str, cases: str = "right(profile)", before: str = "", cwd: Path = Path("/")
+) -> subprocess.CompletedProcess[str]:
     """Run the command line with toys for cases, in a process of its own."""
-    program = f"from toy_bench import *; catalogue.cases_of = lambda profile: {cases}; main()"
+    program = f"{before}\nfrom toy_bench import *; catalogue.cases_of = lambda profile: {cases}; main()"
     return subprocess.run(
-        [sys.executable, "-c", program.replace("right", "right(profile)"), "bench", *arguments],
+        [sys.executable, "-c", program, "bench", *arguments],
         capture_output=True,
         text=True,
         timeout=LIMIT_SECONDS,
@@ -49,11 +58,15 @@ def test_a_run_is_shown_and_kept(tmp_path: Path) -> None:
     assert max(map(len, done.stdout.splitlines())) <= 120
 
 
-def test_some_cases_to_a_folder_of_ones_own(tmp_path: Path) -> None:
-    done = bench("--case", "pull", "--case", "*/100", "--profile", "full", "--output", str(tmp_path / "new" / "folder"))
+def test_some_cases_to_a_folder_of_ones_own_without_matplotlib(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    chosen = ("--case", "p*", "--case", "*/100", "--profile", "full")
+    done = bench(*chosen, "--output", str(folder), before=WITHOUT_MATPLOTLIB)
     assert done.returncode == 0, done.stderr
-    run = read(tmp_path / "new" / "folder" / "results.json")
+    run = read(folder / "results.json")
     assert ([case.name for case in run.cases], run.profile) == (["sum/100", "pull/4KiB"], "full")
+    assert "No plots: they need matplotlib (pip install 'llmdd[bench]')" in done.stdout
+    assert [path.name for path in folder.iterdir()] == ["results.json"]
 
 
 def test_json_and_nothing_else(tmp_path: Path) -> None:
@@ -77,7 +90,7 @@ def test_the_list_of_cases(tmp_path: Path) -> None:
 
 
 def test_the_status_says_that_somebody_was_wrong(tmp_path: Path) -> None:
-    done = bench("--output", str(tmp_path), cases="[wrong()]")
+    done = bench("--output", str(tmp_path), cases="[wrong()]", before=WITHOUT_MATPLOTLIB)
     assert done.returncode == 1
     assert "WrongAtLast is incorrect in sum/10: the sum [of all] is wrong" in done.stdout
     assert [standing.name for _, standing in read(tmp_path / "results.json").incorrect] == [
@@ -85,24 +98,6 @@ def test_the_status_says_that_somebody_was_wrong(tmp_path: Path) -> None:
         "WrongInRoundThree",
         "Crashes",
     ]
-    assert bench("--json", cases="[wrong()]").returncode == 1
-
-
-def test_without_matplotlib_there_are_no_plots(tmp_path: Path) -> None:
-    (tmp_path / "toys").mkdir()
-    without = "import importlib.util as u; find = u.find_spec; u.find_spec = lambda name, *more: name != 'matplotlib' and find(name, *more) or None"
-    program = f"{without}\nfrom toy_bench import *; catalogue.cases_of = lambda profile: [sums('sum/1', 1)]; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", program, "bench", "--output", str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_SECONDS,
-        cwd="/",
-        env=dict(os.environ, PYTHONPATH=str(TOYS)),
-    )
-    assert done.returncode == 0, done.stderr
-    assert "No plots: they need matplotlib (pip install 'llmdd[bench]')" in done.stdout
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["results.json"]
 
 
 @pytest.mark.parametrize(

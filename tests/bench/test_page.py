@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,27 @@ from typer.testing import CliRunner
 from llmdd.cli import app
 
 README = f"before\n{page.README_BEGIN}\nold\n{page.README_END}\nafter\n"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that is written from a run."""
+    folder = tmp_path_factory.mktemp("written")
+    (folder / "README.md").write_text(README)
+    results.write(made_up.usual(), folder / "results.json")
+    status, message = bench_page(
+        str(folder / "results.json"), "--docs", str(folder / "docs"), "--readme", str(folder / "README.md")
+    )
+    assert status == 0, message
+    return folder
+
+
+@pytest.fixture
+def copy(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Another one with the same, to which commands are given."""
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture
@@ -37,19 +59,17 @@ def section(text: str, heading: str) -> str:
     return text.partition(f"\n{heading}\n")[2].partition("\n## ")[0]
 
 
-def test_the_page_is_written_and_then_found_right(repository: Path) -> None:
-    assert bench_page("results.json")[0] == 0
+def test_what_was_written_is_found_right(copy: Path) -> None:
     assert bench_page("docs/benchmarks/results.json", "--check") == (0, "")
-    assert results.read(repository / "docs/benchmarks/results.json") == made_up.usual()
+    assert results.read(copy / "docs/benchmarks/results.json") == made_up.usual()
 
 
-def test_the_same_results_give_the_same_files(repository: Path) -> None:
+def test_the_same_results_give_the_same_files(copy: Path) -> None:
     def files() -> dict[str, bytes]:
-        return {str(path): path.read_bytes() for path in repository.rglob("*") if path.is_file()}
+        return {str(path): path.read_bytes() for path in copy.rglob("*") if path.is_file()}
 
-    bench_page("results.json")
     first = files()
-    bench_page("docs/benchmarks/results.json")
+    assert bench_page("docs/benchmarks/results.json")[0] == 0
     assert files() == first
 
 
@@ -60,16 +80,14 @@ def test_the_same_results_give_the_same_files(repository: Path) -> None:
         ("README.md", "README.md has other figures than these results"),
     ],
 )
-def test_a_figure_that_was_changed_by_hand_is_found(repository: Path, file: str, complaint: str) -> None:
-    bench_page("results.json")
-    path = repository / file
+def test_a_figure_that_was_changed_by_hand_is_found(copy: Path, file: str, complaint: str) -> None:
+    path = copy / file
     path.write_text(path.read_text().replace("2.5 µs", "1.5 µs"))
     assert bench_page("results.json", "--check") == (1, complaint)
 
 
-def test_a_plot_that_is_missing_is_found(repository: Path) -> None:
-    bench_page("results.json")
-    (repository / "docs/benchmarks/pull-times.svg").unlink()
+def test_a_plot_that_is_missing_is_found(copy: Path) -> None:
+    (copy / "docs/benchmarks/pull-times.svg").unlink()
     assert bench_page("results.json", "--check") == (1, "docs/benchmarks/pull-times.svg is missing")
 
 
@@ -80,21 +98,20 @@ def test_checking_writes_nothing(repository: Path) -> None:
     assert sorted(path.name for path in repository.iterdir()) == ["README.md", "results.json"]
 
 
-def test_every_picture_of_the_page_is_there(repository: Path) -> None:
-    bench_page("results.json")
-    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (repository / "docs/benchmarks.md").read_text())
+def test_every_picture_of_the_page_is_there(written: Path) -> None:
+    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (written / "docs/benchmarks.md").read_text())
     assert shown
-    assert sorted(shown) == sorted(f"benchmarks/{path.name}" for path in (repository / "docs/benchmarks").glob("*.svg"))
+    assert sorted(shown) == sorted(f"benchmarks/{path.name}" for path in (written / "docs/benchmarks").glob("*.svg"))
 
 
-def test_the_readme_has_three_figures(repository: Path) -> None:
-    bench_page("results.json")
-    readme = (repository / "README.md").read_text()
+def test_the_readme_has_three_figures(written: Path) -> None:
+    readme = (written / "README.md").read_text()
     assert readme.startswith(f"before\n{page.README_BEGIN}\n| | llmdd | beside it |\n")
     assert readme.endswith(f"{page.README_END}\nafter\n")
     figures = [line for line in readme.splitlines() if line.startswith("| ") and "**" in line]
     assert figures == [
-        "| pull a cache of 1 MiB from another process, by its key | **140 µs (7.49 GB/s)** | memcpy 150 µs (6.99 GB/s) |",
+        "| pull a cache of 1 MiB from another process, by its key"
+        " | **140 µs (7.49 GB/s)** | memcpy 150 µs (6.99 GB/s) |",
         "| pull 4 KiB while the owner's Python thread computes | **2.1 µs** | memcpy 400 ns |",
         "| a request's life in a day of 1,000 requests: bound, looked up, released | **2.5 µs** | dictionaries 9 µs |",
     ]
@@ -192,10 +209,10 @@ def test_a_group_has_the_pictures_that_it_has_figures_for() -> None:
 
 
 def test_plots_are_pictures(tmp_path: Path) -> None:
-    written = plots.draw(made_up.usual(), tmp_path)
-    assert {path.suffix for path in written} == {".png", ".svg"}
-    assert sorted(written) == sorted(tmp_path.iterdir())
-    for path in written:
+    drawn = plots.draw(made_up.usual(), tmp_path)
+    assert {path.suffix for path in drawn} == {".png", ".svg"}
+    assert sorted(drawn) == sorted(tmp_path.iterdir())
+    for path in drawn:
         begin = path.read_bytes()[:256]
         assert begin.startswith(b"\x89PNG") if path.suffix == ".png" else b"<?xml" in begin
 

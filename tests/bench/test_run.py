@@ -13,13 +13,21 @@ import toy_bench
 from llmdd.bench import results
 from llmdd.bench.case import Profile
 from llmdd.bench.progress_bar import clock, seconds_left
+from llmdd.bench.results import Run
 from llmdd.bench.run import Progress, play
 
 TOYS = str(Path(toy_bench.__file__).parent)
 
 
-def test_everybody_has_a_time_or_a_reason() -> None:
-    run = play(toy_bench.right(Profile.QUICK), Profile.QUICK, search_path=TOYS)
+@pytest.fixture(scope="module")
+def played() -> tuple[Run, list[Progress]]:
+    """A run in which nobody did anything wrong, and what was told of it meanwhile."""
+    seen: list[Progress] = []
+    return play(toy_bench.right(Profile.QUICK), Profile.QUICK, seen.append, TOYS), seen
+
+
+def test_everybody_has_a_time_or_a_reason(played: tuple[Run, list[Progress]]) -> None:
+    run, _ = played
     assert [case.name for case in run.cases] == ["sum/100", "sum/10000", "pull/4KiB"]
     assert (run.profile, run.interrupted, run.incorrect) == ("quick", False, [])
     assert run.versions == {"llmdd": version("llmdd"), "numpy": version("numpy"), "toys": "1.2.3"}
@@ -37,7 +45,7 @@ def test_everybody_has_a_time_or_a_reason() -> None:
 
 
 def test_who_is_wrong_has_no_time_and_harms_nobody() -> None:
-    run = play([toy_bench.wrong(), *toy_bench.right(Profile.QUICK)], Profile.QUICK, search_path=TOYS)
+    run = play([toy_bench.wrong(), toy_bench.sums("sum/100", 100)], Profile.QUICK, search_path=TOYS)
     found = {standing.name: standing for standing in run.cases[0].standings}
     assert found["WrongAtLast"].incorrect == "the sum [of all] is wrong"
     assert found["WrongInRoundThree"].incorrect == "round 3 is wrong"
@@ -83,16 +91,14 @@ def test_an_interrupt_within_a_round_ends_it() -> None:
     assert run.cases == []
 
 
-def test_progress_goes_from_nothing_to_everything() -> None:
-    seen: list[Progress] = []
-    cases = toy_bench.right(Profile.QUICK)
-    play(cases, Profile.QUICK, seen.append, TOYS)
+def test_progress_goes_from_nothing_to_everything(played: tuple[Run, list[Progress]]) -> None:
+    _, seen = played
     done = [progress.done_s for progress in seen]
     assert done == sorted(done)
     assert done[0] == 0
     assert done[-1] == pytest.approx(seen[-1].planned_s)
     assert {(progress.number, progress.case.name) for progress in seen} == {
-        (number, case.name) for number, case in enumerate(cases)
+        (number, case.name) for number, case in enumerate(toy_bench.right(Profile.QUICK))
     }
 
 
@@ -104,8 +110,8 @@ def test_the_time_left_is_as_planned_until_the_pace_is_known() -> None:
     assert clock(65.4) == "1:05"
 
 
-def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
-    run = play(toy_bench.right(Profile.QUICK), Profile.QUICK, search_path=TOYS)
+def test_results_are_read_as_they_were_written(tmp_path: Path, played: tuple[Run, list[Progress]]) -> None:
+    run, _ = played
     results.write(run, tmp_path / "results.json")
     assert results.read(tmp_path / "results.json") == run
 
