@@ -99,8 +99,8 @@ def list_all(cases: list[Case], as_json: bool) -> None:
         return
     console = wide(Console())
     for one in cases:
-        console.print(f"[bold]{escape(one.name)}[/]  {escape(one.title)}", highlight=False)
-        console.print(f"  [dim]{escape(', '.join(names(one)))}[/]", highlight=False)
+        console.print(f"[bold]{escape(one.name)}[/]  {escape(one.title)}", highlight=False, soft_wrap=True)
+        console.print(f"  [dim]{escape(', '.join(names(one)))}[/]", highlight=False, soft_wrap=True)
 
 
 def names(case: Case) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -235,9 +236,10 @@ def paper(height_inches: float) -> tuple[Figure, Axes]:
 
 
 def title(cases: Sequence[CaseResult]) -> str:
-    """What the cases of a group share."""
-    titles = {case.title for case in cases}
-    text = f"{cases[0].group}: {titles.pop()}" if len(titles) == 1 else cases[0].group
+    """The group, and what the titles of its cases have in common."""
+    titles = [case.title for case in cases]
+    shared = titles[0] if len(set(titles)) == 1 else os.path.commonprefix(titles).rpartition(",")[0]
+    text = f"{cases[0].group}: {shared}" if shared else cases[0].group
     return "\n".join(textwrap.wrap(text, TITLE_CHARACTERS))
 
 
