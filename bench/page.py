@@ -181,6 +181,11 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def last_line(text: str) -> str:
+    """What a traceback ends with."""
+    return text.strip().rpartition("\n")[2]
+
+
 def nanoseconds(standing: Standing) -> float:
     assert standing.median_ns is not None
     return standing.median_ns
@@ -260,7 +265,7 @@ def not_measured(run: Run) -> str:
     """Who was skipped, and who was wrong."""
     lines = [f"- {name} was skipped in {', '.join(cases)}: {one_line(reason)}" for name, reason, cases in skipped(run)]
     lines += [
-        f"- {one.name} did something wrong in {case.name}: {one_line(one.incorrect or '')}"
+        f"- {one.name} did something wrong in {case.name}: {last_line(one.incorrect or '')}"
         for case, one in run.incorrect
     ]
     return "## Not measured\n\n" + "\n".join(lines) if lines else ""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from itertools import takewhile, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -237,8 +237,11 @@ def paper(height_inches: float) -> tuple[Figure, Axes]:
 
 def title(cases: Sequence[CaseResult]) -> str:
     """The group, and what the titles of its cases have in common."""
-    titles = [case.title for case in cases]
-    shared = titles[0] if len(set(titles)) == 1 else os.path.commonprefix(titles).rpartition(",")[0]
+    titles = [case.title.split() for case in cases]
+    same = takewhile(lambda words: len(set(words)) == 1, zip_longest(*titles))
+    shared = " ".join(words[0] for words in same)
+    if shared != cases[0].title:
+        shared = shared.rpartition(",")[0]  # a whole clause
     text = f"{cases[0].group}: {shared}" if shared else cases[0].group
     return "\n".join(textwrap.wrap(text, TITLE_CHARACTERS))
 
