@@ -129,9 +129,10 @@ class Nursery:
 
     def stop(self) -> None:
         """Close the contender, which ends its process; the nursery stays."""
-        self.occupied = False
-        self._send(("close",))
-        self._answer()
+        if self.occupied:
+            self.occupied = False
+            self._send(("close",))
+            self._answer()
 
     def end(self) -> None:
         """End the process, and with it whatever it has started."""
@@ -161,7 +162,9 @@ class Nursery:
             raise Incorrect(content)
         if outcome == "unavailable":
             raise Unavailable(content)
-        if outcome == "failed":
+        if outcome == "ended":
+            self.occupied = False
+        if outcome != "done":
             raise Failed(content)
         return content
 
