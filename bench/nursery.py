@@ -1,8 +1,8 @@
 """The process that a contender's processes are forked from, one for each case.
 
-It imports what the contender needs once (some libraries take ten seconds) and stays small, so that each case begins with
-the same empty heap, and the memory that it takes is what a case took. While a child serves, it talks over the nursery's
-own pipe; the nursery waits for its end.
+It imports what the contender needs once (some libraries take ten seconds) and stays small, so that each case begins
+with the same empty heap, and the memory that a child takes is what its case took. While a child serves, it talks over
+the nursery's own pipe; the nursery waits for its end.
 """
 
 from __future__ import annotations

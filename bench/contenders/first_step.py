@@ -2,8 +2,8 @@
 
 The prefill process computes a prompt's KV cache and the first token; the decode process takes that token's step. In
 between the cache is pulled whole under its request's key, or arrives layer by layer while later layers are still being
-computed, or is not moved at all: then decode computes the prompt again. Every contender's logits must equal, to the last
-bit, those that one process computes alone.
+computed, or is not moved at all: then decode computes the prompt again. Every contender's logits must equal, to the
+last bit, those that one process computes alone.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class Recomputed(FirstStep):
             array.fill(0)
 
     def prefill(self, req_id: int) -> int:
-        """With the prompt there, computing it is fetching it; since handover, somebody else has told the first token."""
+        """Compute the prompt here; since handover, in place of somebody else, whose time does not count."""
         if self._since == "prompt":
             return greedy(self._transformer.forward(self._prompt, 0, self._cache))
         return greedy(self._transformer.forward(self._prompt, 0, self._transformer.empty_cache()))
