@@ -97,7 +97,7 @@ class Case:
     rounds : int
         How many to play at most.
     seconds : float
-        No round begins after so long, once :data:`~.match.LEAST_ROUNDS` have been played.
+        How long they may take, so that fewer are played where they are slow: :data:`~.match.LEAST_ROUNDS` at least.
     bytes_moved : int, optional
         By one operation.
     place : Place, optional

@@ -1,19 +1,18 @@
-"""Runs of the benchmarks: the fixture that measures, and the summary at the end (see docs/benchmarks.md)."""
+"""Runs of the benchmarks by pytest: see test_cases.py."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
-from pytest_benchmark.fixture import BenchmarkFixture
+from llmdd.bench.results import CaseResult
+from llmdd.bench.stable import Stable
 
-sys.path.insert(0, str(Path(__file__).parent))  # the modules beside this one
+FOUND = pytest.StashKey[list[CaseResult]]()
 
-from comparison import Comparer, Comparison
-from summary import summary_lines
 
-FOUND = pytest.StashKey[list[Comparison]]()
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--profile", choices=["quick", "full"], default="quick", help="How much is measured.")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -22,14 +21,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.benchmark_quiet = True
 
 
-@pytest.fixture
-def compare(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Comparer:
-    return Comparer(benchmark, request.config.stash[FOUND])
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    found = config.stash[FOUND]
-    if found:
-        terminalreporter.section("llmdd beside its baselines: medians per operation")
-        for line in summary_lines(found, colour=terminalreporter.hasmarkup):
-            terminalreporter.write_line(line)
+@pytest.fixture(scope="session")
+def stable() -> Iterator[Stable]:
+    """The processes that every case's contenders are forked from: what they import, they import once."""
+    with Stable() as stable:
+        yield stable

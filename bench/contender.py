@@ -47,7 +47,7 @@ class Contender(ABC):
         """Give everything back and end every other process."""
 
     def other_processes(self) -> Sequence[int]:
-        """The ids of the other processes that work for it, whose memory counts."""
+        """The ids of its :class:`~.other_end.OtherEnd` processes, whose memory counts as its own."""
         return ()
 
     def measured(self) -> dict[str, Any]:

@@ -116,12 +116,16 @@ class Match:
         for seat in self._seats:
             seat.stand_up()
 
-    def warm_up(self) -> None:
-        """Rounds whose times do not count."""
+    def warm_up(self) -> int:
+        """Rounds whose times do not count; how many that count the case has time for."""
+        begin = 0.0
         for _ in range(WARM_UP_ROUNDS):
+            begin = time.monotonic()
             self.play_round()
         for seat in self._seats:
             seat.times_ns.clear()
+        affordable = int(self.case.seconds / (time.monotonic() - begin))
+        return min(self.case.rounds, max(LEAST_ROUNDS, affordable))
 
     def play_round(self) -> None:
         """Everybody once, but for those that did something wrong before."""
@@ -133,14 +137,10 @@ class Match:
 
     def play(self, observe: Callable[[float], None] = lambda share: None) -> CaseResult:
         """All rounds; `observe` is told after each what share of the match is over."""
-        begin = time.monotonic()
-        self.warm_up()
-        for number in range(self.case.rounds):
-            elapsed = time.monotonic() - begin
-            if number >= LEAST_ROUNDS and elapsed > self.case.seconds:
-                break
+        rounds = self.warm_up()
+        for number in range(rounds):
             self.play_round()
-            observe(max((number + 1) / self.case.rounds, min(1.0, elapsed / self.case.seconds)))
+            observe((number + 1) / rounds)
         return self.conclude()
 
     def last_time_ns(self) -> float | None:

@@ -54,8 +54,10 @@ def timed(case: CaseResult) -> list[Standing]:
 
 
 def series(case: CaseResult) -> list[Standing]:
-    """The entrants that measured their memory over time."""
-    return [one for one in timed(case) if "seconds" in one.measured and "bytes" in one.measured]
+    """The entrants that measured their memory over time; without those that played much less of it than others."""
+    measured = [one for one in timed(case) if one.measured.get("seconds") and one.measured.get("bytes")]
+    longest = max((one.measured["seconds"][-1] for one in measured), default=0)
+    return [one for one in measured if one.measured["seconds"][-1] > longest / 2]
 
 
 def file_name(group: str, picture: Picture, suffix: str) -> str:

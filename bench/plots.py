@@ -165,22 +165,24 @@ def memory(cases: Sequence[CaseResult]) -> Figure:
     case = [case for case in cases if series(case)][-1]
     figure, axes = paper(3.6)
     look = looks(entrants(cases))
-    for one in series(case):
+    shown = series(case)
+    unit, unit_s = ("hours", 3600) if shown[0].measured["seconds"][-1] > 2 * 3600 else ("minutes", 60)
+    for number, one in enumerate(shown):
         axes.plot(
-            [second / 3600 for second in one.measured["seconds"]],
+            [second / unit_s for second in one.measured["seconds"]],
             one.measured["bytes"],
             color=look[one.name].colour,
             linestyle=look[one.name].line,
-            linewidth=1.6,
+            linewidth=1.3 + 1.6 * (len(shown) - 1 - number),  # those that take the same are all seen
             label=one.name,
         )
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
-    if axes.get_xlim()[1] > 12:
+    if unit == "hours":
         axes.xaxis.set_major_locator(MultipleLocator(3))
     axes.yaxis.set_major_locator(MultipleLocator(2 ** max(0, math.ceil(math.log2(axes.get_ylim()[1] / 6)))))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: size(value)))
-    axes.set_xlabel("hours of the day")
+    axes.set_xlabel(f"{unit} of the day that is replayed")
     axes.set_ylabel("memory taken")
     axes.set_title(f"{case.name}: memory of live caches")
     legend(figure, axes)

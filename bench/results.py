@@ -31,7 +31,7 @@ class Standing(msgspec.Struct, kw_only=True, omit_defaults=True):
     ratio_quartiles: tuple[float, float] | None = None
     """Of the ratios of single rounds."""
     resident_bytes: int | None = None
-    """By how much its processes' resident sets grew until the last round ended; memory that two share counts twice."""
+    """What its processes had taken when the last round ended; memory that two of them touch counts twice."""
     peak_bytes: int | None = None
     """The same at its highest."""
     measured: dict[str, Any] = {}

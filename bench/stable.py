@@ -131,6 +131,8 @@ class Nursery:
 
     def stop(self) -> None:
         """Close the contender, which ends its process; the nursery stays."""
+        if not self.occupied:
+            return
         self.occupied = False
         if self._asked:
             self._verdict = self._verdict or Failed("it was interrupted")
@@ -169,7 +171,9 @@ class Nursery:
             raise Incorrect(content)
         if outcome == "unavailable":
             raise Unavailable(content)
-        if outcome == "failed":
+        if outcome == "ended":
+            self.occupied = False
+        if outcome != "done":
             raise Failed(content)
         return content
 

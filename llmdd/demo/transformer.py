@@ -9,7 +9,7 @@ one thread; so two processes that serve the same prompt in different company agr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -146,7 +146,13 @@ class Transformer:
         shape = self.shape.kv_cache_shape(1, self.context)
         return SequenceCache.of_slot([np.zeros(shape, dtype=np.float32) for _ in range(self.shape.kv_tensors)], 0)
 
-    def forward(self, tokens: Sequence[int], position: int, cache: SequenceCache) -> Array:
+    def forward(
+        self,
+        tokens: Sequence[int],
+        position: int,
+        cache: SequenceCache,
+        layer_written: Callable[[int], None] = lambda layer: None,
+    ) -> Array:
         """Extend a sequence by ``tokens`` and return the logits of the token that follows them.
 
         Parameters
@@ -157,6 +163,8 @@ class Transformer:
             How many tokens of the sequence stand in ``cache`` already.
         cache
             The sequence's keys and values. Those of ``tokens`` are written into it.
+        layer_written
+            Called with the number of each layer as soon as its keys and values stand in ``cache``.
 
         Returns
         -------
@@ -168,8 +176,9 @@ class Transformer:
         if end > self.context:
             raise ValueError(f"the sequence would have {end} tokens; there is room for {self.context}")
         hidden = self.embedding[np.asarray(tokens)]
-        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
+        for number, (layer, keys, values) in enumerate(zip(self.layers, cache.keys, cache.values, strict=True)):
             hidden = hidden + self._attention(layer, rms_norm(hidden, layer.attention_norm), position, keys, values)
+            layer_written(number)
             hidden = hidden + feed_forward(layer, rms_norm(hidden, layer.feed_forward_norm))
         logits: Array = rms_norm(hidden[-1], self.final_norm) @ self.unembedding
         return logits

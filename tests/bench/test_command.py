@@ -53,7 +53,7 @@ def test_a_run_is_shown_and_kept(tmp_path: Path) -> None:
         "results.json",
         *(f"{plot}.{form}" for plot in ("sum-bars", "sum-times", "pull-bars") for form in ("png", "svg")),
     }
-    assert "NIXL skipped in sum/10000, pull/4KiB: toys are not installed" in done.stdout
+    assert "NIXL skipped in sum/10000, pull/4KiB: the abacus library is not installed" in done.stdout
     assert "Results: llmdd-bench-quick/results.json" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 120
 
@@ -92,11 +92,11 @@ def test_the_list_of_cases(tmp_path: Path) -> None:
 def test_the_status_says_that_somebody_was_wrong(tmp_path: Path) -> None:
     done = bench("--output", str(tmp_path), cases="[wrong()]", before=WITHOUT_MATPLOTLIB)
     assert done.returncode == 1
-    assert "WrongAtLast is incorrect in sum/10: the sum [of all] is wrong" in done.stdout
+    assert "WrongInTheEnd is incorrect in sum/10: something is left over" in done.stdout
     assert [standing.name for _, standing in read(tmp_path / "results.json").incorrect] == [
-        "WrongAtLast",
-        "WrongInRoundThree",
-        "Crashes",
+        "Wrong",
+        "WrongInTheEnd",
+        "Dies",
     ]
 
 

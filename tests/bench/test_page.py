@@ -12,7 +12,7 @@ import pytest
 from llmdd.bench import page, plots, results
 from llmdd.bench.case import Profile
 from llmdd.bench.catalogue import cases_of
-from llmdd.bench.pictures import Picture, pictures, size_name, telling
+from llmdd.bench.pictures import Picture, pictures, series, size_name, telling
 from typer.testing import CliRunner
 
 from llmdd.cli import app
@@ -203,6 +203,9 @@ def test_a_group_has_the_pictures_that_it_has_figures_for() -> None:
     assert telling(run.cases_of("pull")) == [Picture.TIMES, Picture.RATES]
     assert pictures(run.cases_of("day")) == [Picture.BARS, Picture.MEMORY]
     assert pictures(run.cases_of("lookup")) == telling(run.cases_of("lookup")) == [Picture.BARS]
+    day = run.cases_of("day")[0]
+    day.standings[1].measured = {"seconds": [0, 3600], "bytes": [0, 0]}
+    assert [one.name for one in series(day)] == ["llmdd"], "an hour is much less than a day"
     nobody = made_up.case("gil/4KiB", {"llmdd": 1})
     nobody.standings = [made_up.wrong("llmdd")]
     assert pictures([nobody]) == []

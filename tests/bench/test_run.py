@@ -30,11 +30,11 @@ def test_everybody_has_a_time_or_a_reason(played: tuple[Run, list[Progress]]) ->
     run, _ = played
     assert [case.name for case in run.cases] == ["sum/100", "sum/10000", "pull/4KiB"]
     assert (run.profile, run.interrupted, run.incorrect) == ("quick", False, [])
-    assert run.versions == {"llmdd": version("llmdd"), "numpy": version("numpy"), "toys": "1.2.3"}
+    assert run.versions == {"llmdd": version("llmdd"), "numpy": version("numpy"), "toys": "1.2"}
     for case in run.cases:
         for standing in case.standings:
             if standing.name == "NIXL":
-                assert standing.skipped == "toys are not installed: pip install toys"
+                assert standing.skipped == "the abacus library is not installed"
                 assert standing.median_ns is None
             else:
                 assert standing.correct
@@ -47,15 +47,15 @@ def test_everybody_has_a_time_or_a_reason(played: tuple[Run, list[Progress]]) ->
 def test_who_is_wrong_has_no_time_and_harms_nobody() -> None:
     run = play([toy_bench.wrong(), toy_bench.sums("sum/100", 100)], Profile.QUICK, search_path=TOYS)
     found = {standing.name: standing for standing in run.cases[0].standings}
-    assert found["WrongAtLast"].incorrect == "the sum [of all] is wrong"
-    assert found["WrongInRoundThree"].incorrect == "round 3 is wrong"
-    assert found["Crashes"].incorrect == f"its process ended with {-signal.SIGSEGV}"
+    assert found["Wrong"].incorrect == "round 3: another sum"
+    assert found["WrongInTheEnd"].incorrect == "something is left over"
+    assert found["Dies"].incorrect == f"its process ended with {-signal.SIGKILL}"
     for name, standing in found.items():
         right = name in ("llmdd", "dictionaries")
         assert standing.correct is right
         assert (standing.median_ns is not None) is right
         assert bool(standing.times_ns) is right
-    assert [standing.name for _, standing in run.incorrect] == ["WrongAtLast", "WrongInRoundThree", "Crashes"]
+    assert [standing.name for _, standing in run.incorrect] == ["Wrong", "WrongInTheEnd", "Dies"]
     assert {case.name for case, _ in run.incorrect} == {"sum/10"}
 
 

@@ -1,9 +1,7 @@
-"""Contenders that take no time, one for each thing that can happen to a contender."""
+"""A contender with everything that could be left behind: another process, shared memory, a link."""
 
 from __future__ import annotations
 
-import os
-import signal
 from multiprocessing.shared_memory import SharedMemory
 
 from llmdd.bench.contender import Contender, require
@@ -13,46 +11,8 @@ from llmdd.bench.other_end import OtherEnd
 from llmdd import CacheDesc, CacheKey, DataType, LLMRole
 
 
-def versions() -> dict[str, str]:
-    return {"toys": "1.2.3"}
-
-
-class Sums(Contender):
-    """Adds numbers up, rightly."""
-
-    operations = 4
-
-    def __init__(self, numbers: int) -> None:
-        self.numbers = numbers
-        self.sum = 0
-
-    def run(self) -> None:
-        for _ in range(self.operations):
-            self.sum = sum(range(self.numbers))
-
-    def verify(self) -> None:
-        require(self.sum == self.numbers * (self.numbers - 1) // 2, "the sum is wrong")
-
-
-class WrongAtLast(Sums):
-    """Is found out when all rounds are over."""
-
-    def verify(self) -> None:
-        require(False, "the sum [of all] is wrong")
-
-
-class WrongInRoundThree(Sums):
-    def inspect(self, number: int) -> None:
-        require(number != 3, "round 3 is wrong")
-
-
-class Crashes(Sums):
-    def run(self) -> None:
-        os.kill(os.getpid(), signal.SIGSEGV)
-
-
 class Owner:
-    """Offers caches to whoever links, and has shared memory of its own."""
+    """Offers caches to whoever links."""
 
     def __init__(self) -> None:
         self._context = node(LLMRole.PROMPT, 1, 1 << 20, 12)
@@ -77,7 +37,7 @@ class Owner:
 
 
 class Pulls(Contender):
-    """Pulls from an owner in another process, with everything about it that could be left behind."""
+    """Pulls 4 KiB from an owner in another process."""
 
     def __init__(self) -> None:
         self.owner = OtherEnd(Owner)
