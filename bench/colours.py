@@ -23,6 +23,7 @@ LOOKS = {
     "NIXL": Look("#D55E00", "^"),
     "Mooncake": Look("#009E73", "v"),
     "shared memory + pipe": Look("#E69F00", "s"),
+    "recomputed": Look("#882255", "X"),
     "dict": Look("#777777", "x", "--"),
     "empty call": Look("#777777", "x", "--"),
     "memcpy": Look("#777777", "x", "--"),
@@ -31,7 +32,7 @@ LOOKS = {
 #: For entrants that are not among those, in the order in which a plot has them: ways to use llmdd itself.
 OTHERS = (
     Look("#56B4E9", "P", "-."),
-    Look("#882255", "X", "-."),
+    Look("#E69F00", "s", "-."),
     Look("#117733", "*", "-."),
     Look("#332288", "h", "-."),
 )

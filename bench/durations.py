@@ -29,8 +29,11 @@ def digits(value: float) -> str:
 
 
 def rate(gb_s: float) -> str:
-    """10⁹ bytes a second: ``12.3 GB/s``."""
-    return f"{digits(gb_s)} GB/s"
+    """Bytes a second, from 10⁹ of them: ``12.3 GB/s``, ``40 MB/s``."""
+    for unit, magnitude in (("GB", 1.0), ("MB", 1e-3)):
+        if gb_s >= magnitude:
+            return f"{digits(gb_s / magnitude)} {unit}/s"
+    return f"{digits(gb_s * 1e6)} kB/s"
 
 
 def times(ratio: float) -> str:

@@ -24,8 +24,7 @@ FORMATS = ("png", "svg")
 
 STYLE: dict[Any, Any] = {
     "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
+    "figure.titlesize": 11,
     "legend.fontsize": 9,
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
@@ -113,7 +112,7 @@ def bars(cases: Sequence[CaseResult]) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     durations(axes.xaxis)
-    axes.set_title(title(cases))
+    entitle(figure, title(cases))
     axes.set_xlabel(f"time for one {cases[0].operation}, median and quartiles (logarithmic)")
     return figure
 
@@ -155,7 +154,7 @@ def rates(cases: Sequence[CaseResult]) -> Figure:
     figure = lines(cases, value)
     axes = figure.axes[0]
     axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: rate(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: rate(value) if value else "0"))
     axes.set_ylabel("bytes moved over time")
     return figure
 
@@ -184,7 +183,7 @@ def memory(cases: Sequence[CaseResult]) -> Figure:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: size(value)))
     axes.set_xlabel(f"{unit} of the day that is replayed")
     axes.set_ylabel("memory taken")
-    axes.set_title(f"{case.name}: memory of live caches")
+    entitle(figure, f"{case.name}: memory of live caches")
     legend(figure, axes)
     return figure
 
@@ -204,7 +203,7 @@ def lines(cases: Sequence[CaseResult], value: Callable[[CaseResult, Standing], t
         axes.fill_between(x, low, high, color=chosen.colour, alpha=0.18, linewidth=0)
     axes.set_xscale("log")
     sizes(axes, placed)
-    axes.set_title(title(cases))
+    entitle(figure, title(cases))
     legend(figure, axes)
     return figure
 
@@ -237,6 +236,11 @@ def paper(height_inches: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
+def entitle(figure: Figure, text: str) -> None:
+    """From the left edge of the paper, so that there is room for a sentence."""
+    figure.suptitle("\n".join(textwrap.wrap(text, TITLE_CHARACTERS)), x=0.01, horizontalalignment="left")
+
+
 def title(cases: Sequence[CaseResult]) -> str:
     """The group, and what the titles of its cases have in common."""
     titles = [case.title.split() for case in cases]
@@ -244,8 +248,7 @@ def title(cases: Sequence[CaseResult]) -> str:
     shared = " ".join(words[0] for words in same)
     if shared != cases[0].title:
         shared = shared.rpartition(",")[0]  # a whole clause
-    text = f"{cases[0].group}: {shared}" if shared else cases[0].group
-    return "\n".join(textwrap.wrap(text, TITLE_CHARACTERS))
+    return f"{cases[0].group}: {shared}" if shared else cases[0].group
 
 
 def entrants(cases: Sequence[CaseResult]) -> list[str]:

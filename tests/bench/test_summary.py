@@ -75,4 +75,5 @@ def test_spreads_have_their_unit_once_where_it_is_the_same() -> None:
 def test_sizes_rates_and_ratios() -> None:
     assert [size(4096), size(3 << 30), size(12)] == ["4 KiB", "3 GiB", "12 B"]
     assert [rate(12.345), rate(1234.5)] == ["12.3 GB/s", "1,234 GB/s"]
+    assert [rate(0.0321), rate(0.0000976)] == ["32.1 MB/s", "97.6 kB/s"]
     assert [times(0.5), times(12.34), times(12345)] == ["0.50x", "12.3x", "12,345x"]
