@@ -132,10 +132,10 @@ def tell_where(console: Console, written: list[Path]) -> None:
     if not written:
         return
     console.print(f"\nResults: {escape(str(written[0]))}", highlight=False, soft_wrap=True)
-    if len(written) > 1:
-        console.print(f"Plots: {len(written) - 1} files beside it", highlight=False)
-    else:
+    if not PLOTTING:
         console.print(NO_PLOTS, markup=False, highlight=False)
+    elif len(written) > 1:
+        console.print(f"Plots: {len(written) - 1} files beside it", highlight=False)
 
 
 def wide(console: Console) -> Console:

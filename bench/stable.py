@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
-from tempfile import TemporaryFile
+from tempfile import TemporaryFile, gettempdir
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +17,10 @@ from .contender import Incorrect, Unavailable
 
 #: Nothing that a contender does takes so long: one that has not answered then hangs.
 PATIENCE_S = 300.0
+
+#: So long a process may take to end, and one that was interrupted in something.
+CLOSING_PATIENCE_S = 10.0
+INTERRUPTED_PATIENCE_S = 2.0
 
 #: So many bytes of what a contender printed stand in the message about its end.
 LAST_WORDS = 2000
@@ -77,7 +81,12 @@ class Nursery:
 
     def __init__(self, module: str, search_path: str | None) -> None:
         ours, theirs = socket.socketpair()
-        environment = dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+        environment = {
+            "TORCHINDUCTOR_CACHE_DIR": gettempdir(),  # where PyTorch, when vLLM imports it, makes no folder of its own
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        }
         if search_path is not None:
             environment["PYTHONPATH"] = search_path
         self._errors = TemporaryFile()  # noqa: SIM115 - closed by end()
@@ -145,7 +154,7 @@ class Nursery:
         """End the process, and with it whatever it has started. Ending twice is ending once."""
         self._pipe.close()
         try:
-            self._process.wait(timeout=10)
+            self._process.wait(INTERRUPTED_PATIENCE_S if self._asked else CLOSING_PATIENCE_S)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
