@@ -22,7 +22,11 @@ def difference(before: float | None, now: float | None) -> str:
     if before is None or now is None:
         return ""
     grown = growth(before, now)
-    return "from none" if math.isinf(grown) else "=" if before == now else f"{grown:+.2%}"
+    if math.isinf(grown):
+        return "from none"
+    if before == now:
+        return "="
+    return f"{grown:+.2%}" if abs(grown) >= 0.00005 else "≈"
 
 
 def cells_of(judged: Judged) -> list[str]:

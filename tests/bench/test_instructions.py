@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -239,6 +240,13 @@ def test_the_command_fails_where_a_path_is_worse(
     assert "+10.00%" in shown and "worse" in shown
     assert command.main([*to_file, "--accept", "Pulls check more."]) == 0
     assert command.main(to_file) == 0
+
+
+def test_the_folder_is_what_is_run() -> None:
+    help_text = subprocess.run(
+        [sys.executable, str(COMMITTED.parent), "--help"], check=True, capture_output=True, text=True
+    ).stdout
+    assert help_text.startswith("usage: python bench/instructions ")
 
 
 def test_the_command_says_what_it_cannot_do(
