@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -328,8 +328,8 @@ def test_the_compiler_is_told_by_what_it_compiled() -> None:
 LOOKUP = select(PATHS, ["lookup hit"])
 
 
-def altered(tmp_path: Path, body: str) -> tuple[Sequence[str], str]:
-    """A module with the lookup of hits, whose ``run`` has this body; where it is, and what it is called."""
+def beside_an_altered_one(tmp_path: Path, body: str) -> str:
+    """The name of a module in `tmp_path` with the lookup of hits, and one of another name whose loop has this body."""
     lines = [
         "from dataclasses import replace",
         "from instructions.exercise import select",
@@ -343,34 +343,38 @@ def altered(tmp_path: Path, body: str) -> tuple[Sequence[str], str]:
         "        for key in self._keys:",
         f"            {body}",
         "        self._found = found",
-        "PATHS = [replace(select(ALL, ['lookup hit'])[0], exercise=Altered)]",
+        "PATHS = select(ALL, ['lookup hit'])",
+        "PATHS.append(replace(PATHS[0], name='altered', exercise=Altered))",
     ]
-    (tmp_path / "altered.py").write_text("\n".join(lines))
-    return [str(tmp_path)], "altered"
+    (tmp_path / "beside.py").write_text("\n".join(lines))
+    return "beside"
+
+
+BOTH = [*LOOKUP, replace(LOOKUP[0], name="altered")]
 
 
 @needs_valgrind
 def test_counts_are_the_same_every_time_and_a_worse_path_is_found(tmp_path: Path) -> None:
-    first, second = count(LOOKUP).paths["lookup hit"].counts, count(LOOKUP)
+    once = count(LOOKUP)
+    first = once.paths["lookup hit"].counts
+    second = count(BOTH, beside_an_altered_one(tmp_path, "found = lookup(key); found = lookup(key)"), [str(tmp_path)])
+    assert second.environment == once.environment
+    assert "unknown" not in msgspec.structs.astuple(once.environment)
     again = second.paths["lookup hit"].counts
     assert first.core == again.core > 50
-    assert first.everything == pytest.approx(again.everything, rel=0.03)
-    assert first.everything > first.core
-    assert "unknown" not in msgspec.structs.astuple(second.environment)
-    baseline = accept(None, second, "As it is.", "2026-01-01", is_whole=True)
-    search_path, module = altered(tmp_path, "found = lookup(key); found = lookup(key)")
-    worse = count(LOOKUP, module, search_path)
+    assert again.everything == pytest.approx(first.everything, rel=0.03)
+    assert again.everything > again.core
+    doubled = second.paths["altered"].counts
+    assert doubled.core == pytest.approx(2 * again.core, rel=0.001)
+    baseline = accept(None, once, "As it is.", "2026-01-01", is_whole=True)
+    worse = Counting(second.environment, {"lookup hit": second.paths["altered"]})
     assert judge(baseline, worse, is_whole=True).having(Verdict.WORSE) == ["lookup hit"]
-    assert worse.paths["lookup hit"].counts.core == pytest.approx(2 * again.core, rel=0.001)
 
 
 @needs_valgrind
 def test_a_path_that_does_something_else_has_no_count(tmp_path: Path) -> None:
-    search_path, module = altered(tmp_path, "pass")
-    with pytest.raises(PathFailed, match="lookup hit: the last lookup found something else"):
-        count(LOOKUP, module, search_path)
-    with pytest.raises(PathFailed, match="no_such_module"):
-        count(LOOKUP, "no_such_module")
+    with pytest.raises(PathFailed, match="altered: the last lookup found something else"):
+        count(BOTH[1:], beside_an_altered_one(tmp_path, "pass"), [str(tmp_path)])
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
