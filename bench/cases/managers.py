@@ -39,7 +39,7 @@ def cases(profile: Profile) -> list[Case]:
 
 def length(full: bool) -> Mapping[str, Any]:
     """How long a case goes on."""
-    return {"rounds": 61, "seconds": 8.0} if full else {"rounds": 21, "seconds": 1.2}
+    return {"rounds": 61, "seconds": 8.0} if full else {"rounds": 31, "seconds": 1.5}
 
 
 def managers(class_name: str, parameters: Mapping[str, Any]) -> tuple[Entrant, ...]:

@@ -19,7 +19,7 @@ SEED = 5
 def cases(profile: Profile) -> list[Case]:
     full = profile is Profile.FULL
     peers = (1, 4, 16, 64, 256) if full else (1, 4, 16)
-    blocks = tuple(4**power for power in range(8)) if full else (1, 64, 4096)
+    blocks = tuple(4**power for power in range(8)) if full else (1, 1024, 4096)
     return [
         *(pull_beside_peers(count, full) for count in peers),
         *(cycle_beside_peers(count, full) for count in peers),
@@ -35,7 +35,7 @@ def length(full: bool) -> Mapping[str, Any]:
 def pull_beside_peers(peers: int, full: bool) -> Case:
     return Case(
         name=f"peers-pull/{peers}",
-        title=f"Pull 4 KiB from another process, by each of {peers} instances linked to it in turn",
+        title=f"Pull 4 KiB from another process, by {peers} instances that are linked to it, each its share",
         operation="pull",
         entrants=(
             Entrant("llmdd", f"{LLMDD_SCALE}:PullsByPeers", {"peers": peers, "slot_bytes": SLOT_BYTES}),

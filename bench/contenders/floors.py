@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..contender import Contender, require
 from ..other_end import OtherEnd
-from ..payload import fill
+from ..scattered import Scattered, write
 from ..turns import Turns
 
 FIRST_LIVE_REQUEST = 1 << 40
@@ -32,7 +32,7 @@ class DictionaryLookups(Contender):
         Of the order.
     """
 
-    operations = 10_000
+    operations = 5_000
 
     def __init__(self, live: int, seed: int) -> None:
         gc.disable()  # as from the first round on
@@ -95,8 +95,7 @@ class Writer:
         self._pieces = np.frombuffer(memory, np.uint8).reshape(pieces, -1)
 
     def write(self, number: int) -> None:
-        for index, piece in enumerate(self._pieces):
-            fill(piece, number * len(self._pieces) + index)
+        write(self._pieces, number)
 
 
 class Copies(Contender):
@@ -118,14 +117,11 @@ class Copies(Contender):
         self.operations = pieces // in_one_operation
         source, target = mmap.mmap(-1, pieces * piece_bytes), mmap.mmap(-1, pieces * piece_bytes)
         self.writer = OtherEnd(Writer, source, pieces)
-        self.sources = self.targets = list(range(pieces))
-        if seed is not None:
-            order = np.random.default_rng(seed)
-            self.sources, self.targets = order.permutation(pieces).tolist(), order.permutation(pieces).tolist()
+        self.scattered = Scattered(pieces, seed)
         to, origin = memoryview(target), memoryview(source)
         self.copies = [
             (to[into * piece_bytes :][:piece_bytes], origin[out_of * piece_bytes :][:piece_bytes])
-            for out_of, into in zip(self.sources, self.targets, strict=True)
+            for out_of, into in zip(self.scattered.sources, self.scattered.targets, strict=True)
         ]
         self.copied: npt.NDArray[np.uint8] = np.frombuffer(target, np.uint8).reshape(pieces, piece_bytes)
 
@@ -137,14 +133,11 @@ class Copies(Contender):
             target[:] = source
 
     def inspect(self, number: int) -> None:
-        expected = np.empty_like(self.copied[0])
-        for source, target in zip(self.sources, self.targets, strict=True):
-            fill(expected, number * len(self.sources) + source)
-            require(np.array_equal(self.copied[target], expected), f"piece {source} was copied wrong")
+        self.scattered.require_arrived(self.copied, number)
 
     def verify(self) -> None:
-        reached = np.unique(self.targets).size
-        require(reached == len(self.copied), f"only {reached} of {len(self.copied)} pieces were written to")
+        copies = len(self.copies)
+        require(copies == len(self.copied), f"{copies} copies are made for {len(self.copied)} pieces")
 
     def other_processes(self) -> list[int]:
         return [self.writer.pid]

@@ -178,8 +178,8 @@ class PullCycles(Caches):
 class Lookups(Caches):
     """``lookup`` of ready keys, every live one in random order: a round goes on where the one before it ended.
 
-    Answers are not kept while the time runs: so many new objects would be a good part of it. When the round is over, the
-    same keys are asked once more, and each answer is looked at.
+    Answers are not kept while the time runs: so many new objects would be a good part of it. When the round is over,
+    the same keys are asked once more, and each answer is looked at.
 
     Parameters
     ----------
@@ -189,7 +189,7 @@ class Lookups(Caches):
         Of the order.
     """
 
-    operations = 10_000
+    operations = 5_000
 
     def __init__(self, live: int, seed: int) -> None:
         super().__init__(live, PAGE_BYTES)

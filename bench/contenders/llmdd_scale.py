@@ -13,6 +13,7 @@ from ..contender import Contender, require
 from ..nodes import link, node
 from ..other_end import OtherEnd
 from ..payload import fill
+from ..scattered import Scattered, write
 from .llmdd_caches import OWNER, PAGE_BYTES, Cycles
 
 FIRST_PEER = 2
@@ -48,9 +49,7 @@ class Owner:
         self._blocks = self._manager.allocate_blocks_cache(desc, BlocksCacheKey(OWNER))
 
     def write_blocks(self, number: int) -> None:
-        blocks = self._blocks.tensors[0]
-        for index, block in enumerate(blocks):
-            fill(block, number * len(blocks) + index)
+        write(self._blocks.tensors[0], number)
 
     def left_over(self) -> tuple[int, int]:
         """Keys that are bound and caches that live."""
@@ -62,12 +61,12 @@ class Owner:
 
 
 class PullsByPeers(Contender):
-    """``pull_cache`` of requests of another process, by each of `peers` instances of this one in turn.
+    """``pull_cache`` of requests of another process by `peers` instances of this one, each its share.
 
     Parameters
     ----------
     peers : int
-        Instances linked to the owner, each of which pulls into a cache of its own.
+        Instances linked to the owner, each of which pulls into a cache of its own; a divisor of :attr:`operations`.
     slot_bytes : int
         Of a request's cache.
     """
@@ -78,7 +77,7 @@ class PullsByPeers(Contender):
         self.slot_bytes = slot_bytes
         self.owner = OtherEnd(Owner, self.operations * slot_bytes)
         self.stack = ExitStack()
-        slots = -(-self.operations // peers)
+        slots = self.operations // peers
         desc = CacheDesc(1, (slots, slot_bytes), DataType.DT_UINT8)
         address = self.owner.call("address")
         self.managers: list[CacheManager] = []
@@ -89,8 +88,8 @@ class PullsByPeers(Contender):
             link(datadist, OWNER, address)
             self.managers.append(datadist.cache_manager)
         caches = [manager.allocate_cache(desc) for manager in self.managers]
-        self.places = [(caches[turn % peers], turn // peers) for turn in range(self.operations)]
-        self.pulls = [self.managers[turn % peers].pull_cache for turn in range(self.operations)]
+        self.places = [(cache, batch_index) for cache in caches for batch_index in range(slots)]
+        self.pulls = [manager.pull_cache for manager in self.managers for _ in range(slots)]
         self.keys: list[CacheKey] = []
 
     def prepare(self, number: int) -> None:
@@ -200,7 +199,6 @@ class BlocksPulls(Contender):
 
     def __init__(self, blocks: int, block_bytes: int, total: int, seed: int) -> None:
         self.operations = total // blocks
-        self.total, self.block_bytes = total, block_bytes
         self.owner = OtherEnd(Owner, total * block_bytes)
         self.owner.call("offer_blocks", total, block_bytes)
         self.stack = ExitStack()
@@ -210,11 +208,10 @@ class BlocksPulls(Contender):
         link(datadist, OWNER, self.owner.call("address"))
         self.manager: CacheManager = datadist.cache_manager
         self.cache = self.manager.allocate_blocks_cache(CacheDesc(1, (total, block_bytes), DataType.DT_UINT8))
-        order = np.random.default_rng(seed)
-        self.sources, self.targets = order.permutation(total).tolist(), order.permutation(total).tolist()
+        self.scattered = Scattered(total, seed)
+        sources, targets = self.scattered.sources, self.scattered.targets
         self.lists = [
-            (self.sources[first : first + blocks], self.targets[first : first + blocks])
-            for first in range(0, total, blocks)
+            (sources[first : first + blocks], targets[first : first + blocks]) for first in range(0, total, blocks)
         ]
         self.key = BlocksCacheKey(OWNER)
 
@@ -227,11 +224,7 @@ class BlocksPulls(Contender):
             pull(key, cache, sources, targets)
 
     def inspect(self, number: int) -> None:
-        pulled = self.cache.tensors[0]
-        expected = np.empty(self.block_bytes, np.uint8)
-        for source, target in zip(self.sources, self.targets, strict=True):
-            fill(expected, number * self.total + source)
-            require(np.array_equal(pulled[target], expected), f"block {source} was pulled wrong")
+        self.scattered.require_arrived(self.cache.tensors[0], number)
 
     def verify(self) -> None:
         keys, caches = self.owner.call("left_over")
