@@ -11,14 +11,14 @@ from .managers import DICTIONARIES, FLOORS, LLMDD_CACHES
 LLMDD_SCALE = LLMDD_CACHES.replace("llmdd_caches", "llmdd_scale")
 
 SLOT_BYTES = BLOCK_BYTES = 4 << 10
-PULLS = 512
+PULLS = 1024
 LEAST_BLOCKS_A_ROUND = 1024
 SEED = 5
 
 
 def cases(profile: Profile) -> list[Case]:
     full = profile is Profile.FULL
-    peers = (1, 4, 16, 64, 256) if full else (1, 4, 16)
+    peers = (1, 4, 16, 64) if full else (1, 4, 16)
     blocks = tuple(4**power for power in range(8)) if full else (1, 1024, 4096)
     return [
         *(pull_beside_peers(count, full) for count in peers),

@@ -71,7 +71,7 @@ class PullsByPeers(Contender):
         Of a request's cache.
     """
 
-    operations = 512
+    operations = 1024
 
     def __init__(self, peers: int, slot_bytes: int) -> None:
         self.slot_bytes = slot_bytes
