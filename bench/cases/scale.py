@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..case import Case, Entrant, Place, Profile
-from .managers import DICTIONARIES, FLOORS, LLMDD_CACHES
+from .managers import DICTIONARIES, FLOORS
 
-LLMDD_SCALE = LLMDD_CACHES.replace("llmdd_caches", "llmdd_scale")
+LLMDD_SCALE = "llmdd.bench.contenders.llmdd_scale"
 
 SLOT_BYTES = BLOCK_BYTES = 4 << 10
 PULLS = 1024

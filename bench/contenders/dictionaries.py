@@ -167,7 +167,7 @@ class Lookups(Caches):
         Of the order.
     """
 
-    operations = 5_000
+    operations = 2_000
 
     def __init__(self, live: int, seed: int) -> None:
         super().__init__(live, PAGE_BYTES)
