@@ -15,9 +15,9 @@ from .trace import PAGE_BYTES, Action, ledger, trace
 #: How often in a trace the memory in use is read.
 SAMPLES = 288  # every five minutes of a day
 
-# So many times the most pages that are ever held at once are in the pool. A cache is one run of pages, and what is free
-# lies in pieces: a pool that is as large as what it has to hold cannot serve a run that is longer than each of them.
-ROOM = 1.5
+#: The pool has so many times the most pages that are ever held at once. A cache is one run of pages, and what is free
+#: lies in pieces, so a pool as large as what it has to hold refuses a run that is longer than each of them.
+ROOM = 2
 
 # As plain integers, which compare faster than members do.
 LEAVE, GIVE_UP, PREFIX_END, LOOK_UP, PREFIX_BEGIN, ARRIVE, BEGIN = map(int, Action)
@@ -39,7 +39,7 @@ class Replay(Contender):
     def __init__(self, requests: int, seed: int) -> None:
         self.day = trace(requests, seed)
         self.operations = requests
-        self.pool_pages = int(ROOM * self.day.peak_pages)
+        self.pool_pages = ROOM * self.day.peak_pages
         self.moments = np.linspace(0, self.day.seconds[-1], SAMPLES + 1)
         self.ends = np.searchsorted(self.day.seconds, self.moments, side="right").tolist()
         self.used_bytes: list[int] = []

