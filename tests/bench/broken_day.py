@@ -31,8 +31,8 @@ class FindsOthers(CachesReplay):
 
     def __init__(self, **parameters: Any) -> None:
         super().__init__(**parameters)
-        right = self.look_up
-        self.look_up = lambda key: right(key) and CacheKeyByIdAndIndex(1, right(key).cache_id + 1, 0)
+        right = self.cache_id
+        self.cache_id = lambda found: right(found) + 1
 
 
 class GoesHomeEarly(CachesReplay):

