@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .contender import Contender, require
-from .trace import PAGE_BYTES, Action, ledger, trace
+from .other_end import OtherEnd
+from .trace import PAGE_BYTES, Action, Floats, Integers, ledger, trace
 
 #: How often in a trace the memory in use is read.
 SAMPLES = 288  # every five minutes of a day
@@ -23,6 +26,52 @@ ROOM = 4
 
 # As plain integers, which compare faster than members do.
 LEAVE, GIVE_UP, PREFIX_END, LOOK_UP, PREFIX_BEGIN, ARRIVE, BEGIN = map(int, Action)
+
+
+@dataclass(frozen=True)
+class Script:
+    """What a trace tells a contender to do, and what should come of it: see :class:`~.trace.Trace`."""
+
+    actions: npt.NDArray[np.int8]
+    subjects: npt.NDArray[np.int32]
+    pages: npt.NDArray[np.int16]
+    moments: Floats
+    """When the memory in use is read."""
+    ends: list[int]
+    """Behind how many events that is."""
+    ledger_bytes: Integers
+    """How much should be in use then."""
+    peak_pages: int
+    allocations: int
+    found: Integers
+    prefix_begins: Integers
+    prefix_ordinals: Integers
+    prefix_pages: Integers
+
+
+class Author:
+    """Writes a script, in a process of its own: what it takes to make up a trace is no memory of a contender's."""
+
+    def __init__(self, requests: int, seed: int) -> None:
+        self._day = trace(requests, seed)
+
+    def write(self) -> Script:
+        day = self._day
+        moments = np.linspace(0, day.seconds[-1], SAMPLES + 1)
+        return Script(
+            actions=day.actions,
+            subjects=day.subjects,
+            pages=day.pages,
+            moments=moments,
+            ends=np.searchsorted(day.seconds, moments, side="right").tolist(),
+            ledger_bytes=ledger(day, moments) * PAGE_BYTES,
+            peak_pages=day.peak_pages,
+            allocations=day.allocations,
+            found=day.found,
+            prefix_begins=day.prefix_begins,
+            prefix_ordinals=day.prefix_ordinals,
+            prefix_pages=day.prefix_pages,
+        )
 
 
 class Replay(Contender):
@@ -39,11 +88,10 @@ class Replay(Contender):
     """
 
     def __init__(self, requests: int, seed: int) -> None:
-        self.day = trace(requests, seed)
+        with OtherEnd(Author, requests, seed) as author:
+            self.day: Script = author.call("write")
         self.operations = requests
         self.pool_pages = ROOM * self.day.peak_pages
-        self.moments = np.linspace(0, self.day.seconds[-1], SAMPLES + 1)
-        self.ends = np.searchsorted(self.day.seconds, self.moments, side="right").tolist()
         self.used_bytes: list[int] = []
         self.answers = array("q")  # one for each lookup, zero if there was nothing
 
@@ -62,15 +110,15 @@ class Replay(Contender):
     def run(self) -> None:
         day = self.day
         begin = 0
-        for end in self.ends:
+        for end in day.ends:
             piece = slice(begin, end)
             self.replay(day.actions[piece].tolist(), day.subjects[piece].tolist(), day.pages[piece].tolist())
             self.used_bytes.append(self.bytes_in_use())
             begin = end
 
     def inspect(self, number: int) -> None:
-        expected = ledger(self.day, self.moments) * PAGE_BYTES
-        for moment, used, right in zip(self.moments, self.used_bytes, expected, strict=True):
+        day = self.day
+        for moment, used, right in zip(day.moments, self.used_bytes, day.ledger_bytes, strict=True):
             require(used == right, f"after {moment:.0f} s {used:,} bytes are in use, by the trace's ledger {right:,}")
         require(self.bytes_in_use() == 0, f"in the end {self.bytes_in_use():,} bytes are in use")
         self.inspect_answers(number)
@@ -81,7 +129,7 @@ class Replay(Contender):
 
     def measured(self) -> dict[str, Any]:
         """The memory in use over the last round."""
-        return {"seconds": self.moments.round(1).tolist(), "bytes": self.used_bytes}
+        return {"seconds": self.day.moments.round(1).tolist(), "bytes": self.used_bytes}
 
 
 class CachesReplay(Replay):

@@ -40,7 +40,7 @@ class GoesHomeEarly(CachesReplay):
 
     def __init__(self, **parameters: Any) -> None:
         super().__init__(**parameters)
-        self.ends[-1] = self.ends[len(self.ends) // 2]
+        self.day.ends[-1] = self.day.ends[len(self.day.ends) // 2]
 
 
 class LlmddKeepsKeys(KeepsKeys, llmdd_day.Day):
