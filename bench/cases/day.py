@@ -25,7 +25,7 @@ class Lengths:
 
 LENGTHS = {
     Profile.QUICK: Lengths(whole=20_000, by_blocks=4_000, by_the_reference=300, seconds=4.0),
-    Profile.FULL: Lengths(whole=1_000_000, by_blocks=100_000, by_the_reference=1_000, seconds=100.0),
+    Profile.FULL: Lengths(whole=1_000_000, by_blocks=50_000, by_the_reference=1_000, seconds=100.0),
 }
 
 
