@@ -101,6 +101,14 @@ class Run(msgspec.Struct, kw_only=True):
     cases: list[CaseResult]
 
     @property
+    def groups(self) -> list[str]:
+        """In the order in which they were played."""
+        return list(dict.fromkeys(case.group for case in self.cases))
+
+    def cases_of(self, group: str) -> list[CaseResult]:
+        return [case for case in self.cases if case.group == group]
+
+    @property
     def incorrect(self) -> list[tuple[CaseResult, Standing]]:
         return [(case, one) for case in self.cases for one in case.standings if one.incorrect is not None]
 

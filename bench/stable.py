@@ -94,6 +94,8 @@ class Nursery:
             )
             self._pipe = Connection(ours.detach())
         self.occupied = False
+        self._asked = True
+        """Whether an answer is still to come: it is, of an exchange that an interrupt has cut short."""
         self._verdict: Exception | None = None
         self._versions: dict[str, str] | None = None
 
@@ -129,13 +131,18 @@ class Nursery:
 
     def stop(self) -> None:
         """Close the contender, which ends its process; the nursery stays."""
-        if self.occupied:
-            self.occupied = False
-            self._send(("close",))
-            self._answer()
+        if not self.occupied:
+            return
+        self.occupied = False
+        if self._asked:
+            self._verdict = self._verdict or Failed("it was interrupted")
+            self.end()
+            return
+        self._send(("close",))
+        self._answer()
 
     def end(self) -> None:
-        """End the process, and with it whatever it has started."""
+        """End the process, and with it whatever it has started. Ending twice is ending once."""
         self._pipe.close()
         try:
             self._process.wait(timeout=10)
@@ -145,6 +152,7 @@ class Nursery:
         self._errors.close()
 
     def _send(self, message: Any) -> None:
+        self._asked = True
         try:
             self._pipe.send(message)
         except OSError:
@@ -158,6 +166,7 @@ class Nursery:
             outcome, content = self._pipe.recv()
         except (EOFError, OSError):
             raise self._ended() from None
+        self._asked = False
         if outcome == "incorrect":
             raise Incorrect(content)
         if outcome == "unavailable":

@@ -1,98 +1,97 @@
-"""The table at the end of a run."""
+"""What a run found, as the terminal shows it."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
 
-from comparison import Comparison, Target, duration
+from .durations import duration, rate, size, spread, times
+from .results import CaseResult, Run, Standing
 
-GROWTH_TARGET = Target(max_ratio=2, remark="beyond the dict's own")
-
-
-@dataclass(frozen=True)
-class Row:
-    case: str
-    median: str
-    baseline: str
-    ratio: str
-    rate: str
-    target: str = ""
-    met: str = ""
+#: Of the columns; cases stand under each other without a table around them all.
+WIDTHS = (26, 8, 15, 8, 17, 11, 20, 7)
+HEADINGS = ("times for one operation", "median", "quartiles", "ratio", "", "rate", "resident / peak", "correct")
 
 
-HEADINGS = Row("case", "median", "baseline median", "ratio", "rate", "target", "met")
+def show(console: Console, run: Run) -> None:
+    """Print every case with its entrants, then who was skipped and why, and what was wrong."""
+    console.print(row(*(Text(heading, style="dim") for heading in HEADINGS)))
+    for case in run.cases:
+        console.print(heading(case), soft_wrap=True)
+        for standing in case.standings:
+            if standing.skipped is None:
+                console.print(row(*cells(case, standing)))
+    for name, reason, cases in skipped(run):
+        console.print(f"\n[yellow]{escape(name)} skipped[/] in {escape(', '.join(cases))}: ", end="")
+        console.print(reason, markup=False, highlight=False, soft_wrap=True)
+    for case, standing in run.incorrect:
+        console.print(f"\n[bold red]{escape(standing.name)} is incorrect[/] in {escape(case.name)}: ", end="")
+        console.print(standing.incorrect, style="red", markup=False, highlight=False, soft_wrap=True)
+    if run.interrupted:
+        console.print("\n[bold yellow]Interrupted:[/] cases that were not finished are missing.")
 
 
-def row_of(found: Comparison) -> Row:
-    low, high = found.ratio_quartiles
-    return Row(
-        found.case,
-        duration(found.median_ns),
-        f"{duration(found.baseline_median_ns)} {found.baseline}",
-        f"{found.ratio:.2f}x ({low:.2f}-{high:.2f})",
-        f"{found.bytes_moved / found.median_ns:.3g} GB/s" if found.bytes_moved else "",
-        str(found.target or ""),
-        met(found.target_is_met),
-    )
+def row(*cells: Text) -> Table:
+    table = Table.grid(padding=(0, 1))
+    for number, width in enumerate(WIDTHS):
+        table.add_column(width=width, no_wrap=True, justify="left" if number == 0 else "right")
+    table.add_row(*cells)
+    return table
 
 
-def met(is_met: bool | None) -> str:
-    return "" if is_met is None else "yes" if is_met else "no"
+def heading(case: CaseResult) -> Text:
+    """The case, and whether llmdd has reached what it should."""
+    text = Text("\n").append(case.name, style="bold").append(f"  {case.title}", style="dim")
+    if case.target is not None and case.target_met is not None:
+        text.append(f", target {case.target}: ", style="dim")
+        text.append("met" if case.target_met else "missed", style="green" if case.target_met else "yellow")
+    return text
 
 
-def growth_rows(found: Sequence[Comparison]) -> list[Row]:
-    """How lookups slow down as keys become more, beside how the dictionary does: that is what the CPU's caches cost."""
-    by_case = {one.case: one for one in found}
-    rows = []
-    for access in ("random", "repeated"):
-        few = by_case.get(f"lookup, {access}, 1,000 keys")
-        many = by_case.get(f"lookup, {access}, 1,000,000 keys")
-        if few is None or many is None:
-            continue
-        ours = many.median_ns / few.median_ns
-        dictionary = many.baseline_median_ns / few.baseline_median_ns
-        rows.append(
-            Row(
-                f"lookup, {access}, growth from 1,000 to 1,000,000",
-                f"{ours:.2f}x",
-                f"{dictionary:.2f}x {few.baseline}",
-                f"{ours / dictionary:.2f}x",
-                "",
-                str(GROWTH_TARGET),
-                met(GROWTH_TARGET.is_met(ours / dictionary, 0)),
-            )
-        )
-    return rows
+def cells(case: CaseResult, standing: Standing) -> list[Text]:
+    name = Text(f"  {standing.name}")
+    if standing.median_ns is None or standing.quartiles_ns is None:
+        return [name, *[Text("-", style="dim")] * 6, Text("no", style="bold red")]
+    gb_s = case.rate_gb_s(standing)
+    return [
+        name,
+        Text(duration(standing.median_ns), style="bold"),
+        Text(spread(*standing.quartiles_ns)),
+        Text(ratio(case, standing)),
+        Text(ratio_spread(case, standing), style="dim"),
+        Text("" if gb_s is None else rate(gb_s)),
+        Text(memory(standing)),
+        Text("yes", style="green"),
+    ]
 
 
-def summary_lines(found: Sequence[Comparison], colour: bool) -> list[str]:
-    rows = [row_of(one) for one in found] + growth_rows(found)
-    try:
-        return rich_lines(rows, colour)
-    except ImportError:
-        return plain_lines(rows)
+def ratio(case: CaseResult, standing: Standing) -> str:
+    """To the baseline's median; nothing if the baseline has none."""
+    if standing.name == case.baseline:
+        return "baseline"
+    return "" if standing.ratio is None else times(standing.ratio)
 
 
-def rich_lines(rows: Sequence[Row], colour: bool) -> list[str]:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(show_edge=False)
-    for name, value in vars(HEADINGS).items():
-        table.add_column(value, justify="right" if name in ("median", "ratio", "rate") else "left", no_wrap=True)
-    for row in rows:
-        *cells, is_met = astuple(row)
-        table.add_row(*map(Text, cells), Text(is_met, style={"yes": "green", "no": "bold red"}.get(is_met, "")))
-    console = Console(file=io.StringIO(), force_terminal=colour, no_color=not colour, width=200)
-    with console.capture() as captured:
-        console.print(table)
-    return [line.rstrip() for line in captured.get().splitlines()]
+def ratio_spread(case: CaseResult, standing: Standing) -> str:
+    if standing.name == case.baseline or standing.ratio_quartiles is None:
+        return ""
+    low, high = standing.ratio_quartiles
+    return f"({times(low)}-{times(high)})"
 
 
-def plain_lines(rows: Sequence[Row]) -> list[str]:
-    cells = [astuple(row) for row in (HEADINGS, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+def memory(standing: Standing) -> str:
+    if standing.resident_bytes is None or standing.peak_bytes is None:
+        return ""
+    return f"{size(standing.resident_bytes)} / {size(standing.peak_bytes)}"
+
+
+def skipped(run: Run) -> list[tuple[str, str, list[str]]]:
+    """Each entrant that was skipped for a reason, with the cases in which it was."""
+    cases: dict[tuple[str, str], list[str]] = {}
+    for case in run.cases:
+        for one in case.standings:
+            if one.skipped is not None:
+                cases.setdefault((one.name, one.skipped), []).append(case.name)
+    return [(name, reason, names) for (name, reason), names in cases.items()]

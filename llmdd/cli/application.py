@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from enum import Enum
 from importlib.metadata import version
@@ -24,6 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+# Installed from bench/, which is no part of this package in the source.
+app.add_typer(importlib.import_module("llmdd.bench.command").app, name="bench")
 
 
 class Victim(str, Enum):
