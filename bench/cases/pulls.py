@@ -120,7 +120,7 @@ def blocks(tensors: int, rounds: int, seconds: float) -> Case:
 def gil(rounds: int, seconds: float) -> Case:
     size = 4 * KIB
     parameters = {"size": size, "count": 256, "computing": True}
-    nixl, mooncake, pipe = peers(64, size=size, computing=True)
+    nixl, mooncake, pipe = peers(32, size=size, computing=True)
     # Each pull of this one waits for the owner's interpreter, twenty milliseconds and more.
     pipe = Entrant(pipe.name, pipe.factory, {**pipe.parameters, "count": 4})
     return Case(
@@ -168,7 +168,7 @@ def pull_many(rounds: int, seconds: float) -> Case:
         "pull",
         (
             Entrant("llmdd", f"{LLMDD}:PullsAtOnce", parameters),
-            Entrant("llmdd, one by one", f"{LLMDD}:CachePulls", parameters),
+            Entrant("llmdd, one by one", f"{LLMDD}:BatchesOfPulls", parameters),
             Entrant("memcpy", f"{MEMCPY}:Copies", parameters),
         ),
         "llmdd, one by one",

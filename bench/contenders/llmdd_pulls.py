@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from importlib import metadata
 
 import numpy as np
+import numpy.typing as npt
 
 from llmdd import BlocksCacheKey, CacheDesc, CacheKey, DataType, LLMRole
 
@@ -101,21 +102,27 @@ class CachePulls(Pulls):
 
     def __init__(self, size: int, count: int, computing: bool = False, registered: bool = False) -> None:
         super().__init__(size, count, computing)
-        self.owner = OtherEnd(RegisteredOwner if registered else PoolOwner, size, count)
+        self.owner = self.start(RegisteredOwner if registered else PoolOwner, size, count)
         self._open = ExitStack()
         datadist = self._open.enter_context(node(LLMRole.DECODER, PULLER, size * count, PAGE_SHIFT))
         link(datadist, OWNER, self.owner.call("listen_address"))
         self.manager = datadist.cache_manager
-        self.cache = self.manager.allocate_cache(CacheDesc(1, (count, size), DataType.DT_UINT8))
-        self.pulled = self.cache.tensors[0]
+        slots = self.slots_of_a_cache()
+        desc = CacheDesc(1, (slots, size), DataType.DT_UINT8)
+        self.caches = [self.manager.allocate_cache(desc) for _ in range(0, count, slots)]
+        self.pulled = [slot for cache in self.caches for slot in cache.tensors[0]]
         self.keys: list[CacheKey] = []
+
+    def slots_of_a_cache(self) -> int:
+        """Of those that requests are pulled into: here one has room for all."""
+        return self.operations
 
     def prepare(self, number: int) -> None:
         super().prepare(number)
         self.keys = [CacheKey(OWNER, request_id) for request_id in self.requests]
 
     def run(self) -> None:
-        pull_cache, cache = self.manager.pull_cache, self.cache
+        pull_cache, (cache,) = self.manager.pull_cache, self.caches
         for batch_index, key in enumerate(self.keys):
             pull_cache(key, cache, batch_index)
 
@@ -128,25 +135,36 @@ class CachePulls(Pulls):
         super().close()
 
 
-class PullsAtOnce(CachePulls):
-    """``pull_many`` for :data:`BATCH` requests at a time, given as an array of their ids."""
+class BatchesOfPulls(CachePulls):
+    """``pull_cache`` for each request, into caches of :data:`BATCH` slots."""
+
+    def slots_of_a_cache(self) -> int:
+        return BATCH
+
+    def run(self) -> None:
+        pull_cache = self.manager.pull_cache
+        for number, cache in enumerate(self.caches):
+            for batch_index, key in enumerate(self.keys[number * BATCH : (number + 1) * BATCH]):
+                pull_cache(key, cache, batch_index)
+
+
+class PullsAtOnce(BatchesOfPulls):
+    """``pull_many`` for all requests of a cache, given as an array of their ids."""
 
     def prepare(self, number: int) -> None:
         super().prepare(number)
-        self.batches = [
-            (np.arange(self.requests[begin], self.requests[begin] + BATCH), np.arange(begin, begin + BATCH))
-            for begin in range(0, self.operations, BATCH)
-        ]
-        self.failures: list[int] = []
+        request_ids = np.array(self.requests)
+        self.batches = [request_ids[begin : begin + BATCH] for begin in range(0, self.operations, BATCH)]
+        self.statuses: list[npt.NDArray[np.int64]] = []
 
     def run(self) -> None:
-        pull_many, cache = self.manager.pull_many, self.cache
-        for request_ids, batch_indices in self.batches:
-            outcome = pull_many(request_ids, cache, batch_indices, cluster_id=OWNER)
-            self.failures.append(int(np.count_nonzero(outcome)))
+        pull_many, keep = self.manager.pull_many, self.statuses.append
+        for request_ids, cache in zip(self.batches, self.caches, strict=False):
+            keep(pull_many(request_ids, cache, cluster_id=OWNER))
 
     def inspect(self, number: int) -> None:
-        require(len(self.failures) == len(self.batches) and not any(self.failures), "some pulls of a batch failed")
+        succeeded = sum(np.count_nonzero(statuses == 0) for statuses in self.statuses)
+        require(succeeded == self.operations, f"{succeeded} pulls of {self.operations} succeeded")
         super().inspect(number)
 
 

@@ -41,7 +41,7 @@ class Copies(Pulls):
         super().__init__(size, count, computing)
         source, memory = shared(count, size)
         target, self.pulled = shared(count, size)
-        self.owner = OtherEnd(PlainOwner, memory)
+        self.owner = self.start(PlainOwner, memory)
         ours, theirs = memoryview(target), memoryview(source)
         places = range(0, size * count, size)
         self.copies = [(ours[place : place + size], theirs[place : place + size]) for place in places]

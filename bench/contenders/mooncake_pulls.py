@@ -1,13 +1,15 @@
 """Mooncake's Transfer Engine over TCP, the protocol it has for hosts without RDMA, with peer-to-peer handshakes.
 
 Memory is ordinary memory of each process, registered once with the engine. Where a request's bytes are, the puller is
-told before the round, untimed, as in the connectors that vLLM and SGLang have for it: nothing is looked up at the owner,
-which favours Mooncake. They release through a channel of their own beside it, and so does this: through a pipe, which the
-owner reads after the round. Mooncake's own notifications (``transfer_sync`` with one) take several times as long.
+told before the round, untimed, as in the connectors that vLLM and SGLang have for it: nothing is looked up at the
+owner, which favours Mooncake. They release through a channel of their own beside it, and so does this: through a pipe,
+which the owner reads after the round. Mooncake's own notifications (``transfer_sync`` with one) take several times as
+long. Its pool of connections is on, which spares batches a connection for each block.
 """
 
 from __future__ import annotations
 
+import os
 from importlib import import_module, metadata
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
@@ -40,6 +42,7 @@ def find() -> Any:
 
 
 ENGINE = find()
+os.environ.setdefault("MC_TCP_ENABLE_CONNECTION_POOL", "1")
 
 
 def versions() -> dict[str, str]:
@@ -92,20 +95,16 @@ class MooncakePulls(Pulls):
     def __init__(self, size: int, count: int, computing: bool = False) -> None:
         super().__init__(size, count, computing)
         theirs, self.releases = Pipe(duplex=False)
-        self.owner = OtherEnd(MooncakeOwner, count, size, theirs)  # a fork: before the engine has threads
+        self.owner = self.start(MooncakeOwner, count, size, theirs)  # a fork: before the engine has threads
         theirs.close()
-        self.pulled = touched(count, size)
-        self.engine = engine_for(self.pulled)
-        self.name, self.begin = self.owner.call("introduce")
+        self.pulled = memory = touched(count, size)
+        self.engine = engine_for(memory)
+        self.local = memory.ctypes.data
+        self.name, self.remote = self.owner.call("introduce")
 
     def run(self) -> None:
-        read, name, ours, theirs, size = (
-            self.engine.transfer_sync_read,
-            self.name,
-            self.pulled.ctypes.data,
-            self.begin,
-            self.size,
-        )
+        read, name, size = self.engine.transfer_sync_read, self.name, self.size
+        ours, theirs = self.local, self.remote
         for row, request_id in enumerate(self.requests):
             if read(name, ours + row * size, theirs + self.places[request_id] * size, size):
                 raise Incorrect(f"the transfer for request {request_id} failed")

@@ -1,17 +1,18 @@
 """NIXL, as its documentation and vLLM's connector use it, with the UCX backend on its defaults.
 
-Memory is ordinary memory of each process, registered once; metadata is exchanged in the set-up. The lists of descriptors
-are prepared once on the puller's side, and each pull makes a transfer of the entries that it needs: faster than to
-describe every transfer anew, which is the other way that NIXL has. The notification that goes with a READ is the release.
+Memory is ordinary memory of each process, registered once; metadata is exchanged in the set-up. The lists of
+descriptors are prepared once on the puller's side, and each pull makes a transfer of the entries that it needs: faster
+than to describe every transfer anew, which is the other way that NIXL has. The notification that goes with a READ is
+the release.
 
 - Where a request's bytes are, the puller is told before the round, untimed, as requests carry it in vLLM: nothing is
   looked up at the owner, which favours NIXL.
 - The puller polls its transfers and has no progress thread, which is the faster of the two; the owner has one, which is
   the default, and is asked for notifications after the round only: that favours NIXL too.
 - Between two processes of one host UCX reads by ``process_vm_readv`` (``cma``) where the kernel permits it, and sends
-  notifications by TCP over loopback, as its shared-memory transports cannot tell that a peer has died (set
-  ``UCX_PROTO_INFO=y`` to see what it takes on a machine). With ``ucx_error_handling_mode=none`` they would serve, at the
-  price that the death of the other end is not noticed; that is not the default, and not compared.
+  notifications by TCP over loopback, as its shared-memory transports cannot tell that a peer has died
+  (``UCX_PROTO_INFO=y`` shows what it takes on a machine). With ``ucx_error_handling_mode=none`` they would serve, at
+  the price that the death of the other end is not noticed; that is not the default, and not compared.
 """
 
 from __future__ import annotations
@@ -123,9 +124,9 @@ class NixlPulls(Pulls):
 
     def __init__(self, size: int, count: int, computing: bool = False) -> None:
         super().__init__(size, count, computing)
-        self.owner = OtherEnd(NixlOwner, count, size)  # a fork: before the agent has threads
-        self.pulled = touched(count, size)
-        self.connection = Connection(self.owner, self.pulled, size)
+        self.owner = self.start(NixlOwner, count, size)  # a fork: before the agent has threads
+        self.pulled = memory = touched(count, size)
+        self.connection = Connection(self.owner, memory, size)
 
     def run(self) -> None:
         read, places = self.connection.read, self.places

@@ -6,8 +6,9 @@ after it, and the owner must have none of the round's keys left.
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Sequence
+import mmap
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,10 @@ from ..other_end import OtherEnd
 from .computation import Computation
 
 Bytes = npt.NDArray[np.uint8]
+Memories = Sequence[npt.NDArray[Any]] | npt.NDArray[Any]
+
+#: How long an owner may take until it computes.
+PATIENCE_S = 30.0
 
 
 class Owner:
@@ -28,7 +33,14 @@ class Owner:
     ----------
     memory : array of uint8
         A row for each request of a round, or a tensor of blocks after the other.
+
+    Attributes
+    ----------
+    computes : mmap
+        Tells the puller that this process computes, see :class:`.computation.Computation`.
     """
+
+    computes: mmap.mmap
 
     def __init__(self, memory: Bytes) -> None:
         self.memory = memory
@@ -55,7 +67,7 @@ class Owner:
         return len(self.keys)
 
     def begin_computing(self) -> None:
-        self._computation = Computation()
+        self._computation = Computation(self.computes)
 
     def end_computing(self) -> int:
         """How many powers were computed meanwhile."""
@@ -75,7 +87,7 @@ class Pulls(Contender):
     """
 
     owner: OtherEnd
-    pulled: Bytes
+    pulled: Memories
 
     def __init__(self, size: int, count: int, computing: bool = False) -> None:
         self.size = size
@@ -83,6 +95,17 @@ class Pulls(Contender):
         self._computing = computing
         self.requests = range(0)
         self.places: dict[int, int] = {}
+        self._computes = mmap.mmap(-1, 1)
+
+    def start(self, make: Callable[..., Owner], *arguments: Any) -> OtherEnd:
+        """The owner's process. It is forked: call this before anything that has threads is made here."""
+
+        def owner() -> Owner:
+            made = make(*arguments)
+            made.computes = self._computes
+            return made
+
+        return OtherEnd(owner)
 
     def prepare(self, number: int) -> None:
         first = number * self.operations
@@ -90,10 +113,17 @@ class Pulls(Contender):
         self.places = self.owner.call("offer", first)
         if self._computing:
             self.owner.call("begin_computing")
+            self._await_computation()
+
+    def _await_computation(self) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not self._computes[0]:
+            require(time.monotonic() < deadline, "the owner does not compute")
+            time.sleep(0.001)
 
     def inspect(self, number: int) -> None:
         if self._computing:
-            require(self.owner.call("end_computing") > 0, "the owner did not compute")
+            require(self.owner.call("end_computing") > 1, "the owner did not compute")
         for row, request_id in enumerate(self.requests):
             require_payload(self.pulled[row], request_id)
         left = self.left()
@@ -126,7 +156,7 @@ class BlockPulls(Contender):
     """
 
     owner: OtherEnd
-    pulled: Sequence[npt.NDArray[Any]]
+    pulled: Memories
 
     def __init__(self, blocks: int, tensors: int, size: int) -> None:
         self.blocks, self.tensors, self.size = blocks, tensors, size

@@ -82,7 +82,7 @@ class PipePulls(Pulls):
         ours = memoryview(target)
         self.targets = [ours[place : place + size] for place in range(0, size * count, size)]
         self.pipe, theirs = Pipe()
-        self.owner = OtherEnd(ServingOwner, rows, theirs)
+        self.owner = self.start(ServingOwner, rows, theirs)
         theirs.close()
 
     def run(self) -> None:
