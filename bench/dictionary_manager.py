@@ -165,6 +165,10 @@ class DictionaryManager:
     def live_caches(self) -> int:
         return len(self._caches)
 
+    @property
+    def live_keys(self) -> int:
+        return len(self._index)
+
     def allocate_cache(self, descriptor: Descriptor, keys: Sequence[Key] = ()) -> DictionaryCache:
         """A new cache with its batch slots bound to keys; of equal keys the last takes effect."""
         if not isinstance(descriptor, Descriptor):
@@ -229,6 +233,17 @@ class DictionaryManager:
             if cache is not None:
                 del cache.keys[identity]
                 self._settle(cache)
+
+    def lookup(self, key: Key) -> tuple[int, int] | None:
+        """The id of the cache that a key is bound to, and the batch slot; None if it is not bound."""
+        if type(key) is not Key:
+            raise TypeError(f"key is a {type(key)}, no Key")
+        identity = identity_of(key)
+        if identity is None:
+            return None
+        with self._lock:
+            cache = self._index.get(identity)
+            return None if cache is None else (cache.cache_id, cache.keys[identity])
 
     def pull_cache(self, key: Key, cache: DictionaryCache, batch_index: int = 0, size: int = -1) -> None:
         """Copy a batch slot of a peer's cache into one of ours, and release a request key."""
