@@ -67,15 +67,18 @@ def play(case: Case, stable: Stable) -> list[Standing]:
         return match.play().standings
 
 
+def play_alone(factory: str, parameters: dict[str, Any], stable: Stable) -> Standing:
+    """The standing of one contender; a skip where it cannot take part."""
+    entrant = Entrant("alone", factory, parameters)
+    (standing,) = play(Case("test/alone", "Nothing", "thing", (entrant,), "alone", 1, 1.0), stable)
+    if standing.skipped is not None:
+        pytest.skip(standing.skipped)
+    return standing
+
+
 def play_broken(name: str, factory: str, parameters: dict[str, Any], stable: Stable) -> Standing:
-    """The standing of a contender that is broken in the way `name`; a skip where the whole one cannot take part."""
-    whole = Entrant("whole", factory, parameters)
-    broken = Entrant("broken", f"broken_pulls:{name}", {"factory": factory, **parameters})
-    played = play(Case("test/broken", "Nothing", "thing", (whole, broken), "whole", 1, 1.0), stable)
-    if played[0].skipped is not None:
-        pytest.skip(played[0].skipped)
-    assert played[0].correct, played[0].incorrect
-    return played[1]
+    """The standing of a contender that is broken in the way `name`."""
+    return play_alone(f"broken_pulls:{name}", {"factory": factory, **parameters}, stable)
 
 
 @pytest.mark.parametrize(("name", "factory", "parameters", "what"), BROKEN, ids=named)
@@ -96,10 +99,15 @@ def test_every_case_is_correct(case: Case, stable: Stable) -> None:
         assert standing.skipped is not None or len(standing.times_ns) == 1
 
 
+def test_batches_are_correct(stable: Stable) -> None:
+    for name in ("BatchesOfPulls", "PullsAtOnce"):
+        standing = play_alone(f"{LLMDD}:{name}", {"size": 4096, "count": 128}, stable)
+        assert standing.correct, standing.incorrect
+
+
 @pytest.mark.parametrize("parameters", [{"computing": True}, {"registered": True}], ids=lambda one: next(iter(one)))
 def test_cases_of_the_full_profile_are_correct(parameters: dict[str, Any], stable: Stable) -> None:
-    entrant = Entrant("alone", f"{LLMDD}:CachePulls", {**PARAMETERS, **parameters})
-    (standing,) = play(Case("test/alone", "Nothing", "thing", (entrant,), "alone", 1, 1.0), stable)
+    standing = play_alone(f"{LLMDD}:CachePulls", {**PARAMETERS, **parameters}, stable)
     assert standing.correct, standing.incorrect
 
 
