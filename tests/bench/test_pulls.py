@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,6 +15,7 @@ import pytest
 from llmdd.bench.case import Case, Entrant, Profile
 from llmdd.bench.cases import pulls
 from llmdd.bench.cases.pulls import LLMDD, MEMCPY, MOONCAKE, NIXL, SHARED_MEMORY_PIPE
+from llmdd.bench.contender import Unavailable
 from llmdd.bench.match import Match
 from llmdd.bench.results import Standing
 from llmdd.bench.stable import Stable
@@ -116,6 +119,34 @@ def test_the_full_profile_has_what_the_quick_one_has() -> None:
     assert len({case.name for case in full}) == len(full)
     assert {case.group for case in pulls.cases(Profile.QUICK)} <= {case.group for case in full}
     assert all(case.entrants[0].name == "llmdd" for case in full)
+
+
+@pytest.mark.parametrize(
+    ("module", "packages", "how"),
+    [
+        (NIXL, ["nixl_cu12", "nixl_cu13"], "pip install --no-deps nixl-cu12"),
+        (MOONCAKE, ["mooncake"], "pip install mooncake-transfer-engine-non-cuda"),
+    ],
+)
+def test_a_peer_that_is_not_installed_says_how_to_get_it(
+    module: str, packages: list[str], how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    for package in packages:
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(Unavailable, match=how):
+        importlib.import_module(module)
+
+
+def test_mooncake_says_which_library_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(name: str) -> None:
+        raise ImportError("libibverbs.so.1: cannot open shared object file: No such file or directory", name=name)
+
+    import_module = importlib.import_module
+    monkeypatch.delitem(sys.modules, MOONCAKE, raising=False)
+    monkeypatch.setattr(importlib, "import_module", fails)
+    with pytest.raises(Unavailable, match="install Debian's libibverbs1"):
+        import_module(MOONCAKE)
 
 
 @pytest.mark.parametrize("factory", [PLAIN, *WITH_KEYS], ids=named)
