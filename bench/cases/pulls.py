@@ -42,8 +42,8 @@ class Size:
 
 QUICK_SIZES = (
     Size("4KiB", 4 * KIB, 256, 64, 41, 3.0, SMALL_TARGET),
-    Size("1MiB", MIB, 16, 16, 21, 4.0, RATE_TARGET),
-    Size("16MiB", 16 * MIB, 2, 2, 13, 4.0, RATE_TARGET),
+    Size("1MiB", MIB, 16, 16, 21, 3.0, RATE_TARGET),
+    Size("16MiB", 16 * MIB, 2, 2, 13, 3.0, RATE_TARGET),
 )
 FULL_SIZES = (
     Size("4KiB", 4 * KIB, 256, 64, 101, 15.0, SMALL_TARGET),
@@ -58,8 +58,8 @@ def cases(profile: Profile) -> list[Case]:
     """The cases of `profile`."""
     quick = profile is Profile.QUICK
     found = [pull(size) for size in (QUICK_SIZES if quick else FULL_SIZES)]
-    found.append(blocks(8, rounds=15, seconds=4.0) if quick else blocks(80, rounds=11, seconds=90.0))
-    found.append(gil(rounds=7, seconds=4.0) if quick else gil(rounds=21, seconds=30.0))
+    found.append(blocks(8, rounds=11, seconds=4.0) if quick else blocks(80, rounds=11, seconds=90.0))
+    found.append(gil(rounds=7, seconds=3.0) if quick else gil(rounds=21, seconds=30.0))
     if not quick:  # these compare what takes about the same time: which is faster may differ from run to run
         found += [gil_idle(), pull_many(), registered()]
     return found

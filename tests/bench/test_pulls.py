@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,6 +15,7 @@ import pytest
 from llmdd.bench.case import Case, Entrant, Profile
 from llmdd.bench.cases import pulls
 from llmdd.bench.cases.pulls import LLMDD, MEMCPY, MOONCAKE, NIXL, SHARED_MEMORY_PIPE
+from llmdd.bench.contender import Unavailable
 from llmdd.bench.match import Match
 from llmdd.bench.results import Standing
 from llmdd.bench.stable import Stable
@@ -67,15 +70,18 @@ def play(case: Case, stable: Stable) -> list[Standing]:
         return match.play().standings
 
 
+def play_alone(factory: str, parameters: dict[str, Any], stable: Stable) -> Standing:
+    """The standing of one contender; a skip where it cannot take part."""
+    entrant = Entrant("alone", factory, parameters)
+    (standing,) = play(Case("test/alone", "Nothing", "thing", (entrant,), "alone", 1, 1.0), stable)
+    if standing.skipped is not None:
+        pytest.skip(standing.skipped)
+    return standing
+
+
 def play_broken(name: str, factory: str, parameters: dict[str, Any], stable: Stable) -> Standing:
-    """The standing of a contender that is broken in the way `name`; a skip where the whole one cannot take part."""
-    whole = Entrant("whole", factory, parameters)
-    broken = Entrant("broken", f"broken_pulls:{name}", {"factory": factory, **parameters})
-    played = play(Case("test/broken", "Nothing", "thing", (whole, broken), "whole", 1, 1.0), stable)
-    if played[0].skipped is not None:
-        pytest.skip(played[0].skipped)
-    assert played[0].correct, played[0].incorrect
-    return played[1]
+    """The standing of a contender that is broken in the way `name`."""
+    return play_alone(f"broken_pulls:{name}", {"factory": factory, **parameters}, stable)
 
 
 @pytest.mark.parametrize(("name", "factory", "parameters", "what"), BROKEN, ids=named)
@@ -96,10 +102,15 @@ def test_every_case_is_correct(case: Case, stable: Stable) -> None:
         assert standing.skipped is not None or len(standing.times_ns) == 1
 
 
+def test_batches_are_correct(stable: Stable) -> None:
+    for name in ("BatchesOfPulls", "PullsAtOnce"):
+        standing = play_alone(f"{LLMDD}:{name}", {"size": 4096, "count": 128}, stable)
+        assert standing.correct, standing.incorrect
+
+
 @pytest.mark.parametrize("parameters", [{"computing": True}, {"registered": True}], ids=lambda one: next(iter(one)))
 def test_cases_of_the_full_profile_are_correct(parameters: dict[str, Any], stable: Stable) -> None:
-    entrant = Entrant("alone", f"{LLMDD}:CachePulls", {**PARAMETERS, **parameters})
-    (standing,) = play(Case("test/alone", "Nothing", "thing", (entrant,), "alone", 1, 1.0), stable)
+    standing = play_alone(f"{LLMDD}:CachePulls", {**PARAMETERS, **parameters}, stable)
     assert standing.correct, standing.incorrect
 
 
@@ -108,6 +119,42 @@ def test_the_full_profile_has_what_the_quick_one_has() -> None:
     assert len({case.name for case in full}) == len(full)
     assert {case.group for case in pulls.cases(Profile.QUICK)} <= {case.group for case in full}
     assert all(case.entrants[0].name == "llmdd" for case in full)
+
+
+def import_without(module: str, failure: Callable[[str], ImportError], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Import a module of contenders where what it imports by name fails."""
+
+    def fails(name: str) -> None:
+        raise failure(name)
+
+    import_module = importlib.import_module
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setattr(importlib, "import_module", fails)
+    import_module(module)
+
+
+@pytest.mark.parametrize(
+    ("module", "how"),
+    [
+        (NIXL, "pip install --no-deps nixl-cu12"),
+        (MOONCAKE, "pip install mooncake-transfer-engine-non-cuda"),
+    ],
+)
+def test_a_peer_that_is_not_installed_says_how_to_get_it(
+    module: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_installed(name: str) -> ImportError:
+        package = name.partition(".")[0]
+        return ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+    with pytest.raises(Unavailable, match=how):
+        import_without(module, not_installed, monkeypatch)
+
+
+def test_mooncake_says_which_library_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = ImportError("libibverbs.so.1: cannot open shared object file: No such file or directory")
+    with pytest.raises(Unavailable, match="install Debian's libibverbs1"):
+        import_without(MOONCAKE, lambda name: error, monkeypatch)
 
 
 @pytest.mark.parametrize("factory", [PLAIN, *WITH_KEYS], ids=named)
