@@ -19,7 +19,8 @@ class Contender(ABC):
     """One way to do what a case is about, alone in a process that was forked for it.
 
     Its module is imported in the process that forks, so that raises :class:`Unavailable` if something it needs is not
-    installed or does not work here; and it has a function ``versions`` that names the packages that are measured.
+    installed or does not work here; and if it measures
+    packages, it has a function ``versions`` that names them.
 
     Making one is its set-up, with the case's parameters as keyword arguments. Then, for each round, :meth:`prepare`,
     :meth:`run` and :meth:`inspect` are called; only `run` is timed. In the end come :meth:`verify` and :meth:`close`.

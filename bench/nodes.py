@@ -5,16 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 
 from llmdd import LLMClusterInfo, LLMConfig, LLMDataDist, LLMRole, LLMStatusCode
 
 TIMEOUT_MS = 30_000  # sync_kv_timeout: far beyond what any case takes
-
-
-def versions() -> dict[str, str]:
-    """What contenders that are llmdd measure."""
-    return {"llmdd": version("llmdd")}
 
 
 @contextmanager

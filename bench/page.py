@@ -223,7 +223,7 @@ def figures(cases: Sequence[CaseResult]) -> str:
     rows = []
     for case in cases:
         for number, one in enumerate(case.standings):
-            cells = ["" if number else f"`{case.name}`", one.name]
+            cells = ["" if number else f"`{case.name}`", case.label(one)]
             rows.append(cells + measures(case, one, moved))
     targets = [
         f"`{case.name}`: {case.target}, {'met' if case.target_met else 'missed'}"

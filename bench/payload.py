@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .contender import Incorrect
+
 BLOCK_WORDS = 4096
 
 _BASE = np.arange(BLOCK_WORDS, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -27,8 +29,9 @@ def fill(memory: npt.NDArray[Any], seed: int) -> None:
 
 
 def require(memory: npt.NDArray[Any], seed: int, what: str) -> None:
-    """AssertionError unless `memory` holds the payload of `seed`, byte for byte."""
+    """:class:`~.contender.Incorrect` unless `memory` holds the payload of `seed`, byte for byte."""
     expected = np.empty_like(_BASE)
     for block, number in _blocks(memory, seed):
         np.add(_BASE[: block.size], number, out=expected[: block.size])
-        assert np.array_equal(block, expected[: block.size]), f"{what}: wrong bytes of payload {seed}"
+        if not np.array_equal(block, expected[: block.size]):
+            raise Incorrect(f"{what}: wrong bytes of payload {seed}")

@@ -128,8 +128,12 @@ class Replay(Contender):
         """Raise :class:`Incorrect` unless every lookup of round `number` found what it should have."""
 
     def measured(self) -> dict[str, Any]:
-        """The memory in use over the last round."""
-        return {"seconds": self.day.moments.round(1).tolist(), "bytes": self.used_bytes}
+        """How long its day is, and the memory in use over the last one."""
+        return {
+            "requests": self.operations,
+            "seconds": self.day.moments.round(1).tolist(),
+            "bytes": self.used_bytes,
+        }
 
 
 class CachesReplay(Replay):

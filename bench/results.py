@@ -65,6 +65,12 @@ class CaseResult(msgspec.Struct, kw_only=True, omit_defaults=True):
     def standing(self, name: str) -> Standing | None:
         return next((standing for standing in self.standings if standing.name == name), None)
 
+    def label(self, standing: Standing) -> str:
+        """Its name, and how many requests it plays if the first entrant plays more."""
+        whole, played = (one.measured.get("requests") for one in (self.standings[0], standing))
+        shorter = whole is not None and played is not None and played < whole
+        return f"{standing.name} ({played:,} requests)" if shorter else standing.name
+
     def rate_gb_s(self, standing: Standing) -> float | None:
         """Bytes moved over the median time, in 10⁹ bytes a second."""
         return self.bytes_moved / standing.median_ns if self.bytes_moved and standing.median_ns else None

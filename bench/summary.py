@@ -51,7 +51,7 @@ def heading(case: CaseResult) -> Text:
 
 
 def cells(case: CaseResult, standing: Standing) -> list[Text]:
-    name = Text(f"  {standing.name}")
+    name = Text(f"  {case.label(standing)}")
     if standing.median_ns is None or standing.quartiles_ns is None:
         return [name, *[Text("-", style="dim")] * 6, Text("no", style="bold red")]
     gb_s = case.rate_gb_s(standing)

@@ -32,10 +32,14 @@ def length(full: bool) -> Mapping[str, Any]:
     return {"rounds": 61, "seconds": 6.0} if full else {"rounds": 21, "seconds": 1.0}
 
 
+def instances(count: int) -> str:
+    return f"{count} instance{'s' if count > 1 else ''}"
+
+
 def pull_beside_peers(peers: int, full: bool) -> Case:
     return Case(
         name=f"peers-pull/{peers}",
-        title=f"Pull 4 KiB from another process, by {peers} instances that are linked to it, each its share",
+        title=f"Pull 4 KiB from another process, by {instances(peers)} linked to it, each its share",
         operation="pull",
         entrants=(
             Entrant("llmdd", f"{LLMDD_SCALE}:PullsByPeers", {"peers": peers, "slot_bytes": SLOT_BYTES}),
@@ -51,7 +55,7 @@ def pull_beside_peers(peers: int, full: bool) -> Case:
 def cycle_beside_peers(peers: int, full: bool) -> Case:
     return Case(
         name=f"peers-cycle/{peers}",
-        title=f"Allocate a cache with a key, remove the key, deallocate, while {peers} instances are linked",
+        title=f"Allocate a cache with a key, remove the key, deallocate, with {instances(peers)} linked",
         operation="cycle",
         entrants=(
             Entrant("llmdd", f"{LLMDD_SCALE}:CyclesBesidePeers", {"peers": peers}),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from operator import itemgetter
 
 from ..contender import require
@@ -11,10 +10,6 @@ from ..replay import CachesReplay
 from ..trace import PAGE_BYTES, PREFIXES
 
 CLUSTER_ID = 1
-
-
-def versions() -> dict[str, str]:
-    return {"python": platform.python_version()}
 
 
 class Day(CachesReplay):

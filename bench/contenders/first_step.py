@@ -2,8 +2,8 @@
 
 The prefill process computes a prompt's KV cache and the first token; the decode process takes that token's step. In
 between the cache is pulled whole under its request's key, or arrives layer by layer while later layers are still being
-computed, or is not moved at all: then decode computes the prompt again. Every contender's logits must equal, to the
-last bit, those that one process computes alone.
+computed, or is not moved at all: then decode gets the token only, and computes the prompt again. Every contender's
+logits must equal, to the last bit, those that one process computes alone.
 """
 
 from __future__ import annotations
@@ -25,10 +25,8 @@ from llmdd.demo.settings import Settings
 from llmdd.demo.transformer import Array, SequenceCache, greedy
 
 from ..contender import Contender, require
-from ..nodes import link, node, versions
+from ..nodes import link, node
 from ..other_end import OtherEnd
-
-__all__ = ["LayerByLayer", "PulledWhole", "Recomputed", "versions"]
 
 PREFILL, DECODE = 1, 2
 PAGE_SHIFT = 12
@@ -93,6 +91,10 @@ class Prefill:
         logits = self._transformer.forward(prompt, 0, SequenceCache.of_slot(cache.tensors, 0), layers.written)
         self._manager.deallocate_cache(cache)
         return greedy(logits)
+
+    def compute_first_token(self, prompt: list[int]) -> int:
+        """The prompt's first token; its KV cache stays here and goes."""
+        return greedy(self._transformer.forward(prompt, 0, self._transformer.empty_cache()))
 
     def wait_until_sent(self) -> str:
         """What became of the last transfer."""
@@ -162,29 +164,6 @@ class FirstStep(Contender):
         """Come by the prompt's keys and values."""
 
 
-class Recomputed(FirstStep):
-    """Decode computes the prompt again: no second process, nothing moved."""
-
-    def __init__(self, since: str, length: int) -> None:
-        super().__init__(since, length)
-        self._cache = self._transformer.empty_cache()
-
-    def _forget_last_round(self) -> None:
-        for array in (*self._cache.keys, *self._cache.values):
-            array.fill(0)
-
-    def prefill(self, req_id: int) -> int:
-        """Compute the prompt here; since handover, in place of somebody else, whose time does not count."""
-        if self._since == "prompt":
-            return greedy(self._transformer.forward(self._prompt, 0, self._cache))
-        return greedy(self._transformer.forward(self._prompt, 0, self._transformer.empty_cache()))
-
-    def fetch(self, req_id: int) -> SequenceCache:
-        if self._since == "handover":
-            self._transformer.forward(self._prompt, 0, self._cache)
-        return self._cache
-
-
 class Disaggregated(FirstStep):
     """Decode is linked to a prefill process, and has a slot for one sequence."""
 
@@ -239,3 +218,16 @@ class LayerByLayer(Disaggregated):
         became = self._prefill.answer()
         require(became == LLMStatusCode.LLM_SUCCESS.name, f"the layers of request {req_id} did not arrive: {became}")
         return SequenceCache.of_slot(self._slot.tensors, 0)
+
+
+class Recomputed(Disaggregated):
+    """Only the first token comes from prefill; decode computes the prompt's KV cache again, into its own slot."""
+
+    def prefill(self, req_id: int) -> int:
+        token: int = self._prefill.call("compute_first_token", self._prompt)
+        return token
+
+    def fetch(self, req_id: int) -> SequenceCache:
+        cache = SequenceCache.of_slot(self._slot.tensors, 0)
+        self._transformer.forward(self._prompt, 0, cache)
+        return cache

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 import numpy as np
 import numpy.typing as npt
 
-import llmdd
 from llmdd import Cache, CacheDesc, CacheKey, CacheKeyByIdAndIndex, CacheManager, DataType, LLMDataDist, LLMRole
 
 from ..contender import Contender, require
@@ -23,10 +22,6 @@ FIRST_LIVE_REQUEST = 1 << 40
 """Requests of the caches that live all the time stand above those of the rounds."""
 
 ONE_PAGE = CacheDesc(1, (1, PAGE_BYTES), DataType.DT_INT8)
-
-
-def versions() -> dict[str, str]:
-    return {"llmdd": llmdd.__version__}
 
 
 def live_keys(count: int) -> list[CacheKey]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-import llmdd
 from llmdd import CacheDesc, CacheKey, DataType, LLMRole
 
 from ..contender import require
@@ -15,10 +14,6 @@ from ..trace import PAGE_BYTES, PREFIXES
 CLUSTER_ID = 1
 PAGE_SHIFT = PAGE_BYTES.bit_length() - 1
 NO_ID = 2**64 - 1
-
-
-def versions() -> dict[str, str]:
-    return {"llmdd": llmdd.__version__}
 
 
 class Day(CachesReplay):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from importlib import metadata
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +20,6 @@ PAGE_SHIFT = 12
 
 #: Keys that one call of ``pull_many`` gets.
 BATCH = 64
-
-
-def versions() -> dict[str, str]:
-    return {"llmdd": metadata.version("llmdd")}
 
 
 class Node(Owner):

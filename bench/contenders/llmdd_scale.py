@@ -6,7 +6,6 @@ from contextlib import ExitStack
 
 import numpy as np
 
-import llmdd
 from llmdd import BlocksCacheKey, CacheDesc, CacheKey, CacheManager, DataType, LLMDataDist, LLMRole
 
 from ..contender import Contender, require
@@ -18,10 +17,6 @@ from .llmdd_caches import OWNER, PAGE_BYTES, Cycles
 
 FIRST_PEER = 2
 PAGE_SHIFT = 12
-
-
-def versions() -> dict[str, str]:
-    return {"llmdd": llmdd.__version__}
 
 
 class Owner:

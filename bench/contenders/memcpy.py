@@ -6,16 +6,11 @@ The source was written by another process a moment ago, as the source of a pull 
 from __future__ import annotations
 
 import mmap
-import platform
 
 import numpy as np
 
 from ..other_end import OtherEnd
 from .pulls import BlockPulls, Bytes, Owner, Pulls
-
-
-def versions() -> dict[str, str]:
-    return {"memcpy": " ".join(platform.libc_ver())}
 
 
 def shared(rows: int, size: int) -> tuple[mmap.mmap, Bytes]:

@@ -7,7 +7,6 @@ out of the memory that it has mapped, and tells the owner that it may forget the
 from __future__ import annotations
 
 import os
-import platform
 import struct
 import threading
 from multiprocessing.connection import Connection, Pipe
@@ -24,10 +23,6 @@ MESSAGE = struct.Struct("<cQ")
 PLACE = struct.Struct("<QQ")
 ASK, RELEASE, COUNT = b"a", b"r", b"c"
 ROOM = "/dev/shm"
-
-
-def versions() -> dict[str, str]:
-    return {"shared memory + pipe": f"{platform.python_implementation()} {platform.python_version()}"}
 
 
 def create(size: int) -> SharedMemory:
