@@ -22,7 +22,7 @@ from .run import play
 INTERRUPTED = 130
 
 #: The columns that the summary needs, wherever it goes.
-LEAST_WIDTH = 120
+LEAST_WIDTH = 130
 
 PLOTTING = importlib.util.find_spec("matplotlib") is not None
 NO_PLOTS = "No plots: they need matplotlib (pip install 'llmdd[bench]')"

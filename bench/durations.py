@@ -45,5 +45,5 @@ def size(count: float) -> str:
     """A number of bytes with three digits: ``4 KiB``."""
     for unit, magnitude in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if abs(count) >= magnitude:
-            return f"{count / magnitude:.3g} {unit}"
-    return f"{count:.3g} B"
+            return f"{digits(count / magnitude)} {unit}"
+    return f"{digits(count)} B"

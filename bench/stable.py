@@ -53,6 +53,9 @@ class Stable:
             The same each time.
         """
         nurseries = self._nurseries.setdefault(module, [])
+        for lost in [nursery for nursery in nurseries if nursery.lost]:
+            lost.end()
+            nurseries.remove(lost)
         free = next((nursery for nursery in nurseries if not nursery.occupied), None)
         if free is None:
             free = Nursery(module, self._search_path)
@@ -107,6 +110,11 @@ class Nursery:
         """Whether an answer is still to come: it is, of an exchange that an interrupt has cut short."""
         self._verdict: Exception | None = None
         self._versions: dict[str, str] | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether it ended after it had imported its module: another one may do better."""
+        return self._versions is not None and self._verdict is not None
 
     def versions(self) -> dict[str, str]:
         """What it has imported; the same failure each time if that failed."""

@@ -11,7 +11,7 @@ from .durations import duration, rate, size, spread, times
 from .results import CaseResult, Run, Standing
 
 #: Of the columns; cases stand under each other without a table around them all.
-WIDTHS = (26, 8, 15, 8, 17, 11, 20, 7)
+WIDTHS = (35, 8, 15, 8, 17, 11, 20, 7)
 HEADINGS = ("times for one operation", "median", "quartiles", "ratio", "", "rate", "resident / peak", "correct")
 
 

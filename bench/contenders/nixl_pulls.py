@@ -9,10 +9,10 @@ the release.
   looked up at the owner, which favours NIXL.
 - The puller polls its transfers and has no progress thread, which is the faster of the two; the owner has one, which is
   the default, and is asked for notifications after the round only: that favours NIXL too.
-- Between two processes of one host UCX reads by ``process_vm_readv`` (``cma``) where the kernel permits it, and sends
-  notifications by TCP over loopback, as its shared-memory transports cannot tell that a peer has died
-  (``UCX_PROTO_INFO=y`` shows what it takes on a machine). With ``ucx_error_handling_mode=none`` they would serve, at
-  the price that the death of the other end is not noticed; that is not the default, and not compared.
+- Between two processes of one host UCX then reads by ``process_vm_readv`` (``cma``) where the kernel permits it, and
+  sends notifications by TCP over loopback (``UCX_PROTO_INFO=y`` shows what it takes on a machine). With
+  ``ucx_error_handling_mode=none`` it would send them through shared memory, at the price that the death of the other
+  end is not noticed; that is not the default, and not compared.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import payload
-from ..contender import Contender, Incorrect, require
+from ..contender import Contender, require
 from ..other_end import OtherEnd
 from .computation import Computation
 
@@ -125,7 +125,7 @@ class Pulls(Contender):
         if self._computing:
             require(self.owner.call("end_computing") > 1, "the owner did not compute")
         for row, request_id in enumerate(self.requests):
-            require_payload(self.pulled[row], request_id)
+            payload.require(self.pulled[row], request_id, f"request {request_id}")
         left = self.left()
         require(left == 0, f"the owner has {left} keys left that were not released")
 
@@ -183,11 +183,3 @@ class BlockPulls(Contender):
 
     def other_processes(self) -> Sequence[int]:
         return [self.owner.pid]
-
-
-def require_payload(memory: Bytes, request_id: int) -> None:
-    """Incorrect unless `memory` holds the payload of a request, byte for byte."""
-    try:
-        payload.require(memory, request_id, f"request {request_id}")
-    except AssertionError as wrong:
-        raise Incorrect(str(wrong)) from None

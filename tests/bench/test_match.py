@@ -99,6 +99,12 @@ def test_a_module_that_cannot_be_imported_is_a_failure(stable: Stable) -> None:
     assert standing.incorrect is not None and "no_such_module" in standing.incorrect
 
 
+def test_a_nursery_that_was_lost_is_replaced(stable: Stable) -> None:
+    result = play(stable, Entrant("good", "toy_contenders:TakesItsNurseryAlong"))
+    assert "ended with status -9" in (result.standings[0].incorrect or "")
+    assert play(stable, GOOD, SLOWER).standings[0].correct
+
+
 def test_memory_is_what_all_processes_of_a_contender_took(stable: Stable) -> None:
     size = 64 << 20
     small, large = play(

@@ -74,6 +74,12 @@ class Dies(Sum):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+class TakesItsNurseryAlong(Sum):
+    def run(self) -> None:
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(3600)
+
+
 class CannotBeMade(Sum):
     def __init__(self) -> None:
         raise Unavailable("needs a machine with an abacus")
