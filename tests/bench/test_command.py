@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import toy_bench
+from llmdd.bench.command import LEAST_WIDTH
 from llmdd.bench.results import read
 
 LIMIT_SECONDS = 60
@@ -55,7 +56,7 @@ def test_a_run_is_shown_and_kept(tmp_path: Path) -> None:
     }
     assert "NIXL skipped in sum/10000, pull/4KiB: the abacus library is not installed" in done.stdout
     assert "Results: llmdd-bench-quick/results.json" in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 120
+    assert max(map(len, done.stdout.splitlines())) <= LEAST_WIDTH
 
 
 def test_some_cases_to_a_folder_of_ones_own_without_matplotlib(tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ import io
 import made_up_results as made_up
 import pytest
 from llmdd.bench import summary
+from llmdd.bench.command import LEAST_WIDTH
 from llmdd.bench.durations import duration, rate, size, spread, times
 from llmdd.bench.results import Run
 from rich.console import Console
 
 
-def shown(run: Run, width: int = 120) -> str:
+def shown(run: Run, width: int = LEAST_WIDTH) -> str:
     output = io.StringIO()
     summary.show(Console(file=output, width=width), run)
     return output.getvalue()
