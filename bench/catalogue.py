@@ -18,6 +18,29 @@ def cases_of(profile: Profile) -> list[Case]:
     return [case for part in (managers, day, pulls, first_step, scale) for case in part.cases(profile)]
 
 
+def chosen(profile: Profile, patterns: Sequence[str]) -> list[Case]:
+    """Those of a profile's cases that `patterns` select, as :func:`select` does.
+
+    Raises
+    ------
+    UnknownCase
+        Which also says so if only the full profile has it.
+    """
+    try:
+        return select(cases_of(profile), patterns)
+    except UnknownCase as unknown:
+        if profile is Profile.QUICK and is_known(cases_of(Profile.FULL), patterns):
+            raise UnknownCase(f"{unknown}; the full profile has it: --profile full") from None
+        raise
+
+
+def is_known(cases: Sequence[Case], patterns: Sequence[str]) -> bool:
+    try:
+        return bool(select(cases, patterns))
+    except UnknownCase:
+        return False
+
+
 def select(cases: Sequence[Case], patterns: Sequence[str]) -> list[Case]:
     """Those whose name or group matches one of `patterns`, as file names do; all if there is no pattern.
 

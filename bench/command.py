@@ -66,7 +66,7 @@ def bench(
     if context.invoked_subcommand is not None:
         return
     try:
-        cases = catalogue.select(catalogue.cases_of(profile), case or ())
+        cases = catalogue.chosen(profile, case or ())
     except catalogue.UnknownCase as unknown:
         raise typer.BadParameter(str(unknown), param_hint="--case") from None
     if list_cases:
