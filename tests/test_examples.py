@@ -15,8 +15,8 @@ import pytest
 import llmdd
 from llmdd import BlocksCacheKey, CacheDesc, CacheKey, CacheManager, DataType
 
-# Without the command line's and the spec's extra dependencies these cannot be imported.
-OPTIONAL = ("llmdd.cli", "llmdd.spec", "llmdd.demo")
+# Without what the extras install these cannot be imported.
+OPTIONAL = ("llmdd.bench", "llmdd.cli", "llmdd.spec", "llmdd.demo")
 
 
 def modules() -> Iterator[ModuleType]:

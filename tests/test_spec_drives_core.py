@@ -55,7 +55,7 @@ sys.stdin.read()
 def changed_core(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with llmdd built from a spec in which memory goes back although it is pinned."""
     source = tmp_path_factory.mktemp("source") / "llmdd"
-    tracked = shutil.ignore_patterns(".*", "__pycache__", "tests", "docs", "bench", "build")
+    tracked = shutil.ignore_patterns(".*", "__pycache__", "tests", "docs", "build")
     shutil.copytree(REPOSITORY, source, ignore=tracked)
     lifecycle = source / "spec" / "lifecycle.py"
     text = lifecycle.read_text()
