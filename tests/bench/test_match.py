@@ -25,7 +25,7 @@ def stable() -> Iterator[Stable]:
         yield stable
 
 
-def case_of(*entrants: Entrant, baseline: str = "good", seconds: float = 5, target: Target | None = None) -> Case:
+def case_of(*entrants: Entrant, baseline: str = "good", seconds: float = 600, target: Target | None = None) -> Case:
     return Case("toy/1", "sums", "sum", entrants, baseline, rounds=7, seconds=seconds, target=target)
 
 

@@ -16,7 +16,7 @@ def sums(name: str, numbers: int, *others: Entrant) -> Case:
         Entrant("dictionaries", "toy_contenders:Sum", {"count": 16 * numbers}),
         *others,
     )
-    return Case(name, "Add numbers up", "sum", entrants, "dictionaries", ROUNDS, 5.0, place=Place("numbers", numbers))
+    return Case(name, "Add numbers up", "sum", entrants, "dictionaries", ROUNDS, 600.0, place=Place("numbers", numbers))
 
 
 def pulls(rounds: int) -> Case:
