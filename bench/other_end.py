@@ -24,6 +24,10 @@ class OtherEndFailed(Exception):
     """The other process raised, or ended; the message has its traceback."""
 
 
+class OtherEndGone(OtherEndFailed):
+    """The other process ended, or hangs."""
+
+
 class OtherEnd:
     """An object that lives in a process forked for it.
 
@@ -65,22 +69,28 @@ class OtherEnd:
     def answer(self) -> Any:
         try:
             if not self._pipe.poll(PATIENCE_S):
-                raise OtherEndFailed(f"the other process has not answered for {PATIENCE_S:.0f} s")
+                raise OtherEndGone(f"the other process has not answered for {PATIENCE_S:.0f} s")
             value, failure = self._pipe.recv()
         except (EOFError, ConnectionError):
-            raise OtherEndFailed("the other process ended without an answer") from None
+            raise OtherEndGone("the other process ended without an answer") from None
         if failure is not None:
             raise OtherEndFailed(f"in the other process:\n{failure}")
         return value
 
     def close(self) -> None:
-        """Let it close what it has, and wait for its end."""
+        """Let it close what it has, and wait for its end.
+
+        Raises
+        ------
+        OtherEndFailed
+            If closing failed there. That it is gone already is no failure: whoever needed it has been told.
+        """
         if not self._open:
             return
         self._open = False
         try:
             self.call("close")
-        except (OtherEndFailed, OSError):
+        except (OtherEndGone, OSError):
             os.kill(self.pid, signal.SIGKILL)
         finally:
             self._pipe.close()

@@ -142,6 +142,15 @@ def test_the_other_end_tells_what_it_raised() -> None:
     assert not Path(f"/proc/{far.pid}").exists()
 
 
+def test_what_the_other_end_raises_when_it_closes_is_told() -> None:
+    from toy_contenders import FarSumThatDoesNotClose
+
+    far = OtherEnd(FarSumThatDoesNotClose)
+    with pytest.raises(OtherEndFailed, match="something is still open"):
+        far.close()
+    assert not Path(f"/proc/{far.pid}").exists()
+
+
 def test_an_other_end_that_is_killed_is_noticed() -> None:
     from toy_contenders import FarSum
 

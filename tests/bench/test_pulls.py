@@ -99,7 +99,9 @@ def test_who_does_something_wrong_has_no_time(
 def test_every_case_is_correct(case: Case, stable: Stable) -> None:
     for standing in play(case, stable):
         assert standing.incorrect is None, f"{standing.name}: {standing.incorrect}"
-        assert standing.skipped is not None or len(standing.times_ns) == 1
+        # The pipe's memory needs room in /dev/shm.
+        may_be_missing = standing.name in ("NIXL", "Mooncake", "shared memory + pipe")
+        assert len(standing.times_ns) == 1 or (may_be_missing and standing.skipped is not None)
 
 
 def test_batches_are_correct(stable: Stable) -> None:

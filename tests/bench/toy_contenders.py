@@ -102,6 +102,11 @@ class FarSum:
         time.sleep(3600)
 
 
+class FarSumThatDoesNotClose(FarSum):
+    def close(self) -> None:
+        raise ValueError("something is still open")
+
+
 class Together(Sum):
     """Has a process of its own for the sums, which takes `size` bytes of memory."""
 
