@@ -47,6 +47,7 @@ cdef enum:
     HOST = 0
     DEVICE = 1
     ITEM_WORD = 8                  # bytes of a packed number
+    MOST_PIECES = 1 << 24          # of a tensor, that are told apart
 
 
 @final
@@ -265,6 +266,19 @@ cdef class ServedTransfers:
         for i in range(self.stream.count):
             total += self.stream.items[i].tensors * self.stream.items[i].run_count
         return total
+
+    def pieces_elsewhere(self, list counts):
+        """Of how many runs it consists at the other end, where a tensor of each item is of so many."""
+        cdef uint64_t i
+        cdef uint64_t total = 0
+        for i in range(self.count):
+            if self.codes[i] == TRANSFERRED:
+                total += self.stream.items[self.stream_items[i]].tensors * <uint64_t>min(counts[i], MOST_PIECES)
+        return total
+
+    def is_accepted(self, uint64_t position):
+        """Whether an item can be transferred."""
+        return self.codes[position] == TRANSFERRED
 
     def describe(self, uint64_t position, bint with_places):
         """What an item names: result, whether blocks, tensors, bytes and number of rows, whether accessible, batch index,

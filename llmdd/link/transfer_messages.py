@@ -1,8 +1,8 @@
 """Every byte that crosses a conversation: how the clusters of two hosts agree about a transfer.
 
-A frame is a length (four bytes, network order) and so many bytes of MessagePack: one message. Two clusters that share no
-memory have two such connections, one for the transfers of each end. One request is under way on each at a time; all but
-``Abandon`` are answered before the next comes::
+A frame is a length (four bytes, network order) and so many bytes of MessagePack: one message. Two clusters that share
+no memory have two such connections, one for the transfers of each end. One request is under way on each at a time; all
+but ``Abandon`` are answered before the next comes::
 
     who wants the transfer                    who has the cache that the key names
         | -------- Begin ----------------------> |   find, pin and check what each item names
@@ -30,6 +30,9 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
+from llmdd.transport.engine import MAX_METADATA
+from llmdd.transport.staging import STRETCH_BYTES
+
 from .messages import HEADER, ProtocolError, UInt64
 
 #: Bytes of a request that travel on its messages.
@@ -41,18 +44,13 @@ MAX_ITEMS = 1024
 #: Blocks that the items of one request list in all. More than that are left to further requests, or refused.
 MAX_BLOCKS = 1 << 21
 
-#: Bytes of a stretch: half of an end's staging memory.
-STRETCH_BYTES = 2 << 20
-
 MAX_PAYLOAD = 40 << 20
-
-_METADATA_BYTES = 1 << 20
 
 Positive = Annotated[int, Meta(ge=1)]
 UInt32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Numbers = Annotated[bytes, Meta(max_length=8 * MAX_BLOCKS)]
 Carried = Annotated[bytes, Meta(max_length=MAX_CARRIED)]
-Metadata = Annotated[bytes, Meta(max_length=_METADATA_BYTES)]
+Metadata = Annotated[bytes, Meta(max_length=MAX_METADATA)]
 
 
 class Way(IntEnum):
@@ -71,8 +69,8 @@ class Way(IntEnum):
 class Wanted(Struct, frozen=True, array_like=True):
     """One transfer, as the end that wants it sees it.
 
-    Numbers that stand side by side (blocks, addresses) are packed, eight bytes each, little-endian. ``yours`` is the cache
-    of the receiver of this message, ``ours`` the sender's.
+    Numbers that stand side by side (blocks, addresses) are packed, eight bytes each, little-endian. ``yours`` is the
+    cache of the receiver of this message, ``ours`` the sender's.
     """
 
     push: bool
@@ -120,8 +118,8 @@ class Found(Struct, frozen=True, array_like=True):
 class Begin(Struct, frozen=True, tag="begin"):
     """Asks for transfers, which the sender will wait for ``patience_ms``.
 
-    ``together``: all of them or none. ``staged``: the sender can take the bytes only so. ``metadata``: what the receiver's
-    engine must know besides, or nothing.
+    ``together``: all of them or none. ``staged``: the bytes of a push are in memory that must be. ``metadata``: what the
+    receiver's engine must know besides, or nothing.
     """
 
     number: UInt64
@@ -136,8 +134,8 @@ class Begin(Struct, frozen=True, tag="begin"):
 class Begun(Struct, frozen=True, tag="begun"):
     """What the items of ``Begin`` name, and how their bytes travel.
 
-    Of a carried pull, ``data`` is the stream. Of a staged one, the first stretch waits in the first of the two halves of
-    staging memory at ``staging``. A carried push has ended with this message, a direct one has arrived.
+    Of a carried pull, ``data`` is the stream. Of a staged one, the first stretch waits in the first of the two halves
+    of staging memory at ``staging``. A carried push has ended with this message, a direct one has arrived.
     """
 
     number: UInt64
@@ -146,6 +144,10 @@ class Begun(Struct, frozen=True, tag="begun"):
     data: Carried
     staging: UInt64
     metadata: Metadata
+
+    def has_ended(self, pushes: bool) -> bool:
+        """Whether the request, a push or not, has ended with this answer."""
+        return self.way is Way.NONE or (pushes and self.way is Way.CARRIED)
 
 
 class Gather(Struct, frozen=True, tag="gather"):
@@ -175,11 +177,11 @@ class Take(Struct, frozen=True, tag="take"):
 
 
 class Taken(Struct, frozen=True, tag="taken"):
-    """The stretch has arrived, if ``result`` says so."""
+    """The stretch that was to be taken has arrived, or will not."""
 
     number: UInt64
     begin: UInt64
-    result: Annotated[int, Meta(ge=0, le=255)]
+    arrived: bool
 
 
 class Finish(Struct, frozen=True, tag="finish"):
@@ -230,11 +232,13 @@ class Frames:
 
     def next_request(self) -> Request | None:
         """The next request that has arrived whole; :class:`~.messages.ProtocolError` if what has arrived is none."""
-        return self._next(_requests)
+        request: Request | None = self._next(_requests)
+        return request
 
     def next_answer(self) -> Answer | None:
         """The next answer, likewise."""
-        return self._next(_answers)
+        answer: Answer | None = self._next(_answers)
+        return answer
 
     def _next(self, decoder: msgspec.msgpack.Decoder[Any]) -> Any:
         received = self._received
