@@ -358,4 +358,6 @@ def test_a_communicator_that_lacks_the_engine_fails_at_every_member_at_once(
     members, table = [make_distant(number) for number in (1, 2)], rank_table(2)
     for member in members:
         member.service.make_communicator("pool", {1: 0, 2: 1}, table)
-    eventually(lambda: [status(member) for member in members] == ["FAILED"] * 2, "both know, long before the time is up")
+    eventually(
+        lambda: [status(member) for member in members] == ["FAILED"] * 2, "both know, long before the time is up"
+    )
