@@ -12,7 +12,6 @@ from llmdd.transport.engines import ENGINES
 
 from .attendance import Attendance
 from .messages import Identity
-from .staging import Staging
 
 _of_a_parent: list[NodeEngines] = []
 
@@ -46,8 +45,6 @@ class RunningEngine:
         try:
             for address, size in store.pool_regions():
                 self.engine.register(address, size)
-            # Before anybody is offered the engine's metadata: what is registered later is not in it.
-            self.staging = Staging(self.engine)
             self.attendance = Attendance(store, self.engine)
         except BaseException:
             self.engine.close()
