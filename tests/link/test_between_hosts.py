@@ -15,7 +15,7 @@ import pytest
 from rank_tables import rank_table
 
 from llmdd._core.status import LLMStatusCode
-from llmdd.link import LinkTarget, channel, handshake, messages
+from llmdd.link import LinkTarget, channel, handshake, listener, messages
 from llmdd.transport.engine import EngineFailed, EngineUnavailable
 from llmdd.transport.engines import ENGINES
 
@@ -190,6 +190,18 @@ def tcp_connections() -> dict[int, int]:
         except OSError:
             continue  # it was closed meanwhile, or listens
     return found
+
+
+def test_more_clusters_that_call_at_once_than_are_answered_at_a_time(
+    make_distant: Callable, engines: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "MAX_REQUESTS", 2)
+    hub, others = make_distant(1), [make_distant(number) for number in range(2, 14)]
+    target = hub.listen()
+    with ThreadPoolExecutor(len(others)) as all_at_once:
+        codes = list(all_at_once.map(lambda other: other.link(target, timeout_ms=20_000), others))
+    assert codes == ["LLM_SUCCESS"] * len(others)
+    assert sorted(hub.linked()) == [other.cluster_id for other in others]
 
 
 # -- processes ------------------------------------------------------------------------------------------------------
