@@ -120,8 +120,11 @@ class NodeEngines:
         return await asyncio.shield(self.prepare(kind))
 
     def abandon(self) -> None:
-        """In a forked child: leave what is open alone, and never let the collector end it."""
+        """In a forked child: leave what is open to the parent, and never let the collector end it."""
         _of_a_parent.append(self)
+        for opening in self._opening.values():
+            if opening.done() and opening.exception() is None:
+                opening.result().attendance.abandon()
 
     async def close(self) -> None:
         """Close what was opened; nobody asks for more."""
