@@ -36,8 +36,9 @@ from .engine import MAX_METADATA, Descriptors, EngineFailed, EngineUnavailable, 
 #: The packages that NIXL comes in, one for each kind of accelerator; any of them serves the memory of a host.
 PACKAGES = ("nixl_cu12", "nixl_cu13", "nixl_rocm")
 
-#: What the user types who has none of them.
-HOW_TO_INSTALL = "pip install 'llmdd[nixl]' (without a GPU: pip install numpy && pip install --no-deps nixl-cu12)"
+#: What the user types who has none of them. The second command is for machines without a GPU: NIXL's package asks for
+#: PyTorch, with which come gigabytes of CUDA, and llmdd does without.
+HOW_TO_INSTALL = "pip install 'llmdd[nixl]', or without a GPU: pip install --no-deps nixl-cu12"
 
 #: How UCX is set where the user has not set it.
 UCX_SETTINGS = {
