@@ -13,14 +13,13 @@ The rules
  1. Memory is written by its own process alone. Into whosever memory the bytes go, he fetches them: the puller reads
     from the owner, and the owner of the target reads from the pusher. So no fault leaves a write under way into
     memory that meanwhile was given to another.
- 2. An engine that reads may do so long after everybody has lost patience. So it reads into *staging memory*, which
-    belongs to the transfer until the engine has ended, and the bytes go on to their target by hand, and only while the
-    transfer stands. Where it reads straight into the target, a call ends only after the engine has: at the deadline
-    the reading is cut off, and the end of that is waited for. A byte that arrives in the target of a call that has
+ 2. An engine that reads cannot be made to stop, and may go on long after everybody has lost patience. So it never reads
+    into a cache, but into *staging memory*, which belongs to the transfer until the engine has ended. The bytes go on
+    to their target by hand, and only while the transfer stands: a byte that arrived in the target of a call that has
     returned could land on those of a later call that has succeeded.
  3. Each transfer has a number that its connection has never had. An answer with another number than that of the call
-    in progress is late, and changes nothing. A last word about a transfer that the owner does not serve, or serves no
-    more, is answered: nothing has succeeded.
+    in progress is late, and changes nothing; it may be under way still when the next question arrives. What is asked
+    about a transfer that is served no more is answered: nothing has succeeded.
  4. One thing is asked at a time. Whoever asks again has had the answer to his last word, or has abandoned the transfer
     before. Abandoning needs no answer, and changes nothing where the transfer has ended.
  5. At the beginning the owner finds the keys, pins, and checks; nothing but pins has changed until the last word.
@@ -33,8 +32,9 @@ The rules
  9. Success is told when the owner has answered the last word, and for those items alone that the answer names. If the
     call ends between the two, the key may have been dropped, and only the owner knows. Whoever is told of a failure
     before he has said his last word finds the key as it was.
-10. What is merely read is held for nobody who is gone: the owner unpins at once when a transfer is abandoned or the
-    session has ended. What its own engine may still write stays pinned until the engine has ended.
+10. What is merely read is held for nobody who has given it up: the owner unpins at once when a transfer is abandoned,
+    when the session has ended, and, if it likes, when the time is up for which the asker has said that it will wait.
+    A pusher's source is his own again when his call returns. Whoever reads it then reads what may be anything.
 11. Staging memory has two halves at each end, so that gathering, reading and moving on go side by side. A half gets its
     next stretch when the one in it has been read, which is for the reader to say: by asking for the next stretch of
     that half, or by answering that it has taken the one that was offered.
@@ -52,12 +52,15 @@ has ended. The engine moves an item's bytes at any one moment of its reading, sa
 one, fails at any, or never ends. Bytes are *foreign* if their source was not held for the transfer when they were
 moved. Either end may die at any time, the session end at any time, the deadline pass at any time.
 
-A reading is one step for each item; in stretches, one for each stretch of one item. Not modelled is an asker who breaks
-the rules, whose session the owner ends, and a message that is sent in part: the rest goes before anything else, or the
-session ends.
+A reading is one step for each item; in stretches, one for each stretch of one item. An engine may need the other end to
+let it proceed; that each end does so for as long as the other may be reading is left out here, and needed for what is
+promised where the engine ends. Not modelled is an asker who breaks the rules, whose session the owner ends, and a
+message that is sent in part: the rest goes before anything else, or the session ends.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from . import stretches
 from .steps import Promise
@@ -78,8 +81,7 @@ from .turns import (
 
 # ---------------------------------------------------------------- what is kept
 
-#: Where the asker and the owner stand. From ``ASKS`` to ``PARTS`` the asker is in a call; in ``ENDS`` and ``PARTS`` it
-#: has given it up, in ``PARTS`` the link too, and waits for its reading to end.
+#: Where the asker and the owner stand. From ``ASKS`` to ``TELLS`` the asker is in a call.
 PLACES = {
     "IDLE": 0,
     "BROKEN": 1,
@@ -88,13 +90,11 @@ PLACES = {
     "WAITS": 4,
     "READS": 5,
     "TELLS": 6,
-    "ENDS": 7,
-    "PARTS": 8,
-    "SERVES": 9,
+    "SERVES": 7,
 }
 
-#: What becomes of a reading. One that was cut off ends in time; one under way may never.
-READINGS = {"NONE": 0, "UNDER_WAY": 1, "CUT": 2, "ARRIVED": 3, "FAILED": 4}
+#: What becomes of a reading. One that is under way may never end.
+READINGS = {"NONE": 0, "UNDER_WAY": 1, "ARRIVED": 2, "FAILED": 3}
 
 #: What the caller was told: that it failed with the key kept, or with the last word said and not answered.
 OUTCOMES = {"UNTOLD": 0, "SUCCEEDED": 1, "KEPT": 2, "UNKNOWN": 3}
@@ -131,7 +131,7 @@ def variables(situation: Situation) -> tuple[Variable, ...]:
 
 # ---------------------------------------------------------------- promises
 
-IN_A_CALL = "ASKS <= asker <= PARTS"
+IN_A_CALL = "ASKS <= asker <= TELLS"
 STILL_BOUND = Promise("not took[n]", "whoever is told of a failure before his last word finds the key as it was")
 NAMED = Promise(
     "not items & ~granted and not took[n] & granted & ~items", "no item is told to have failed whose key was dropped"
@@ -154,10 +154,6 @@ NOT_GIVEN_UP = Promise(
 )
 ONE_AT_A_TIME = Promise("owner == IDLE", "one thing is asked at a time")
 OWN_STAGING = Promise("staging == n", "an engine writes only into staging memory that is its transfer's")
-IN_ITS_CALL = Promise(f"call == n and {IN_A_CALL}", "no byte arrives in the target of a call that has returned")
-PINNED_TARGET = Promise("pinned[n] & i", "no byte is written to memory that is not pinned for it")
-NOT_OVER_LATER = Promise("not arrived[later] & i", "no byte lands on those of a later transfer")
-
 NOBODY_WAITS = Promise(
     f"not {IN_A_CALL} and owner not in (WAITS, READS, SERVES)", "nobody waits for ever, whatever the engine does"
 )
@@ -223,37 +219,29 @@ def _granted(situation: Situation) -> tuple[Way, ...]:
     refused = (abandoned,) if situation.all_or_nothing else ()
     says = {"asker": "TELLS", "granted": "items"}
     finish = (Send("finish", "items"),)
-    if situation.direction == "push" and situation.travel == "message":
+    if situation.direction == "push" and situation.travel == "carried":
         return (Way(sets=_told("SUCCEEDED"), promises=(DROPPED, WHOLE)),)
     if situation.travel == "stretches":
         begins = stretches.BEGINS_TO_READ if situation.direction == "pull" else stretches.BEGINS_TO_OFFER
         return (*refused, Way(sets=begins))
     if situation.direction == "push":
         return (*refused, Way(sets=says, sends=finish))
-    if situation.travel == "message":
+    if situation.travel == "carried":
         return (*refused, Way(sets={**says, "arrived[n]": "items"}, sends=finish))
-    if situation.travel == "staged":
-        return (*refused, Way(sets={"asker": "WAITS", "granted": "items"}))
-    reads = {"asker": "READS", "granted": "items", "read[n]": "UNDER_WAY", "ahead[n]": "items"}
-    return (*refused, Way(sets=reads))
+    return (*refused, Way(sets={"asker": "WAITS", "granted": "items"}))
 
 
 def _gives_up(situation: Situation) -> tuple[Turn, ...]:
-    """At its deadline, and when the session has ended, a call returns: with a reading of its own under way when that is
-    into staging memory, and after it has ended when that is into the target."""
-    in_this_call = "call == n and ASKS <= asker <= TELLS"
-    last_word = "asker == ASKS" if _is_eager(situation) else "asker == TELLS and granted"
-    ways = [Way(last_word, _told("UNKNOWN")), Way(sets=_told("KEPT"), promises=(STILL_BOUND,))]
-    if situation.direction == "pull" and situation.travel == "direct":
-        cut = {"asker": "ENDS", "granted": "0", "read[n]": "CUT"}
-        ways.insert(0, Way("asker == READS and read[n] == UNDER_WAY", cut))
-    abandoning = tuple(Way(way.when, way.sets, (Send("abandon"),), way.promises) for way in ways)
-    turns = [
+    """At its deadline, and when the session has ended, a call returns, whatever its engine is about."""
+    in_this_call = f"call == n and {IN_A_CALL}"
+    last_word = "asker == ASKS" if _is_eager(situation) else "asker == TELLS"
+    ways = (Way(last_word, _told("UNKNOWN")), Way(sets=_told("KEPT"), promises=(STILL_BOUND,)))
+    return (
         Turn(
             ASKER,
             "deadline",
             in_this_call,
-            abandoning,
+            tuple(replace(way, sends=(Send("abandon"),)) for way in ways),
             "the caller gets his answer in time; whoever still pins for him is told that he need not",
             "conversation 4, conversation 9, conversation 12",
         ),
@@ -261,7 +249,7 @@ def _gives_up(situation: Situation) -> tuple[Turn, ...]:
             ASKER,
             "miss_session",
             f"not session and {in_this_call}",
-            tuple(Way(way.when, {**way.sets, **_broken(way)}, (), way.promises) for way in ways),
+            tuple(replace(way, sets={**way.sets, "asker": "BROKEN"}) for way in ways),
             "no answer can be relied on any more; whoever pins for us notices by himself",
             "conversation 9, conversation 12",
         ),
@@ -273,37 +261,11 @@ def _gives_up(situation: Situation) -> tuple[Turn, ...]:
             "nothing is asked over a link that is broken",
             "conversation 12",
         ),
-    ]
-    if situation.direction == "pull" and situation.travel == "direct":
-        ended = "asker in (ENDS, PARTS) and call == n and read[n] in (ARRIVED, FAILED)"
-        left = _told("KEPT", **_forgotten())
-        turns.append(
-            Turn(
-                ASKER,
-                "reading_ended",
-                ended,
-                (
-                    Way("asker == PARTS", {**left, "asker": "BROKEN"}, promises=(STILL_BOUND,)),
-                    Way(sets=left, promises=(STILL_BOUND,)),
-                ),
-                "nothing is written into the target any more, so it can be the caller's again",
-                "conversation 2",
-            )
-        )
-    return tuple(turns)
+    )
 
 
 def _is_eager(situation: Situation) -> bool:
-    return situation.direction == "push" and situation.travel == "message"
-
-
-def _broken(way: Way) -> dict[str, str]:
-    """The link breaks, when the call returns; while a reading is being cut off, that is later."""
-    return {"asker": "PARTS" if way.sets["asker"] == "ENDS" else "BROKEN"}
-
-
-def _forgotten() -> dict[str, str]:
-    return {"read[n]": "NONE", "ahead[n]": "0"}
+    return situation.direction == "push" and situation.travel == "carried"
 
 
 # ---------------------------------------------------------------- the owner
@@ -349,7 +311,7 @@ def owner(situation: Situation) -> tuple[Turn, ...]:
             OWNER,
             "hear_abandon",
             attending,
-            (*_lets_go(situation, "serving == n", "IDLE"), Way()),
+            (_lets_go("serving == n", "IDLE"), Way()),
             "the asker waits for it no more; if it has ended already, there is nothing to do",
             "conversation 4, conversation 10",
             takes="abandon",
@@ -358,7 +320,7 @@ def owner(situation: Situation) -> tuple[Turn, ...]:
             OWNER,
             "miss_serving_session",
             "not session and owner in (WAITS, READS, SERVES) and serving == n",
-            _lets_go(situation, "1", "BROKEN"),
+            (_lets_go("1", "BROKEN"),),
             "nobody is there to say a last word; what was merely read is held for nobody",
             "conversation 10, conversation 12",
         ),
@@ -377,7 +339,7 @@ def owner(situation: Situation) -> tuple[Turn, ...]:
                 OWNER,
                 "lose_patience",
                 "owner in (WAITS, READS, SERVES) and serving == n",
-                _lets_go(situation, "1", "IDLE"),
+                (_lets_go("1", "IDLE"),),
                 "the asker has said how long it will wait; a last word that comes later has no effect",
                 "conversation 3, conversation 10",
                 comes=PERHAPS,
@@ -407,41 +369,49 @@ def _begins(situation: Situation) -> tuple[Way, ...]:
     return (refused, Way(sets=serves, sends=(Send("begun", "items & bound"),), promises=(ONE_AT_A_TIME,)))
 
 
-def _lets_go(situation: Situation, when: str, place: str) -> tuple[Way, ...]:
-    """The owner stops serving. What its engine may still write stays pinned: the target itself, or staging memory."""
-    ends = {"owner": place, "serving": "0"}
-    unpinned = Way(when, {**ends, "pinned[n]": "0"})
-    if situation.direction == "push" and situation.travel == "direct":
-        cut = Way(f"{when} and owner == READS and read[n] == UNDER_WAY", {**ends, "read[n]": "CUT"})
-        ended = Way(f"{when} and owner == READS", {**ends, "pinned[n]": "0", **_forgotten()})
-        return (cut, ended, unpinned)
-    return (unpinned,)
+def _lets_go(when: str, place: str) -> Way:
+    """The owner stops serving, and unpins; what its engine may still write is staging memory."""
+    return Way(when, {"owner": place, "serving": "0", "pinned[n]": "0"})
 
 
 # ---------------------------------------------------------------- the reader
 
 
 def reader(situation: Situation) -> tuple[Turn, ...]:
-    """What whoever fetches does with its engine."""
+    """What whoever fetches does with its engine: straight out of the other end's memory, into staging memory."""
     party = situation.reader
-    pulls, staged = situation.direction == "pull", situation.travel == "staged"
-    mine = "asker == READS and call == n" if pulls else "owner == READS and serving == n"
-    forgotten = {**_forgotten(), **({"staging": "0"} if staged else {})}
-    arrived = {"arrived[n]": "granted" if pulls else "pinned[n]"} if staged else {}
+    pulls = situation.direction == "pull"
+    forgotten = {"read[n]": "NONE", "ahead[n]": "0", "staging": "0"}
+    starts = {"read[n]": "UNDER_WAY", "staging": "n"}
     if pulls:
-        whole = Way(sets={**forgotten, **arrived, "asker": "TELLS"}, sends=(Send("finish", "granted"),))
-        failed = Way(sets={**forgotten, "asker": "TELLS", "granted": "0"}, sends=(Send("finish"),))
+        waiting, mine = "asker == WAITS and call == n", "asker == READS and call == n"
+        starts |= {"ahead[n]": "granted", "asker": "READS"}
+        whole = Way(sets={**forgotten, "arrived[n]": "granted", "asker": "TELLS"}, sends=(Send("finish", "granted"),))
+        failed = Way(sets={**forgotten, **_told("KEPT")}, sends=(Send("abandon"),), promises=(STILL_BOUND,))
     else:
-        whole = Way(sets={**forgotten, **arrived, "owner": "SERVES"}, sends=(Send("begun", "pinned[n]"),))
+        waiting, mine = "owner == WAITS and serving == n", "owner == READS and serving == n"
+        starts |= {"ahead[n]": "pinned[n]", "owner": "READS"}
+        whole = Way(
+            sets={**forgotten, "arrived[n]": "pinned[n]", "owner": "SERVES"}, sends=(Send("begun", "pinned[n]"),)
+        )
         failed = Way(sets={**forgotten, "owner": "IDLE", "serving": "0", "pinned[n]": "0"}, sends=(Send("begun"),))
     said = "the last word" if pulls else "that everything has been read, and the last word is waited for"
-    turns = [
+    return (
+        Turn(
+            party,
+            "start_reading",
+            f"{waiting} and not staging",
+            (Way(sets=starts),),
+            "into staging memory that is nobody else's; an earlier reading may have it yet",
+            "conversation 2",
+            comes=WITH_THE_ENGINE,
+        ),
         Turn(
             party,
             "everything_arrived",
             f"{mine} and read[n] == ARRIVED",
             (whole,),
-            f"in its target, by hand where it was staged; then {said}",
+            f"moved on to its target, by hand; then {said}",
             "conversation 2, conversation 6" if pulls else "conversation 2, conversation 7",
         ),
         Turn(
@@ -450,50 +420,17 @@ def reader(situation: Situation) -> tuple[Turn, ...]:
             f"{mine} and read[n] == FAILED",
             (failed,),
             "the engine has given up, so nothing has succeeded, and the other end is told so",
-            "conversation 3, conversation 9",
+            "conversation 4, conversation 9",
         ),
-    ]
-    starts = {"read[n]": "UNDER_WAY", ("asker" if pulls else "owner"): "READS"}
-    waiting = "asker == WAITS and call == n" if pulls else "owner == WAITS and serving == n"
-    wanted = "granted" if pulls else "pinned[n]"
-    if staged:
-        turns.append(
-            Turn(
-                party,
-                "start_reading",
-                f"{waiting} and not staging",
-                (Way(sets={**starts, "ahead[n]": wanted, "staging": "n"}),),
-                "staging memory is nobody else's; an earlier reading may have it yet",
-                "conversation 2",
-                comes=WITH_THE_ENGINE,
-            )
-        )
-    elif not pulls:
-        turns.append(
-            Turn(
-                party,
-                "start_reading",
-                f"{waiting} and not pinned[n] & pinned[others]",
-                (Way(sets={**starts, "ahead[n]": wanted}),),
-                "into a target that an earlier reading may still write, nothing is read",
-                "conversation 2",
-                comes=WITH_THE_ENGINE,
-            )
-        )
-    if staged or not pulls:
-        there = "asker != GONE" if pulls else "owner != GONE"
-        unpinned = {"pinned[n]": "0"} if not pulls else {}
-        turns.append(
-            Turn(
-                party,
-                "let_go",
-                f"{there} and not ({mine}) and read[n] in (ARRIVED, FAILED)",
-                (Way(sets={**forgotten, **unpinned}),),
-                "the transfer has ended before; now nothing of it is written any more",
-                "conversation 2, conversation 10",
-            )
-        )
-    return tuple(turns)
+        Turn(
+            party,
+            "let_go",
+            f"{party} != GONE and not ({mine}) and read[n] in (ARRIVED, FAILED)",
+            (Way(sets=forgotten),),
+            "the transfer has ended before; now nothing of it is written any more",
+            "conversation 2",
+        ),
+    )
 
 
 # ---------------------------------------------------------------- the engine and the world
@@ -501,20 +438,17 @@ def reader(situation: Situation) -> tuple[Turn, ...]:
 
 def engine(situation: Situation) -> tuple[Turn, ...]:
     """What moves the bytes: some time, or never. It fails whenever it likes."""
-    pulls, staged = situation.direction == "pull", situation.travel == "staged"
+    pulls = situation.direction == "pull"
     reading = "asker != GONE" if pulls else "owner != GONE"
     source_there = "owner != GONE" if pulls else "asker != GONE"
     held = "pinned[n] & i" if pulls else f"i if call == n and {IN_A_CALL} else 0"
-    sets = {"ahead[n]": "ahead[n] & ~i", "foreign[n]": f"foreign[n] | i & ~({held})"}
-    if not staged:
-        sets["arrived[n]"] = "arrived[n] | i"
-    promises = (OWN_STAGING,) if staged else (IN_ITS_CALL,) if pulls else (PINNED_TARGET, NOT_OVER_LATER)
-    turns = [
+    moved = {"ahead[n]": "ahead[n] & ~i", "foreign[n]": f"foreign[n] | i & ~({held})"}
+    return (
         Turn(
             ENGINE,
             "move",
-            f"{reading} and {source_there} and read[n] in (UNDER_WAY, CUT) and ahead[n] & i",
-            (Way(sets=sets, promises=promises),),
+            f"{reading} and {source_there} and read[n] == UNDER_WAY and ahead[n] & i",
+            (Way(sets=moved, promises=(OWN_STAGING,)),),
             "whatever stands in the source by now",
             "conversation 1, conversation 2",
             comes=WITH_THE_ENGINE,
@@ -522,7 +456,7 @@ def engine(situation: Situation) -> tuple[Turn, ...]:
         Turn(
             ENGINE,
             "arrive",
-            f"{reading} and read[n] in (UNDER_WAY, CUT) and not ahead[n]",
+            f"{reading} and read[n] == UNDER_WAY and not ahead[n]",
             (Way(sets={"read[n]": "ARRIVED"}),),
             "everything has been moved",
             "conversation 2",
@@ -537,19 +471,7 @@ def engine(situation: Situation) -> tuple[Turn, ...]:
             "conversation 2",
             comes=WITH_THE_ENGINE,
         ),
-    ]
-    if not staged:
-        turns.append(
-            Turn(
-                ENGINE,
-                "end",
-                f"{reading} and read[n] == CUT",
-                (Way(sets={"read[n]": "FAILED", "ahead[n]": "0"}),),
-                "a reading that was cut off ends, however the other end is; nothing more is written",
-                "conversation 2",
-            )
-        )
-    return tuple(turns)
+    )
 
 
 def world(situation: Situation) -> tuple[Turn, ...]:
@@ -619,7 +541,7 @@ def world(situation: Situation) -> tuple[Turn, ...]:
 
 def conversation(situation: Situation) -> Conversation:
     """The conversation, as far as a situation lets it go."""
-    by_engine = (*reader(situation), *engine(situation)) if situation.travel in ("staged", "direct") else ()
+    by_engine = (*reader(situation), *engine(situation)) if situation.travel == "read" else ()
     in_stretches = stretches.turns(situation) if situation.travel == "stretches" else ()
     staging = "not (into_first or into_second)" if situation.travel == "stretches" else "not staging"
     return Conversation(

@@ -63,33 +63,31 @@ It finds each of these mistakes, by a shortest way, which `python -m spec conver
 #: The sections: a title, what is said about it, the situation shown, and the one from which only differences are shown.
 SECTIONS = (
     (
-        "A pull, staged",
-        "The puller's engine reads from the owner's memory into the puller's staging memory.",
-        Situation("pull", "staged", all_or_nothing=True, rebinding=True, impatience=True),
+        "A pull, read straight out of the owner's memory",
+        "The puller's engine reads into the puller's staging memory.",
+        Situation("pull", "read", all_or_nothing=True, rebinding=True, impatience=True),
         None,
     ),
     (
-        "A push, staged",
-        "The owner's engine reads from the pusher's memory into the owner's staging memory.",
-        Situation("push", "staged"),
-        Situation("pull", "staged"),
+        "A push, read straight out of the pusher's memory",
+        "The owner's engine reads into the owner's staging memory.",
+        Situation("push", "read"),
+        Situation("pull", "read"),
     ),
-    ("A pull on messages", "", Situation("pull", "message"), Situation("pull", "staged")),
-    ("A push on messages", "", Situation("push", "message"), Situation("push", "staged")),
+    ("A pull, carried on the messages", "", Situation("pull", "carried"), Situation("pull", "read")),
+    ("A push, carried on the messages", "", Situation("push", "carried"), Situation("push", "read")),
     (
-        "A pull straight into the target",
-        "Only with an engine that can be made to end a reading, however the other end is.",
-        Situation("pull", "direct"),
-        Situation("pull", "staged"),
+        "A pull in stretches",
+        "They go through the owner's staging memory, too.",
+        Situation("pull", "stretches"),
+        Situation("pull", "read"),
     ),
     (
-        "A push straight into the target",
-        "Likewise.",
-        Situation("push", "direct"),
-        Situation("push", "staged"),
+        "A push in stretches",
+        "They go through the pusher's staging memory, too.",
+        Situation("push", "stretches"),
+        Situation("push", "read"),
     ),
-    ("A pull in stretches", "", Situation("pull", "stretches"), Situation("pull", "staged")),
-    ("A push in stretches", "", Situation("push", "stretches"), Situation("push", "staged")),
 )
 
 HEADINGS = {ASKER: "the asker", OWNER: "the owner", ENGINE: "the engine", WORLD: "the world"}
@@ -147,7 +145,7 @@ def _section(title: str, text: str, shown: Situation, known: Situation | None) -
     if text:
         yield f"{text}\n"
     if known is not None:
-        yield f"As a {known.direction} that is {known.travel}, but for these turns:\n"
+        yield f"As above for a {known.direction} that is {known.travel}, but for these turns:\n"
     yield from _tables(shown, known)
 
 

@@ -30,22 +30,19 @@ State = tuple[Any, ...]
 Following = Callable[[State], list[tuple[int, State]]]
 
 SITUATIONS = {
-    "pull on messages": Situation("pull", "message", rebinding=True),
-    "pull of two on messages": Situation("pull", "message", items=2),
-    "pull": Situation("pull", "staged", impatience=True),
-    "pull three times": Situation("pull", "staged", calls=3, deaths=False),
-    "pull of two": Situation("pull", "staged", items=2, deaths=False),
-    "pull of two or none": Situation("pull", "staged", items=2, calls=1, all_or_nothing=True),
+    "pull, carried": Situation("pull", "carried", rebinding=True),
+    "pull of two, carried": Situation("pull", "carried", items=2),
+    "pull": Situation("pull", "read", impatience=True),
+    "pull three times": Situation("pull", "read", calls=3, deaths=False),
+    "pull of two": Situation("pull", "read", items=2, deaths=False),
+    "pull of two or none": Situation("pull", "read", items=2, calls=1, all_or_nothing=True),
     "pull in stretches": Situation("pull", "stretches", rivals=False, deaths=False),
-    "pull into the target": Situation("pull", "direct", impatience=True),
-    "push on messages": Situation("push", "message"),
-    "push of two on messages": Situation("push", "message", items=2),
-    "push": Situation("push", "staged", impatience=True),
-    "push three times": Situation("push", "staged", calls=3, deaths=False),
-    "push of two": Situation("push", "staged", items=2, calls=1),
+    "push, carried": Situation("push", "carried"),
+    "push of two, carried": Situation("push", "carried", items=2),
+    "push": Situation("push", "read", impatience=True),
+    "push three times": Situation("push", "read", calls=3, deaths=False),
+    "push of two": Situation("push", "read", items=2, calls=1),
     "push in stretches": Situation("push", "stretches", rivals=False, deaths=False),
-    "push into the target": Situation("push", "direct", impatience=True),
-    "push of two into the target": Situation("push", "direct", items=2, calls=1),
 }
 
 

@@ -12,20 +12,23 @@ from dataclasses import dataclass, replace
 from .conversation import (
     ARRIVED_RIGHT,
     DROPPED,
-    IN_ITS_CALL,
+    IN_A_CALL,
     NAMED,
     NO_PIN_LEFT,
     NOBODY_WAITS,
     NOT_GIVEN_UP,
-    NOT_OVER_LATER,
     ONE_AT_A_TIME,
     OTHERS_UNTOUCHED,
     OWN_STAGING,
-    PINNED_TARGET,
     PINNED_TENANT,
 )
 from .steps import Promise
 from .turns import OWNER, Conversation, Send, Situation, Turn, Variable, Way
+
+#: What reading into a cache itself would have to keep, and does not.
+IN_ITS_CALL = Promise(f"call == n and {IN_A_CALL}", "no byte arrives in the target of a call that has returned")
+PINNED_TARGET = Promise("pinned[n] & i", "no byte is written to memory that is not pinned for it")
+NOT_OVER_LATER = Promise("not arrived[later] & i", "no byte lands on those of a later transfer")
 
 
 def _first(turn: Turn, **changes: str | Mapping[str, str] | tuple[Send, ...] | tuple[Promise, ...]) -> Turn:
@@ -56,17 +59,26 @@ def _knowing(right: Conversation, name: str, party: str) -> Conversation:
 
 
 def owner_writes(right: Conversation) -> Conversation:
-    """The owner's engine writes into the puller's memory, and the puller returns at his deadline: who writes does not
-    hear of it in time.
-    """
-    known = _knowing(_knowing(right, "read", OWNER), "ahead", OWNER)
-    begin, begun, deadline = known.turn("hear_begin"), known.turn("hear_begun"), known.turn("deadline")
+    """The owner's engine writes into the puller's memory: at his deadline the puller cannot know when that will end."""
+    known = _knowing(_knowing(_into_the_target(right), "read", OWNER), "ahead", OWNER)
+    begin, begun = known.turn("hear_begin"), known.turn("hear_begun")
     starts = {"read[n]": "UNDER_WAY", "ahead[n]": "items & bound"}
     return known.with_turns(
         _last(begin, sets={**begin.ways[-1].sets, **starts}),
         _last(begun, sets={"asker": "READS", "granted": "items"}),
-        replace(deadline, ways=deadline.ways[1:]),
     )
+
+
+def _into_the_target(right: Conversation) -> Conversation:
+    move = right.turn("move")
+    pulls = right.situation.direction == "pull"
+    promises = (IN_ITS_CALL,) if pulls else (PINNED_TARGET, NOT_OVER_LATER)
+    return right.with_turns(_first(move, sets={**move.ways[0].sets, "arrived[n]": "arrived[n] | i"}, promises=promises))
+
+
+def read_into_the_target(right: Conversation) -> Conversation:
+    """The engine reads straight into the puller's cache, and reads on when the call has returned. No pin helps."""
+    return _into_the_target(right)
 
 
 def staging_freed_at_deadline(right: Conversation) -> Conversation:
@@ -187,16 +199,26 @@ def half_filled_too_early(right: Conversation) -> Conversation:
     return right.with_turns(replace(gather, when=gather.when.replace(" and (k < 4 or answered & k >> 2)", "")))
 
 
-def target_read_into_again(right: Conversation) -> Conversation:
-    """The next push goes into a target that an abandoned reading may still write."""
-    return right.with_turns(
-        replace(right.turn("start_reading"), when="owner == WAITS and serving == n"),
+def pushed_into_the_target(right: Conversation) -> Conversation:
+    """The engine reads straight into the owner's cache, which is unpinned when the push is abandoned."""
+    return _into_the_target(right)
+
+
+def pushed_over_a_later_push(right: Conversation) -> Conversation:
+    """The same, with a pin until the engine has ended. The next push into that cache succeeds before."""
+    into = _into_the_target(right)
+    start, let_go = into.turn("start_reading"), into.turn("let_go")
+    return into.with_turns(
+        _keeping_pins_while_it_reads(into.turn("hear_abandon")),
+        _keeping_pins_while_it_reads(into.turn("miss_serving_session")),
+        replace(start, when="owner == WAITS and serving == n"),
+        _first(let_go, sets={**let_go.ways[0].sets, "pinned[n]": "0"}),
     )
 
 
-def target_unpinned_while_read_into(right: Conversation) -> Conversation:
-    """When a push is abandoned the owner unpins the target, and its engine goes on to write there."""
-    return right.with_turns(_setting(right.turn("hear_abandon"), pinned="0"))
+def _keeping_pins_while_it_reads(turn: Turn) -> Turn:
+    kept = {name: value for name, value in turn.ways[0].sets.items() if name != "pinned[n]"}
+    return replace(turn, ways=(Way("serving == n and owner == READS", kept), *turn.ways))
 
 
 def engine_waited_for(right: Conversation) -> Conversation:
@@ -242,25 +264,26 @@ class Misunderstanding:
     situation: Situation
 
 
-_PULL, _PUSH = Situation("pull", "staged"), Situation("push", "staged")
-_INTO_TARGET = {"pull": Situation("pull", "direct"), "push": Situation("push", "direct")}
+_PULL, _PUSH = Situation("pull", "read"), Situation("push", "read")
 _STRETCHES = {way: Situation(way, "stretches", rivals=False, deaths=False) for way in ("pull", "push")}
-_ON_MESSAGES = Situation("pull", "message", rebinding=True)
+_CARRIED = Situation("pull", "carried", rebinding=True)
 
 #: Mistakes that exploring must find.
 MISUNDERSTANDINGS = {
-    "owner-writes": Misunderstanding(owner_writes, IN_ITS_CALL.meaning, _INTO_TARGET["pull"]),
-    "reading-outlives-its-call": Misunderstanding(reading_outlives_its_call, IN_ITS_CALL.meaning, _INTO_TARGET["pull"]),
+    "owner-writes": Misunderstanding(owner_writes, IN_ITS_CALL.meaning, _PULL),
+    "read-into-the-target": Misunderstanding(read_into_the_target, IN_ITS_CALL.meaning, _PULL),
+    "pushed-into-the-target": Misunderstanding(pushed_into_the_target, PINNED_TARGET.meaning, _PUSH),
+    "pushed-over-a-later-push": Misunderstanding(pushed_over_a_later_push, NOT_OVER_LATER.meaning, _PUSH),
     "staging-freed-at-deadline": Misunderstanding(staging_freed_at_deadline, OWN_STAGING.meaning, _PULL),
     "engine-waited-for": Misunderstanding(engine_waited_for, NOBODY_WAITS.meaning, _PULL),
     "success-before-the-answer": Misunderstanding(success_before_the_answer, DROPPED.meaning, _PULL),
     "key-dropped-at-the-beginning": Misunderstanding(key_dropped_at_the_beginning, ARRIVED_RIGHT.meaning, _PULL),
-    "key-dropped-by-its-name": Misunderstanding(key_dropped_by_its_name, OTHERS_UNTOUCHED.meaning, _ON_MESSAGES),
+    "key-dropped-by-its-name": Misunderstanding(key_dropped_by_its_name, OTHERS_UNTOUCHED.meaning, _CARRIED),
     "abandon-not-said": Misunderstanding(abandon_not_said, ONE_AT_A_TIME.meaning, _PULL),
-    "late-answer-taken": Misunderstanding(late_answer_taken, ARRIVED_RIGHT.meaning, _ON_MESSAGES),
+    "late-answer-taken": Misunderstanding(late_answer_taken, ARRIVED_RIGHT.meaning, _CARRIED),
     "stranger-finishes": Misunderstanding(stranger_finishes, ARRIVED_RIGHT.meaning, replace(_PULL, impatience=True)),
     "pins-kept-for-the-lost": Misunderstanding(pins_kept_for_the_lost, NO_PIN_LEFT.meaning, _PULL),
-    "pin-not-heeded": Misunderstanding(pin_not_heeded, PINNED_TENANT.meaning, _ON_MESSAGES),
+    "pin-not-heeded": Misunderstanding(pin_not_heeded, PINNED_TENANT.meaning, _CARRIED),
     "success-denied": Misunderstanding(success_denied, NAMED.meaning, _PULL),
     "staging-kept": Misunderstanding(staging_kept, "staging memory comes back", _PULL),
     "doubt-told-as-failure": Misunderstanding(doubt_told_as_failure, NOT_GIVEN_UP.meaning, _PULL),
@@ -268,8 +291,4 @@ MISUNDERSTANDINGS = {
     "last-word-too-early": Misunderstanding(last_word_too_early, ARRIVED_RIGHT.meaning, _PUSH),
     "half-asked-for-too-early": Misunderstanding(half_asked_for_too_early, ARRIVED_RIGHT.meaning, _STRETCHES["pull"]),
     "half-filled-too-early": Misunderstanding(half_filled_too_early, ARRIVED_RIGHT.meaning, _STRETCHES["push"]),
-    "target-read-into-again": Misunderstanding(target_read_into_again, NOT_OVER_LATER.meaning, _INTO_TARGET["push"]),
-    "target-unpinned-while-read-into": Misunderstanding(
-        target_unpinned_while_read_into, PINNED_TARGET.meaning, _INTO_TARGET["push"]
-    ),
 }

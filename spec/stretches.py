@@ -74,6 +74,7 @@ def _ended(**sets: str) -> dict[str, str]:
 
 BEGINS_TO_READ = {"asker": "READS", "granted": "items", "asked": "1", "answered": "1", "moved_on": "0"}
 BEGINS_TO_OFFER = {"asker": "READS", "granted": "items", "asked": "0", "answered": "0", "prepared": "0"}
+GIVEN_UP = {"asker": "IDLE", "granted": "0", "told[n]": "KEPT"}
 FIRST_GATHERED = {"out_of_first": "n << 3 | 1"}
 
 
@@ -100,7 +101,7 @@ def _of_a_pull() -> tuple[Turn, ...]:
             "asker not in (BROKEN, GONE)",
             (
                 Way(f"not ({reads})"),
-                Way("not items", {"asker": "TELLS", "granted": "0"}, (Send("finish"),)),
+                Way("not items", GIVEN_UP, (Send("abandon"),)),
                 Way(sets={"answered": "answered | items"}),
             ),
             "late, it changes nothing; in time, the stretch can be read, or the transfer is served no more",
@@ -132,9 +133,9 @@ def _of_a_pull() -> tuple[Turn, ...]:
             ASKER,
             "stretch_lost",
             f"{reads} and lost[n] & k",
-            (Way(sets={"asker": "TELLS", "granted": "0"}, sends=(Send("finish"),)),),
+            (Way(sets=GIVEN_UP, sends=(Send("abandon"),)),),
             "the engine has given up, so nothing has succeeded, and the owner is told so",
-            "conversation 3, conversation 9",
+            "conversation 4, conversation 9",
         ),
         _let_go(ASKER, reads),
         Turn(
@@ -183,7 +184,7 @@ def _of_a_push() -> tuple[Turn, ...]:
             "asker not in (BROKEN, GONE)",
             (
                 Way(f"not ({offers})"),
-                Way("not items", {"asker": "TELLS", "granted": "0"}, (Send("finish"),)),
+                Way("not items", GIVEN_UP, (Send("abandon"),)),
                 Way("(answered | items) == ALL_STRETCHES", {"asker": "TELLS"}, (Send("finish", "granted"),)),
                 Way(sets={"answered": "answered | items"}),
             ),
@@ -229,7 +230,7 @@ def _of_a_push() -> tuple[Turn, ...]:
             f"{reads} and lost[n] & k",
             (Way(sets=_ended(owner="SERVES", taking="0"), sends=(Send("taken"),)),),
             "the engine has given up, and the pusher is told so",
-            "conversation 3, conversation 9",
+            "conversation 4, conversation 9",
         ),
         _let_go(OWNER, reads),
     )

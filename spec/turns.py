@@ -124,11 +124,11 @@ class Turn:
 class Situation:
     """What a check lets happen.
 
-    ``direction`` is ``"pull"`` or ``"push"``; ``travel`` how the bytes do: on a ``"message"``, ``"staged"``,
-    ``"direct"``, or in ``"stretches"``, which is staged, seen closer. ``items`` are asked for together, ``calls``
-    times; ``all_or_nothing`` refuses all where one is refused. ``rebinding`` lets the owner bind a key that was dropped
-    to another cache, ``impatience`` lets it end by itself what the asker takes too long about. ``rivals`` take keys,
-    ``deaths`` are those of either end.
+    ``direction`` is ``"pull"`` or ``"push"``; ``travel`` how the bytes do: ``"carried"`` on the messages, ``"read"``
+    straight out of the other end's memory, or in ``"stretches"`` through its staging memory. ``items`` are asked for
+    together, ``calls`` times; ``all_or_nothing`` refuses all where one is refused. ``rebinding`` lets the owner bind a
+    key that was dropped to another cache, ``impatience`` lets it end by itself what the asker takes too long about.
+    ``rivals`` take keys,     ``deaths`` are those of either end.
     """
 
     direction: str
