@@ -11,6 +11,8 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "explore": ("explorer", [], "visit every state of a small cluster and check every promise"),
     "interleavings": ("interleavings", [], "visit every interleaving of one-sided transfers, and every crash"),
     "protocol": ("protocol_page", [], "explore the protocol and write its page of the documentation"),
+    "conversations": ("conversations", [], "visit every order of the conversation of two hosts, with every fault"),
+    "conversation": ("conversation_page", [], "explore the conversation and write its page of the documentation"),
     "promela": ("promela", [], "write the protocol of one-sided transfers as a model for SPIN"),
     "spin": ("promela", ["--check"], "have SPIN check that model: safety, and that every released cache is reaped"),
     "tables": ("compiler", [], "compile the machines into the tables of the core"),
