@@ -27,6 +27,11 @@ MAX_METADATA = 1 << 20
 #: How often a writing is polled before the other threads of the process have a turn.
 POLLS_IN_A_ROW = 8
 
+#: How long a reading is polled without a pause, and the pause between polls from then on, in seconds. A peer that takes
+#: longer is slow or frozen, and not worth a whole core; what comes meanwhile waits in the buffers of the network.
+EAGER_S = 0.02
+PAUSE_S = 0.0002
+
 
 class EngineUnavailable(Exception):
     """The engine cannot be had on this machine. The message says what is missing and what to install."""
@@ -179,10 +184,13 @@ def wait(writing: Writing, deadline: float, broken: Callable[[], bool]) -> bool:
     EngineFailed
         If the bytes will not arrive.
     """
+    eager_until = time.monotonic() + EAGER_S
     while True:
         for _ in range(POLLS_IN_A_ROW):
             if writing.poll():
                 return True
-        if broken() or time.monotonic() >= deadline:
+        now = time.monotonic()
+        if broken() or now >= deadline:
             return False
-        time.sleep(0)  # gives up the GIL, and the processor where another process wants it
+        # Even no pause at all gives up the GIL, and the processor where another process wants it.
+        time.sleep(0 if now < eager_until else PAUSE_S)
