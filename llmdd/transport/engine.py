@@ -1,9 +1,9 @@
 """What llmdd needs of an engine that moves bytes between the memory of two hosts.
 
 A node has one engine. It registers the memory that may take part, gives its *metadata* to the engines of its peers,
-and writes from its own memory into a peer's. Nothing is read from a peer: UCX, over TCP, lets a process abort from which
-another reads that dies meanwhile. Nor can a write be called back, so no engine is ever pointed at a cache: what may be
-written to is staging memory (:mod:`.staging`).
+and writes from its own memory into a peer's. Nothing is read from a peer: UCX, over TCP, lets a process abort from
+which another reads that dies meanwhile. Nor can a write be called back, so no engine is ever pointed at a cache: what
+may be written to is staging memory (:mod:`.staging`).
 
 :mod:`llmdd.transport.engines` knows which engines there are.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
@@ -169,28 +168,20 @@ class TransferEngine(ABC):
         """End all that is under way: nothing is written any more. Later polls and calls fail. Again is nothing."""
 
 
-def wait(writing: Writing, deadline: float, broken: Callable[[], bool]) -> bool:
-    """Poll until all bytes have arrived, and say so; False if the deadline or a break came first.
+class Pace:
+    """How often to look at what is under way, and give the GIL and the processor to others: all the time at first."""
 
-    Parameters
-    ----------
-    deadline
-        As ``time.monotonic()`` counts; ``math.inf`` for none. At least one poll is made in any case.
-    broken
-        Whether there is nobody left to wait for.
+    def __init__(self) -> None:
+        self.restart()
 
-    Raises
-    ------
-    EngineFailed
-        If the bytes will not arrive.
-    """
-    eager_until = time.monotonic() + EAGER_S
-    while True:
-        for _ in range(POLLS_IN_A_ROW):
-            if writing.poll():
-                return True
-        now = time.monotonic()
-        if broken() or now >= deadline:
-            return False
-        # Even no pause at all gives up the GIL, and the processor where another process wants it.
-        time.sleep(0 if now < eager_until else PAUSE_S)
+    def restart(self) -> None:
+        """Something has moved: look often again."""
+        self._looks = 0
+        self._eager_until = time.monotonic() + EAGER_S
+
+    def rest(self) -> None:
+        """Between two looks."""
+        self._looks += 1
+        if self._looks % POLLS_IN_A_ROW == 0:
+            # Even no pause at all gives up the GIL, and the processor where another process wants it.
+            time.sleep(0 if time.monotonic() < self._eager_until else PAUSE_S)

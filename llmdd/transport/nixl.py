@@ -34,7 +34,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from .engine import MAX_METADATA, Descriptors, EngineFailed, EngineUnavailable, Writing, TransferEngine
+from .engine import MAX_METADATA, Descriptors, EngineFailed, EngineUnavailable, TransferEngine, Writing
 
 #: The packages that NIXL comes in, one for each kind of accelerator; any of them serves the memory of a host.
 PACKAGES = ("nixl_cu12", "nixl_cu13", "nixl_rocm")

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from llmdd.transport.engine import MAX_METADATA, Descriptors, EngineFailed, Writing, TransferEngine
+from llmdd.transport.engine import MAX_METADATA, Descriptors, EngineFailed, TransferEngine, Writing
 
 Region = tuple[int, int]
 
