@@ -94,7 +94,7 @@ class Target:
         limits = [] if self.max_ns is None else [self.max_ns]
         if self.max_ratio is not None and baseline in others_ns:
             limits.append(self.max_ratio * others_ns[baseline])
-        if self.one_more in others_ns and baseline in others_ns:
+        if self.one_more is not None and self.one_more in others_ns and baseline in others_ns:
             limits.append(others_ns[baseline] + others_ns[self.one_more])
         return median_ns <= max(limits) if limits else None
 

@@ -16,7 +16,7 @@ TIMEOUT_MS = 30_000  # sync_kv_timeout: far beyond what any case takes
 def node(
     role: LLMRole, cluster_id: int, memory_size: int, page_shift: int, remote: bool = False, host: str = LOOPBACK
 ) -> Iterator[LLMDataDist]:
-    """An initialised instance that listens at `host`, with a pool of `memory_size` bytes; in remote mode if `remote`."""
+    """An initialised instance that listens at `host`, with a pool of so many bytes; in remote mode if `remote`."""
     config = LLMConfig()
     config.enable_cache_manager = True
     config.listen_ip_info = f"{host}:0"

@@ -1,4 +1,4 @@
-"""Pulls between two hosts: network namespaces of this one that a pair of virtual devices joins. Everything goes by TCP."""
+"""Pulls between two hosts, which are network namespaces of this one, by TCP."""
 
 from __future__ import annotations
 

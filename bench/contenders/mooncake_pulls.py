@@ -2,9 +2,9 @@
 
 Memory is ordinary memory of each process, registered once with the engine. Where a request's bytes are, the puller is
 told before the round, untimed, as in the connectors that vLLM and SGLang have for it: nothing is looked up at the
-owner, which favours Mooncake. They release through a channel of their own beside it, and so does this: through a socket,
-which the owner reads after the round. Mooncake's own notifications (``transfer_sync`` with one) take several times as
-long. Its pool of connections is on, which spares batches a connection for each block.
+owner, which favours Mooncake. They release through a channel of their own beside it, and so does this: through a
+socket, which the owner reads after the round. Mooncake's own notifications (``transfer_sync`` with one) take several
+times as long. Its pool of connections is on, which spares batches a connection for each block.
 """
 
 from __future__ import annotations
