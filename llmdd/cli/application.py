@@ -172,7 +172,7 @@ def demo(
         ),
     ] = 120,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else.")
+        bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else on standard output.")
     ] = False,
 ) -> None:
     """Serve prompts with two linked processes, and check them against one.
@@ -192,8 +192,8 @@ def demo(
     )
 
     def invite(address: Address) -> None:
-        if not as_json:
-            errors.print(f"waiting for the other end: llmdd demo --role decode --connect {address}", soft_wrap=True)
+        words = f"waiting for the other end: llmdd demo --role decode --connect {address}"
+        errors.print(words, markup=False, highlight=False, soft_wrap=True)
 
     try:
         with ProgressDisplay(errors, quiet=as_json) as progress:
