@@ -8,7 +8,7 @@ import socket
 from collections.abc import Awaitable, Callable
 
 from .channel import Channel
-from .messages import LinkRequest, ProtocolError, UnlinkRequest
+from .messages import Converse, LinkRequest, ProtocolError, UnlinkRequest
 
 _logger = logging.getLogger("llmdd.link")
 
@@ -26,7 +26,7 @@ _BACKLOG = 128
 # After the process ran out of descriptors; the connection stays in the backlog and would otherwise wake us at once.
 _ACCEPT_PAUSE_S = 0.1
 
-Request = LinkRequest | UnlinkRequest
+Request = LinkRequest | UnlinkRequest | Converse
 Serve = Callable[[Channel, Request], Awaitable[None]]
 
 
@@ -59,8 +59,8 @@ class Listener:
     sock
         As :func:`bind` makes it.
     serve
-        Serves one request. The channel is closed afterwards unless a session owns it. Cancelled when the listener
-        closes.
+        Serves one request. The channel is closed afterwards unless a session owns it, or it was released. Cancelled
+        when the listener closes.
     """
 
     def __init__(self, sock: socket.socket, serve: Serve) -> None:
@@ -124,7 +124,7 @@ class Listener:
 
     async def _hear(self, channel: Channel) -> None:
         try:
-            request = await asyncio.wait_for(channel.receive(LinkRequest, UnlinkRequest), REQUEST_TIMEOUT_S)
+            request = await asyncio.wait_for(channel.receive(LinkRequest, UnlinkRequest, Converse), REQUEST_TIMEOUT_S)
         except asyncio.TimeoutError:
             _logger.debug("a connection was dropped: it said nothing for %s s", REQUEST_TIMEOUT_S)
             return
@@ -134,7 +134,8 @@ class Listener:
         task = asyncio.current_task()
         assert task is not None
         self._silent.pop(task, None)
-        if len(self._requests) >= MAX_REQUESTS:
+        # Requests that are being answered wait for conversations, which therefore do not wait for them.
+        if len(self._requests) >= MAX_REQUESTS and not isinstance(request, Converse):
             _logger.warning("a request was dropped: %d others are being answered", MAX_REQUESTS)
             return
         self._requests.add(task)
