@@ -139,7 +139,7 @@ cdef class ServedTransfers:
         asker.row_bytes = wanted.our_row_bytes
         asker.row_count = wanted.our_rows
         asker.accessible = wanted.accessible
-        if not transfer.all_remote and transfer.remote_first >= transfer.remote_end:
+        if not by_address and not transfer.all_remote and transfer.remote_first >= transfer.remote_end:
             raise ValueError(f"tensors {transfer.remote_first} to {transfer.remote_end} are none")
         if not transfer.all_local and transfer.local_first >= transfer.local_end:
             raise ValueError(f"tensors {transfer.local_first} to {transfer.local_end} of the sender are none")

@@ -12,7 +12,6 @@ from llmdd.transport.engines import ENGINES
 
 from .attendance import Attendance
 from .messages import Identity
-from .staging import Staging
 
 _of_a_parent: list[NodeEngines] = []
 
@@ -46,8 +45,6 @@ class RunningEngine:
         try:
             for address, size in store.pool_regions():
                 self.engine.register(address, size)
-            # Before anybody is offered the engine's metadata: what is registered later is not in it.
-            self.staging = Staging(self.engine)
             self.attendance = Attendance(store, self.engine)
         except BaseException:
             self.engine.close()
@@ -123,8 +120,11 @@ class NodeEngines:
         return await asyncio.shield(self.prepare(kind))
 
     def abandon(self) -> None:
-        """In a forked child: leave what is open alone, and never let the collector end it."""
+        """In a forked child: leave what is open to the parent, and never let the collector end it."""
         _of_a_parent.append(self)
+        for opening in self._opening.values():
+            if opening.done() and opening.exception() is None:
+                opening.result().attendance.abandon()
 
     async def close(self) -> None:
         """Close what was opened; nobody asks for more."""

@@ -118,8 +118,8 @@ class Found(Struct, frozen=True, array_like=True):
 class Begin(Struct, frozen=True, tag="begin"):
     """Asks for transfers, which the sender will wait for ``patience_ms``.
 
-    ``together``: all of them or none. ``staged``: the bytes of a push are in memory that must be. ``metadata``: what the
-    receiver's engine must know besides, or nothing.
+    ``together``: all of them or none. ``staged``: the bytes of a push are in memory that must be. ``metadata``: what
+    the receiver's engine must know besides, or nothing.
     """
 
     number: UInt64

@@ -1,9 +1,9 @@
 """What llmdd needs of an engine that moves bytes between the memory of two hosts.
 
-A node has one engine. It registers the memory that may take part, gives its *metadata* to the engines of its peers, and
-reads from a peer's registered memory into its own. There is no writing into a peer's memory: who wants the bytes fetches
-them, so that whatever goes wrong, memory is written by its own process alone, and :meth:`Reading.poll` says when it is
-written no more.
+A node has one engine. It registers the memory that may take part, gives its *metadata* to the engines of its peers,
+and reads from a peer's registered memory into its own. There is no writing into a peer's memory: who wants the bytes
+fetches them, so that whatever goes wrong, memory is written by its own process alone, and :meth:`Reading.poll` says
+when it is written no more.
 
 :mod:`llmdd.transport.engines` knows which engines there are.
 """
@@ -132,7 +132,11 @@ class TransferEngine(ABC):
 
     @abstractmethod
     def disconnect(self, peer: str) -> None:
-        """Forget a peer. Reads from it that are under way fail, and nothing is written any more. Again is nothing."""
+        """Forget a peer. Again is nothing.
+
+        Readings from it that are under way go on, and are to be polled until they have ended: an engine need not be
+        able to end them. New ones are refused, and so is `connect`, until the last has ended.
+        """
 
     @abstractmethod
     def read(self, peer: str, local: Descriptors, remote: Descriptors) -> Reading:

@@ -158,13 +158,16 @@ class CommandedProcess:
 class Peer(CommandedProcess):
     """A node in a process of its own (``peer_process.py``)."""
 
-    def __init__(self, cluster_id: int, remote_accessible: bool = False, **handshake_constants: Any) -> None:
+    def __init__(
+        self, cluster_id: int, remote_accessible: bool = False, host: str | None = None, **handshake_constants: Any
+    ) -> None:
         self.cluster_id = cluster_id
         super().__init__(
             Path(__file__).with_name("peer_process.py"),
             {
                 "cluster_id": cluster_id,
                 "remote_accessible": remote_accessible,
+                "host": host,
                 "handshake_constants": handshake_constants,
             },
         )

@@ -15,7 +15,7 @@ import pytest
 from rank_tables import rank_table
 
 from llmdd._core.status import LLMStatusCode
-from llmdd.link import LinkTarget, channel, handshake, messages
+from llmdd.link import LinkTarget, channel, handshake, listener, messages
 from llmdd.transport.engine import EngineFailed, EngineUnavailable
 from llmdd.transport.engines import ENGINES
 
@@ -190,6 +190,90 @@ def tcp_connections() -> dict[int, int]:
         except OSError:
             continue  # it was closed meanwhile, or listens
     return found
+
+
+def test_more_clusters_that_call_at_once_than_are_answered_at_a_time(
+    make_distant: Callable, engines: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "MAX_REQUESTS", 2)
+    hub, others = make_distant(1), [make_distant(number) for number in range(2, 14)]
+    target = hub.listen()
+    with ThreadPoolExecutor(len(others)) as all_at_once:
+        codes = list(all_at_once.map(lambda other: other.link(target, timeout_ms=20_000), others))
+    assert codes == ["LLM_SUCCESS"] * len(others)
+    assert sorted(hub.linked()) == [other.cluster_id for other in others]
+
+
+# -- processes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("initiator", ["node", "peer"])
+def test_a_killed_peer(
+    make_distant: Callable, make_peer: Callable, engines: list, eventually: Callable, initiator: str
+) -> None:
+    node, peer = make_distant(1), make_peer(2, host="elsewhere")
+    target, back = peer.listen(), node.listen()
+    assert (node.link(target) if initiator == "node" else peer.link(back)) == "LLM_SUCCESS"
+    assert (node.linked(), peer.call("linked")) == ([2], [1])
+    peer.kill()
+    eventually(lambda: node.linked() == [], "the death is noticed")
+    assert_nothing_is_left(engines, eventually)
+    assert node.unlink(target) == "LLM_UNLINK_FAILED"
+    assert node.unlink(target, force=True) == "LLM_SUCCESS"
+
+
+def test_a_restarted_peer(make_distant: Callable, make_peer: Callable, engines: list, eventually: Callable) -> None:
+    node, peer = make_distant(1), make_peer(2, host="elsewhere")
+    target = peer.listen()
+    assert node.link(target) == "LLM_SUCCESS"
+    (before,) = engines[0].peers
+    peer.kill()
+    restarted = make_peer(2, host="elsewhere")
+    assert restarted.listen(target.port) == target
+    eventually(lambda: node.linked() == [], "the death is noticed")
+    assert node.unlink(target) == "LLM_SUCCESS"
+    assert node.link(target) == "LLM_SUCCESS"
+    (after,) = engines[0].peers
+    assert after != before
+
+
+def test_a_frozen_peer_can_be_dropped_by_force(
+    make_distant: Callable, make_peer: Callable, engines: list, eventually: Callable
+) -> None:
+    node, peer = make_distant(1), make_peer(2, host="elsewhere")
+    target = peer.listen()
+    assert node.link(target) == "LLM_SUCCESS"
+    peer.freeze()
+    assert node.unlink(target, timeout_ms=200) == "LLM_TIMEOUT"
+    assert node.unlink(target, force=True) == "LLM_SUCCESS"
+    assert node.linked() == []
+    peer.thaw()
+    eventually(lambda: peer.call("linked") == [], "it finds the link broken")
+    assert_nothing_is_left(engines, eventually)
+
+
+def test_a_peer_that_dies_while_a_child_of_it_lives(
+    make_distant: Callable, make_peer: Callable, engines: list, eventually: Callable
+) -> None:
+    node, peer = make_distant(1), make_peer(2, host="elsewhere")
+    assert node.link(peer.listen()) == "LLM_SUCCESS"
+    peer.fork()
+    assert node.linked() == [2]
+    peer.kill()
+    eventually(lambda: node.linked() == [], "the child keeps no connection open")
+    assert_nothing_is_left(engines, eventually)
+
+
+def test_a_child_that_ends_as_programs_do_leaves_the_parent_its_link(
+    make_distant: Callable, make_peer: Callable, engines: list, eventually: Callable
+) -> None:
+    node, peer = make_distant(1), make_peer(2, host="elsewhere")
+    target = peer.listen()
+    assert node.link(target) == "LLM_SUCCESS"
+    assert peer.call("fork_and_finish") == 0
+    assert (node.linked(), peer.call("linked")) == ([2], [1])
+    assert node.unlink(target) == "LLM_SUCCESS"
+    assert peer.call("linked") == []
 
 
 # -- without the engine ---------------------------------------------------------------------------------------------
