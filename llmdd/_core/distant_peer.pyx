@@ -419,4 +419,4 @@ cdef class DistantPeer(Peer):
         self.conversation.break_off()
 
     cdef void let_go(self) noexcept:
-        self.conversation.close()
+        """Nothing: the conversation ends with the session, which knows when the other end expects it to."""

@@ -589,7 +589,7 @@ INTERNAL: dict[str, frozenset[str]] = {
         {
             "abandon", "admit_peer", "admitted_peers", "close", "communicators", "dismiss_peer", "evict_peer", "export",
             "has_released", "peers", "pin_source", "pool_regions", "read_registered", "reap", "send_to_addresses",
-            "send_to_cache", "write_registered",
+            "send_to_cache", "serve", "write_registered",
         }
     ),
     "TransferWithCacheKeyConfig": frozenset({"check_lengths"}),

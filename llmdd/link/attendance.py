@@ -55,6 +55,9 @@ _RECEIVED_AT_ONCE = 256 * 1024
 # Steps between two looks at the connections, while something moves.
 _STEPS_IN_A_ROW = 16
 
+# How long to stay awake for the end of a request whose bytes have been said already: it takes as long to be woken.
+_FINISHED_SOON_S = 0.000_2
+
 # How soon to look again at what takes longer than anybody waits for it.
 _LOOK_AGAIN_S = 0.002
 
@@ -66,7 +69,8 @@ class _Open:
         self.number = number
         self.served = served
         self.way = way
-        self.deadline = time.monotonic() + patience_s
+        self.begun_at = time.monotonic()
+        self.deadline = self.begun_at + patience_s
 
     @property
     def is_read_by_peer(self) -> bool:
@@ -214,11 +218,15 @@ class Attendance:
         now = time.monotonic()
         patience = _LOOK_AGAIN_S if self.areas.has_set_aside else None
         for guest in self._guests:
-            if guest.work is not None or (guest.open is not None and guest.open.is_read_by_peer):
+            if guest.open is None:
+                continue
+            if guest.work is not None or guest.open.is_read_by_peer:
                 # Who lets a request stand open beyond its time has been held up, or has gone.
-                if guest.open is not None and now < guest.open.deadline:
+                if now < guest.open.deadline:
                     return 0.0
                 patience = _LOOK_AGAIN_S
+            elif now < guest.open.begun_at + _FINISHED_SOON_S:
+                return 0.0
         return patience
 
     def _proceed(self) -> None:

@@ -7,6 +7,7 @@ it is the link's turn that keeps two threads from doing so at once.
 from __future__ import annotations
 
 import logging
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -41,6 +42,11 @@ _logger = logging.getLogger("llmdd.link")
 
 _RECEIVED_AT_ONCE = 256 * 1024
 _NANOSECONDS = 1_000_000_000
+_NANOSECONDS_OF_A_MILLISECOND = 1_000_000
+
+# How long to look for an answer again and again before sleeping: about as long as one takes to come, where it comes at
+# once. To fall asleep and be woken takes as long again.
+_IMPATIENT_NS = 150_000
 _BLOCK_BYTES = 8
 
 _A = TypeVar("_A", Begun, Gathered, Taken, Finished)
@@ -81,6 +87,7 @@ class Conversation:
     MAX_ITEMS = MAX_ITEMS
 
     def __init__(self, sock: socket.socket, engine: TransferEngine, engine_peer: str, areas: StagingAreas) -> None:
+        sock.setblocking(False)
         self._socket = sock
         self._engine = engine
         self._engine_peer = engine_peer
@@ -259,17 +266,21 @@ class Conversation:
                 return answer
 
     def _receive(self, deadline: int) -> None:
-        self._set_timeout(deadline)
-        try:
-            data = self._socket.recv(_RECEIVED_AT_ONCE)
-        except TimeoutError:
-            raise ExchangeEnded("OUT_OF_TIME") from None
-        except OSError as error:
-            _logger.debug("a conversation has ended: %s", error)
-            raise ExchangeEnded("LINK_LOST") from None
-        if not data:
-            raise ExchangeEnded("LINK_LOST")
-        self._frames.feed(data)
+        """Wait for more of an answer."""
+        patient_from = time.monotonic_ns() + _IMPATIENT_NS
+        while True:
+            try:
+                data = self._socket.recv(_RECEIVED_AT_ONCE)
+            except BlockingIOError:
+                if time.monotonic_ns() >= patient_from:
+                    self._wait_until(select.POLLIN, deadline)
+                continue
+            except OSError as error:
+                raise _lost(error) from None
+            if not data:
+                raise ExchangeEnded("LINK_LOST")
+            self._frames.feed(data)
+            return
 
     def _send(self, request: Request, deadline: int) -> None:
         try:
@@ -278,14 +289,13 @@ class Conversation:
             raise ExchangeEnded("TOO_MANY_AT_ONCE") from None
         # What time did not allow to be sent goes before everything else, so that the messages stay whole.
         while self._unsent:
-            self._set_timeout(deadline)
             try:
                 sent = self._socket.send(self._unsent)
-            except TimeoutError:
-                raise ExchangeEnded("OUT_OF_TIME") from None
+            except BlockingIOError:
+                self._wait_until(select.POLLOUT, deadline)
+                continue
             except OSError as error:
-                _logger.debug("a conversation has ended: %s", error)
-                raise ExchangeEnded("LINK_LOST") from None
+                raise _lost(error) from None
             self._unsent = self._unsent[sent:]
 
     def _say(self, message: Abandon) -> None:
@@ -295,11 +305,22 @@ class Conversation:
         except ExchangeEnded as ended:
             _logger.debug("the owner cannot be told now: %s", ended)
 
-    def _set_timeout(self, deadline: int) -> None:
+    def _wait_until(self, event: int, deadline: int) -> None:
+        """Sleep until the connection can be read from, or written to."""
+        left_ns = deadline - time.monotonic_ns()
+        if left_ns <= 0:
+            raise ExchangeEnded("OUT_OF_TIME")
+        ready = select.poll()
         try:
-            self._socket.settimeout(max(0.000_001, (deadline - time.monotonic_ns()) / _NANOSECONDS))
-        except OSError:
-            raise ExchangeEnded("LINK_LOST") from None
+            ready.register(self._socket, event)
+        except ValueError:
+            raise ExchangeEnded("LINK_LOST") from None  # it was closed
+        ready.poll(left_ns / _NANOSECONDS_OF_A_MILLISECOND)
+
+
+def _lost(error: OSError) -> ExchangeEnded:
+    _logger.debug("a conversation has ended: %s", error)
+    return ExchangeEnded("LINK_LOST")
 
 
 class _Gathering:

@@ -26,7 +26,7 @@ class DistantSession(Session):
     conversation, asking
         The one on which we ask, and its socket.
     forget
-        Called when the session needs the peer's engine no more; may take its time.
+        Called when the session needs the peer's engine no more.
     """
 
     def __init__(
@@ -69,5 +69,5 @@ class DistantSession(Session):
     def _leave(self) -> None:
         """Nobody asks any more: end the conversation, and let the engine forget the peer."""
         self._conversation.close()
-        forgetting = asyncio.get_running_loop().run_in_executor(None, self._forget)
-        forgetting.add_done_callback(lambda _: self._left.set())
+        self._forget()
+        self._left.set()

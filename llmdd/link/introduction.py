@@ -39,7 +39,7 @@ async def initiate(channel: Channel, end: LocalEnd, welcome: Welcome, kind: str)
     offer = await _offer_of_peer(channel)
     with ExitStack() as undo:
         engine_peer = await _acquaint(running, theirs, offer)
-        undo.callback(_forget, running, theirs)
+        undo.callback(running.forget, theirs)
         asking = await _converse(channel, welcome.token, "initiator")
         undo.callback(asking.close)
         asked = await _converse(channel, welcome.token, "acceptor")
@@ -59,7 +59,7 @@ async def answer(channel: Channel, end: LocalEnd, theirs: Identity, kind: str) -
     running, ours = await _opened(end, theirs, kind)
     with ExitStack() as undo:
         engine_peer = await _acquaint(running, theirs, offer)
-        undo.callback(_forget, running, theirs)
+        undo.callback(running.forget, theirs)
         with end.conversations.expect(token) as expectation:
             channel.send(ours)
             asked, asking = await expectation.both()
@@ -108,17 +108,13 @@ async def _acquaint(running: RunningEngine, theirs: Identity, offer: EngineOffer
     try:
         return await asyncio.shield(acquainting)
     except asyncio.CancelledError:
-        acquainting.add_done_callback(lambda done: _forget(running, theirs) if done.exception() is None else None)
+        acquainting.add_done_callback(lambda done: running.forget(theirs) if done.exception() is None else None)
         raise
     except EngineFailed as error:
         raise Refused(
             LLMStatusCode.LLM_LINK_FAILED,
             f"the {running.engine.name} engine cannot use what cluster {theirs.cluster_id} offers: {error}",
         ) from error
-
-
-def _forget(running: RunningEngine, theirs: Identity) -> asyncio.Future[None]:
-    return asyncio.get_running_loop().run_in_executor(None, running.forget, theirs)
 
 
 async def _converse(channel: Channel, token: bytes, asks: Literal["initiator", "acceptor"]) -> socket.socket:

@@ -27,7 +27,7 @@ class _Acquaintance:
 class RunningEngine:
     """An open engine, with the node's pools registered, the peers that it knows, and what is served to them.
 
-    Any method may be called from any thread, and may take its time: none is for the event loop.
+    Any method may be called from any thread. To make one, and to acquaint it with a peer, may take its time.
 
     Raises
     ------
@@ -131,7 +131,8 @@ class NodeEngines:
         for opening in self._opening.values():
             await asyncio.wait([opening])
             if opening.exception() is None:
-                await asyncio.get_running_loop().run_in_executor(None, opening.result().close)
+                # Not by the executor: when the interpreter ends, and finalizes what lives, there is none any more.
+                opening.result().close()
 
 
 def _incarnation(identity: Identity) -> tuple[int, int]:

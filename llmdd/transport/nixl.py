@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -36,8 +37,9 @@ from .engine import MAX_METADATA, Descriptors, EngineFailed, EngineUnavailable, 
 #: The packages that NIXL comes in, one for each kind of accelerator; any of them serves the memory of a host.
 PACKAGES = ("nixl_cu12", "nixl_cu13", "nixl_rocm")
 
-#: What the user types who has none of them.
-HOW_TO_INSTALL = "pip install 'llmdd[nixl]' (without a GPU: pip install numpy && pip install --no-deps nixl-cu12)"
+#: What the user types who has none of them. The second command is for machines without a GPU: NIXL's package asks for
+#: PyTorch, with which come gigabytes of CUDA, and llmdd does without.
+HOW_TO_INSTALL = "pip install 'llmdd[nixl]', or without a GPU: pip install --no-deps nixl-cu12"
 
 #: How UCX is set where the user has not set it.
 UCX_SETTINGS = {
@@ -49,6 +51,11 @@ UCX_SETTINGS = {
     "UCX_LOG_LEVEL": "fatal",  # what goes wrong is raised; UCX would write it to the standard output as well
     "NIXL_LOG_LEVEL": "FATAL",
 }
+
+#: Where the kernel lists RDMA devices. Where there are none, UCX's part for them would only bring a second copy of the
+#: system's libraries into the process, and the two crash when the process exits.
+RDMA_DEVICES = Path("/sys/class/infiniband")
+WITHOUT_RDMA = {"UCX_MODULES": "^ib"}
 
 _VERSION = 1
 _NOTHING: list[Any] = []
@@ -363,13 +370,18 @@ def _bindings() -> ModuleType:
 @contextmanager
 def _settings() -> Iterator[None]:
     """What UCX and NIXL read from the environment when they start, and children of this process need not inherit."""
-    ours = {name: value for name, value in UCX_SETTINGS.items() if name not in os.environ}
+    wanted = UCX_SETTINGS if _has_rdma() else {**UCX_SETTINGS, **WITHOUT_RDMA}
+    ours = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(ours)
     try:
         yield
     finally:
         for name in ours:
             os.environ.pop(name, None)
+
+
+def _has_rdma() -> bool:
+    return RDMA_DEVICES.is_dir() and any(RDMA_DEVICES.iterdir())
 
 
 def _digest(blob: bytes) -> bytes:

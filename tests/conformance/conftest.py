@@ -1,12 +1,18 @@
-"""The two worlds."""
+"""The worlds: the model, the library on one host, and the library between hosts."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from zlib import crc32
 
 import pytest
+from programmable_engine import Course, Network
+from separate_hosts import Favoured, separate_hosts
+
+from llmdd.transport.engine import EngineUnavailable, TransferEngine
+from llmdd.transport.engines import ENGINES
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for this folder's modules
 
@@ -15,15 +21,54 @@ from conformance.reference_world import ReferenceWorld
 from conformance.scene import Scene
 from conformance.world import World
 
-WORLDS = {world.name: world for world in (ReferenceWorld, LibraryWorld)}
+#: The sections of the contract that say something of transfers and links: there it matters which hosts nodes are on.
+BETWEEN_HOSTS = ("test_3_", "test_4_1_", "test_4_2_", "test_5")
 
 
-@pytest.fixture(params=WORLDS)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--nixl", action="store_true", help="also hold the library to the contract over NIXL (minutes)")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "world" not in metafunc.fixturenames:
+        return
+    worlds = ["reference", "library"]
+    if metafunc.module.__name__.rpartition(".")[2].startswith(BETWEEN_HOSTS):
+        worlds.append("between hosts")
+        if metafunc.config.getoption("--nixl"):
+            worlds.append("nixl")
+    metafunc.parametrize("world", worlds, indirect=True)
+
+
+@pytest.fixture
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
-    """The reference model, then the library."""
-    made = WORLDS[request.param]()
-    yield made
-    made.close()
+    """The reference model; the library with all nodes on one host; and with each on its own, over an engine."""
+    if request.param == "reference":
+        made: World = ReferenceWorld()
+        yield made
+        made.close()
+        return
+    if request.param == "library":
+        made = LibraryWorld()
+        yield made
+        made.close()
+        return
+    # Which way the bytes travel depends on the test alone, and each is taken by a third of them.
+    favoured = list(Favoured)[crc32(request.node.nodeid.encode()) % len(Favoured)]
+    open_engine = Network(usual=Course(polls=3)).open if request.param == "between hosts" else nixl()
+    with separate_hosts(open_engine, favoured):
+        made = LibraryWorld()
+        yield made
+        made.close()
+
+
+def nixl() -> Callable[[str], TransferEngine]:
+    """NIXL, or the reason why there is none."""
+    try:
+        ENGINES["nixl"]("trial").close()
+    except EngineUnavailable as error:
+        pytest.skip(str(error))
+    return ENGINES["nixl"]
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from llmdd.transport.engines import ENGINES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "processes"))
 
-from still_engine import StillEngine  # noqa: E402  (it stands in the folder that was added)
+from still_engine import StillEngine
 
 DESC = CacheDesc(1, (1, 4096), DataType.DT_UINT8)
 

@@ -47,6 +47,21 @@ def test_an_introduction_step_by_step(served: tuple, make_raw_end: Callable) -> 
     assert [connections.asking.receive(), connections.asked.receive()] == [None, None]
 
 
+def test_the_conversations_outlive_the_promise(served: tuple, make_raw_end: Callable) -> None:
+    """What is said on one connection may overtake what was said on another: an early end would look like a death."""
+    _, target = served
+    connections = make_raw_end(2).introduce(target)
+    connections.session.send(messages.Commit(), messages.Farewell())
+    assert [connections.session.receive(), connections.session.receive()] == [messages.Linked(), messages.Detached()]
+    for conversation in (connections.asking, connections.asked):
+        conversation.socket.setblocking(False)
+        with pytest.raises(BlockingIOError):  # neither a word nor the end
+            conversation.socket.recv(1)
+        conversation.socket.setblocking(True)
+    connections.session.send(messages.Detached())
+    assert [channel.receive() for channel in connections] == [None, None, None]
+
+
 def test_the_conversations_may_come_in_any_order(served: tuple, make_raw_end: Callable) -> None:
     end, (_, target) = make_raw_end(2), served
     channel, welcome = end.request_introduction(target)

@@ -33,8 +33,8 @@ class Course:
     polls
         How many polls it is under way; the last of them says True or raises. The pieces are spread over them.
     gate
-        If given, no piece comes, and it does not end, before this is set. An event that is never set makes a reading that
-        hangs until its engine or its peer's is closed.
+        If given, no piece comes, and it does not end, before this is set. An event that is never set makes a reading
+        that hangs until its engine or its peer's is closed.
     fails
         Whether it fails in the end, and after how many pieces; None if it does not.
     order
@@ -272,40 +272,40 @@ class ProgrammedReading(Reading):
         if self.has_ended:
             return
         if self.owner.closed:
-            return self.fail(f"{self.owner.own_name!r} is gone")
+            self.fail(f"{self.owner.own_name!r} is gone")
+        elif self._may_move():
+            self.polls += 1
+            try:
+                self._move()
+            except EngineFailed as failure:
+                self.fail(str(failure))
+
+    def _may_move(self) -> bool:
         network = self.reader.network
         if self.owner.own_name in network.frozen or (self.course.gate is not None and not self.course.gate.is_set()):
-            return None
-        if network.owner_proceeds:
-            if self._seen == self.owner.proceeded:
-                return None
-            self._seen = self.owner.proceeded
-        self.polls += 1
+            return False
+        if network.owner_proceeds and self._seen == self.owner.proceeded:
+            return False
+        self._seen = self.owner.proceeded
+        return True
+
+    def _move(self) -> None:
         for _ in range(min(self._portion, len(self._pieces))):
             if self._until_failure == 0:
                 break
-            self._move(*self._pieces.popleft())
+            to, source, size = self._pieces.popleft()
+            _require_within(source, size, self.owner.regions, f"at {self.owner.own_name!r}")
+            _require_within(to, size, self.reader.regions, "here")
+            ctypes.memmove(to, source, size)
             if self._until_failure is not None:
                 self._until_failure -= 1
-            if self.has_ended:
-                return None
         if self.polls < self.course.polls:
-            return None
-        if self._until_failure is not None:
-            return self.fail("it was programmed to fail")
+            return
+        if self.course.fails is not None:
+            raise EngineFailed("it was programmed to fail")
         if not self._pieces:
             self.arrived = True
             self.reader.forget_who_left()
-        return None
-
-    def _move(self, to: int, source: int, size: int) -> None:
-        try:
-            _require_within(source, size, self.owner.regions, f"at {self.owner.own_name!r}")
-            _require_within(to, size, self.reader.regions, "here")
-        except EngineFailed as gone:
-            return self.fail(str(gone))
-        ctypes.memmove(to, source, size)
-        return None
 
 
 def _require_within(address: int, size: int, regions: Iterable[Region], where: str) -> None:
