@@ -47,7 +47,6 @@ UCX_SETTINGS = {
     "UCX_TCP_CONN_NB": "y",  # else an address that nobody answers at holds the whole process up for minutes
     "UCX_TCP_KEEPCNT": "10",  # with the two seconds between them, and the ten before the first, half a minute
     "UCX_TCP_USER_TIMEOUT": "30s",  # without it a link that is cut in mid-transfer is not noticed
-    "UCX_MODULES": "^efa",  # it loads the system's libibverbs beside NIXL's own; the two crash at the process's end
     "UCX_LOG_LEVEL": "fatal",  # what goes wrong is raised; UCX would write it to the standard output as well
     "NIXL_LOG_LEVEL": "FATAL",
 }
