@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,9 +42,9 @@ class HostProcess(CommandedProcess):
         )
 
     def open(self, cluster_id: int, *, listens: bool = True, port: int = 0, **settings: Any) -> Node:
-        """A node; it listens at the host's address unless told not to."""
+        """A node; it listens at the host's address unless told not to, or where else."""
         if listens:
-            settings["listen"] = f"{self.host.address}:{port}"
+            settings.setdefault("listen", f"{self.host.address}:{port}")
         opened = self.call("open", cluster_id, settings)
         assert not isinstance(opened, str), opened
         return Node(self, cluster_id, opened)
@@ -74,9 +75,31 @@ class Node:
         code: str = self.link(other.cluster_id, *address)
         return code
 
+    def is_empty(self) -> bool:
+        """Whether it holds nothing at all; every invariant has been checked."""
+        state: dict[str, int] = self.state()
+        return not any(state.values())
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two nodes on different hosts; the second is linked to the first."""
+
+    network: Network
+    owner: Node
+    puller: Node
+
+    @property
+    def hosts(self) -> list[Host]:
+        return self.network.hosts
+
 
 class MakeProcess(Protocol):
     def __call__(self, host: Host, *, missing: tuple[str, ...] = ()) -> HostProcess: ...
+
+
+class MakePair(Protocol):
+    def __call__(self, **settings: Any) -> Pair: ...
 
 
 def opened_network(count: int) -> Network:
@@ -119,6 +142,20 @@ def start_process(make_network: Callable[[int], Network]) -> Iterator[MakeProces
     yield start
     for process in started:
         process.end()
+
+
+@pytest.fixture
+def make_pair(nixl: None, network: Network, start_process: MakeProcess) -> MakePair:
+    """Makes a pair of linked nodes, 1 and 2, each in a process of its own."""
+
+    def make(**settings: Any) -> Pair:
+        owner, puller = (
+            start_process(host).open(number, **settings) for number, host in enumerate(network.hosts, start=1)
+        )
+        assert puller.link_to(owner) == "LLM_SUCCESS"
+        return Pair(network, owner, puller)
+
+    return make
 
 
 @pytest.fixture

@@ -62,6 +62,7 @@ class Node:
         self.manager = self.datadist.cache_manager
         self.caches: dict[int, Cache] = {}
         self.arrays: dict[int, list[np.ndarray]] = {}
+        self.numbers: set[int] = set()
 
     # -- links ------------------------------------------------------------------------------------------------------
 
@@ -110,6 +111,7 @@ class Node:
 
         It is kept by these keys alone, unless it is to be ``kept`` by its id too.
         """
+        self.numbers.update(range(number, number + batch))
         keys = [CacheKey(self.cluster_id, number + slot) for slot in range(batch)]
         cache, arrays = self._made(CacheDesc(tensors, (batch, slot_bytes), DataType.DT_UINT8), keys, registered)
         for tensor, array in enumerate(arrays):
@@ -180,10 +182,14 @@ class Node:
             self.manager.deallocate_cache(cache)
 
     def drop_all(self) -> None:
+        """Let go of every cache and every key."""
         for cache_id in list(self.caches):
             self.drop(cache_id)
+        for number in list(self.numbers):
+            self.remove_key(number)
 
     def remove_key(self, number: int) -> None:
+        self.numbers.discard(number)
         self.manager.remove_cache_key(CacheKey(self.cluster_id, number))
 
     def is_bound(self, number: int) -> bool:
