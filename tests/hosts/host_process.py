@@ -131,6 +131,15 @@ class Node:
             array[:] = UNTOUCHED
         return self._keep(cache, arrays)
 
+    def allocate_all_there_is(self, cache_bytes: int) -> list[int]:
+        """Caches of one tensor of so many bytes, as many as the pool has room for."""
+        ids = []
+        while True:
+            try:
+                ids.append(self.allocate(1, cache_bytes))
+            except LLMException:
+                return ids
+
     def blocks(
         self, tensors: int, count: int, block_bytes: int, model: int | None = None, number: int | None = None
     ) -> int:
@@ -248,6 +257,14 @@ class Node:
         while True:
             for number in numbers:
                 self.pull(cluster_id, number, cache_id)
+
+    def pull_to_the_end(self, cluster_id: int, their_id: int, number: int, cache_id: int) -> tuple[str, bool]:
+        """Pull by id again and again, until one does not succeed: its code, and whether all before it were right."""
+        right = True
+        while (code := self.pull_by_id(cluster_id, their_id, 0, cache_id)) == "LLM_SUCCESS":
+            right = right and self.holds(cache_id, 0, number)
+            self.fill(cache_id, UNTOUCHED)
+        return code, right
 
     def push_for_ever(self, cluster_id: int, their_ids: list[int], tensors: int, slot_bytes: int) -> None:
         """Until this process is killed."""
