@@ -266,7 +266,10 @@ class LlmConfig:
 
     @property
     def transfer_backend(self) -> str:
-        """Only ``hixl`` is accepted (api §4.3)."""
+        """``nixl``: this engine moves the bytes of every link, also between clusters of one host.
+
+        Without it, it moves those between hosts only. ``hixl`` means what it means in the original (api §4.3).
+        """
         return self._transfer_backend or ""
 
     @transfer_backend.setter

@@ -116,6 +116,7 @@ class LLMDataDist:
             cluster_id=self._cluster_id,
             store=manager,
             remote_accessible=wanted.remote_accessible,
+            transport=wanted.transport,
             link_total_time_s=wanted.link_total_time_s or DEFAULT_LINK_TOTAL_TIME_S,
             link_attempts=wanted.link_retry_count,
             parting_time_s=wanted.sync_kv_timeout_ms / 1000,
@@ -262,7 +263,7 @@ class LLMDataDist:
         if refused is not None:
             return refused
         assert self._options is not None
-        local_only = force or self._options.transfer_backend is not None
+        local_only = force or self._options.uses_hixl
         codes = [
             LLMStatusCode.LLM_PARAM_INVALID if not local_only and len(cluster.remote_ip_info_list) != 1 else None
             for cluster in clusters
@@ -317,7 +318,7 @@ class LLMDataDist:
         """
         links = self._require_ready()
         check_link_arguments(comm_name, cluster_rank_info, rank_table)
-        self._require_no_backend("link")
+        self._require_no_hixl("link")
         return links.make_communicator(comm_name, cluster_rank_info, rank_table)
 
     def query_register_mem_status(self, comm_id: int) -> RegisterMemStatus:
@@ -345,7 +346,7 @@ class LLMDataDist:
         """
         links = self._require_ready()
         check_uint64("comm_id", comm_id)
-        self._require_no_backend("query_register_mem_status")
+        self._require_no_hixl("query_register_mem_status")
         return links.communicator_status(comm_id)
 
     def unlink(self, comm_id: int) -> None:
@@ -366,7 +367,7 @@ class LLMDataDist:
         """
         links = self._require_ready()
         check_uint64("comm_id", comm_id)
-        self._require_no_backend("unlink")
+        self._require_no_hixl("unlink")
         links.drop_communicator(comm_id)
 
     def switch_role(self, role: LLMRole, switch_options: dict[str, str] | None = None) -> None:
@@ -415,19 +416,19 @@ class LLMDataDist:
 
     def _switch_listener(self, links: LinkService, wanted: Address | None) -> None:
         assert self._options is not None
-        uses_backend = self._options.transfer_backend is not None
+        uses_hixl = self._options.uses_hixl
         # Who asks for any free port again means the one that was found.
         address = links.address if wanted == self._listen_wanted else wanted
-        if uses_backend and wanted is not None and address != links.address:
+        if uses_hixl and wanted is not None and address != links.address:
             raise failure(
                 "switch_role",
                 LLMStatusCode.LLM_FEATURE_NOT_ENABLED,
-                f"the transfer backend {self._options.transfer_backend} keeps its address, {links.address}",
+                f"the transfer backend hixl keeps its address, {links.address}",
             )
 
         def permit(linked: bool) -> None:
             try:
-                ENGINE.step(self._state, "switch_role", linked=linked and not uses_backend)
+                ENGINE.step(self._state, "switch_role", linked=linked and not uses_hixl)
             except LLMException as error:
                 raise failure("switch_role", error.status_code, "unlink from every cluster first") from None
 
@@ -436,13 +437,11 @@ class LLMDataDist:
         except OSError as error:
             raise failure("switch_role", LLMStatusCode.LLM_FAILED, f"cannot listen at {wanted}: {error}") from error
 
-    def _require_no_backend(self, tag: str) -> None:
+    def _require_no_hixl(self, tag: str) -> None:
         options = self._options
-        if options is not None and options.transfer_backend is not None:
+        if options is not None and options.uses_hixl:
             raise failure(
-                tag,
-                LLMStatusCode.LLM_FEATURE_NOT_ENABLED,
-                f"it is not supported by the transfer backend {options.transfer_backend}",
+                tag, LLMStatusCode.LLM_FEATURE_NOT_ENABLED, "it is not supported by the transfer backend hixl"
             )
 
     @property

@@ -13,6 +13,7 @@ from llmdd._core.validation import check_type, check_uint16
 
 DEFAULT_SYNC_KV_TIMEOUT_MS = 1000
 DEFAULT_PAGE_SHIFT = 16
+TRANSFER_BACKENDS = ("hixl", "nixl")
 INT32_MAX = 2**31 - 1
 UINT32_MAX = 2**32 - 1
 
@@ -27,11 +28,16 @@ class PoolOptions:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What ``LLMDataDist.init`` was asked for, checked in the order of api §2.3."""
+    """What ``LLMDataDist.init`` was asked for, checked in the order of api §2.3.
+
+    ``uses_hixl`` is what the backend of that name means for the calls (api §4.3); bytes travel as without it.
+    ``transport`` is the engine that is to move the bytes of every link; empty: only where memory cannot be shared.
+    """
 
     remote_accessible: bool
     local_comm_res: str | None
-    transfer_backend: str | None
+    uses_hixl: bool
+    transport: str
     listen_address: tuple[str, int] | None
     sync_kv_timeout_ms: int
     link_total_time_s: int
@@ -61,8 +67,8 @@ class EngineOptions:
             remote = options.get("llm.EnableRemoteCacheAccessible", "1")
             if cache_manager == "0":
                 raise invalid("llm.LocalCommRes is not supported when llm.EnableCacheManager is not configured.")
-        if "llm.TransferBackend" in options:
-            remote = _check_backend(options, cache_manager, remote)
+        if "llm.TransferBackend" in options and backend != "nixl":
+            remote = _check_hixl(options, cache_manager, remote)
         if cache_manager != "1":
             raise LLMException(
                 "only the cache manager mode is supported: set llm.EnableCacheManager to 1",
@@ -80,7 +86,8 @@ class EngineOptions:
         return cls(
             remote_accessible=remote == "1",
             local_comm_res=local_comm_res,
-            transfer_backend=backend,
+            uses_hixl=backend == "hixl",
+            transport="nixl" if backend == "nixl" else "",
             listen_address=listen_address,
             sync_kv_timeout_ms=int(options.get("llm.SyncKvCacheWaitTime", DEFAULT_SYNC_KV_TIMEOUT_MS)),
             link_total_time_s=int(options.get("llm.LinkTotalTime", 0)),
@@ -133,7 +140,7 @@ def _check_graph_memory(options: Mapping[str, str]) -> None:
         raise invalid(f"ge.flowGraphMemMaxSize is {size}, it must be digit")
 
 
-def _check_backend(options: Mapping[str, str], cache_manager: str | None, remote: str | None) -> str:
+def _check_hixl(options: Mapping[str, str], cache_manager: str | None, remote: str | None) -> str:
     if cache_manager != "1":
         raise invalid("llm.TransferBackend is not supported when llm.EnableCacheManager is not configured.")
     remote = "1" if remote is None else remote
@@ -145,8 +152,8 @@ def _check_backend(options: Mapping[str, str], cache_manager: str | None, remote
 
 
 def _check_values(options: Mapping[str, str], remote: str | None, backend: str | None) -> None:
-    if backend is not None and backend != "hixl":
-        raise _refused(f"llm.TransferBackend is {backend!r}, only hixl is supported")
+    if backend is not None and backend not in TRANSFER_BACKENDS:
+        raise _refused(f"llm.TransferBackend is {backend!r}, only {' and '.join(TRANSFER_BACKENDS)} are supported")
     if remote not in (None, "0", "1"):
         raise _refused(f"llm.EnableRemoteCacheAccessible is {remote!r}, it should be 0 or 1")
     device = options.get("ge.exec.deviceId", "0")

@@ -48,7 +48,7 @@ def read_options(options: Any) -> Settings:
             cache_manager != "0",
             "llm.LocalCommRes is not supported when llm.EnableCacheManager is not configured.",
         )
-    if "llm.TransferBackend" in options:  # 7
+    if "llm.TransferBackend" in options and options["llm.TransferBackend"] != "nixl":  # 7
         _check_transfer_backend(options)
     require(  # 8
         cache_manager == "1", "llm.EnableCacheManager should be 1", "LLM_FEATURE_NOT_ENABLED"
@@ -61,7 +61,7 @@ def read_options(options: Any) -> Settings:
     return Settings(
         remote_mode=options.get("llm.EnableRemoteCacheAccessible") == "1",
         needs_local_address=not options.get("llm.LocalCommRes"),
-        unlinks_by_force="llm.TransferBackend" in options,  # api §4.3
+        unlinks_by_force=options.get("llm.TransferBackend") == "hixl",  # api §4.3
         listen_address=listen_address,
         sync_kv_timeout=int(options.get("llm.SyncKvCacheWaitTime", 1000)),
         link_retry_count=int(options.get("llm.LinkRetryCount", 1)),
@@ -124,7 +124,9 @@ def _is_ip(text: str) -> bool:
 
 
 def _check_values(options: dict[str, str]) -> None:
-    require(options.get("llm.TransferBackend", "hixl") == "hixl", "llm.TransferBackend should be hixl")
+    # nixl is this library's own: it says how the bytes travel, and changes the answer to no call.
+    backend = options.get("llm.TransferBackend", "hixl")
+    require(backend in ("hixl", "nixl"), f"llm.TransferBackend should be hixl or nixl, but is {backend!r}")
     for key in ("llm.EnableCacheManager", "llm.EnableRemoteCacheAccessible"):
         require(options.get(key, "0") in ("0", "1"), f"{key} should be 0 or 1")
     device = options.get("ge.exec.deviceId", "0")

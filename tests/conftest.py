@@ -1,6 +1,7 @@
 """Initialised instances and links between them, for the tests that use llmdd as a program does.
 
-Also lets tests, and the processes they start, import what stands in ``processes``: test modules they cannot.
+Also lets tests, and the processes they start, import what stands in ``processes`` and ``transport``: test modules they
+cannot.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import pytest
 from llmdd import LLMClusterInfo, LLMConfig, LLMDataDist, LLMRole, LLMStatusCode
 
 PROCESSES = Path(__file__).parent / "processes"
-sys.path.insert(0, str(PROCESSES))
+TRANSPORT = Path(__file__).parent / "transport"
+sys.path[:0] = [str(PROCESSES), str(TRANSPORT)]
 
 
 def start_forkserver() -> None:

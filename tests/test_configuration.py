@@ -26,7 +26,7 @@ EMITTED: list[tuple[str, Any, dict[str, str]]] = [
     ("rdma_traffic_class", 132, {"llm.RdmaTrafficClass": "132"}),
     ("rdma_service_level", 4, {"llm.RdmaServiceLevel": "4"}),
     ("local_comm_res", "{}", {"llm.LocalCommRes": "{}"}),
-    ("transfer_backend", "hixl", {"llm.TransferBackend": "hixl"}),
+    ("transfer_backend", "nixl", {"llm.TransferBackend": "nixl"}),
     ("global_resource_config", "{}", {"llm.GlobalResourceConfig": "{}"}),
     ("cluster_info", '{"a": 1}', {"llm.ClusterInfo": '{"a": 1}'}),
     ("output_max_size", 9, {"llm.OutputMaxSize": "9"}),

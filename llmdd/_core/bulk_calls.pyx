@@ -33,12 +33,13 @@ from llmdd._core.cache cimport Cache, drop
 from llmdd._core.cache_keys cimport CacheKey, CacheKeyByIdAndIndex
 from llmdd._core.copying cimport Piece
 from llmdd._core.critical_section cimport CriticalSection, enter_critical_section, leave_critical_section
+from llmdd._core.distant_peer cimport DistantPeer
 from llmdd._core.integer_arrays cimport Integers, checked_integers, data_of, sequence_or_none
 from llmdd._core.layout cimport KEY_CACHE_ID, KEY_REQUEST, KeyRecord, Slot
 from llmdd._core.lifecycle cimport reap
 from llmdd._core.local_copies cimport PinnedCache, pinned
 from llmdd._core.pair_set cimport NOT_SEEN, PairSet, pair_set_add, pair_set_drop, pair_set_make
-from llmdd._core.peer cimport PeerArena, refusal_of, status_of
+from llmdd._core.peer cimport Peer, PeerArena, refusal_of, status_of
 from llmdd._core.segments cimport Mapping
 from llmdd._core.status import LLMException, LLMStatusCode, MissingArgument, failure, invalid
 from llmdd._core.store cimport CacheStore, blocks_refusal, check_one_id, local_refusal
@@ -53,6 +54,7 @@ from llmdd._core.transfer cimport (
     Transfer,
     TransferResult,
 )
+from llmdd._core.transfers_together cimport TransfersTogether
 from llmdd._core.validation cimport checked_int64, checked_uint64, require_present, require_type, wrong_type
 
 cdef enum:
@@ -596,8 +598,8 @@ cdef class BulkCalls(CacheStore):
 
     cdef int carry_out_run(self, Pulls pulls, uint64_t begin, uint64_t end, int64_t deadline) except -1:
         """Items of one cluster."""
-        cdef PeerArena peer = self.linked(pulls.cluster_ids[begin])
-        cdef PeerArena following
+        cdef Peer peer = self.linked(pulls.cluster_ids[begin])
+        cdef Peer following
         cdef uint64_t i
         while peer is None or peer.carry_out_run(pulls.transfers + begin, pulls.results + begin, end - begin, deadline):
             # Perhaps something else links the two, of which the links have told us before they took this down (D59).
@@ -627,7 +629,7 @@ cdef class BulkCalls(CacheStore):
 
     cdef int with_links(self, Pulls pulls, uint64_t accepted, list cluster_ids, dict first_of, int64_t deadline) except -1:
         """Take the turn of every link, one after the other, and carry the accepted items out."""
-        cdef PeerArena peer
+        cdef Peer peer
         cdef list held = []
         cdef dict peers = {}
         cdef uint64_t taken = 0
@@ -643,10 +645,13 @@ cdef class BulkCalls(CacheStore):
                 held.append(peer)
                 # One that was taken down may have been followed by another.
                 taken += not atomic_load_word(&peer.closing)
-            self.carry_out_held(pulls, accepted, peers, deadline)
+            if any([type(peer) is DistantPeer for peer in peers.values()]):
+                self.carry_out_across(pulls, accepted, peers, deadline)
+            else:
+                self.carry_out_held(pulls, accepted, peers, deadline)
         finally:
             for each in held:
-                (<PeerArena>each).lock.release()
+                (<Peer>each).lock.release()
         return 0
 
     cdef int carry_out_held(self, Pulls pulls, uint64_t accepted, dict peers, int64_t deadline) except -1:
@@ -677,6 +682,46 @@ cdef class BulkCalls(CacheStore):
             for i in range(accepted):
                 pulls.results[<uint64_t>i] = TRANSFERRED
         return 0
+
+    cdef int carry_out_across(self, Pulls pulls, uint64_t accepted, dict peers, int64_t deadline) except -1:
+        """The same where some of the peers are on other hosts: the same steps, each for those of this host and of others."""
+        cdef TransfersTogether together = TransfersTogether(accepted)
+        cdef uint64_t refused
+        cdef bint only_check = accepted < pulls.count
+        for i in range(accepted):
+            peer = peers[pulls.cluster_ids[i]]
+            pulls.transfers[<uint64_t>i].deadline = deadline
+            if type(peer) is DistantPeer:
+                together.exchange_with(peer, deadline).add(pulls.transfers + <uint64_t>i, pulls.results + <uint64_t>i)
+            else:
+                (<PeerArena>peer).face(pulls.transfers + <uint64_t>i)
+                together.add(pulls.transfers + <uint64_t>i, pulls.results + <uint64_t>i)
+        try:
+            together.begin()
+            refused = first_refused(pulls, accepted)
+            if refused == accepted and not only_check:
+                together.carry()
+                refused = first_refused(pulls, accepted)
+            if refused == accepted and not only_check:
+                together.finish()
+                refused = first_refused(pulls, accepted)
+        finally:
+            together.abandon()
+        for peer in peers.values():
+            if type(peer) is PeerArena:
+                (<PeerArena>peer).raise_what_asking_raised()
+        if refused < accepted:
+            raise refused_item(refused, refusal_of("pull_many", pulls.results[refused]))
+        return 0
+
+
+cdef uint64_t first_refused(Pulls pulls, uint64_t count):
+    """The first item that was refused, or has failed; `count` if none has."""
+    cdef uint64_t i
+    for i in range(count):
+        if pulls.results[i] != NOT_BEGUN and pulls.results[i] != TRANSFERRED:
+            return i
+    return count
 
 
 # ---------------------------------------------------------------- what pull_many is given

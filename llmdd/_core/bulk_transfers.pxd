@@ -20,3 +20,10 @@ cdef struct Begun:
 cdef uint64_t carry_out_each(Transfer *transfers, TransferResult *results, uint64_t begin, uint64_t end) noexcept nogil
 cdef TransferResult carry_out_all(Transfer *transfers, Begun *begun, uint64_t count, PairSet *pinned, PairSet *sources,
                                   bint only_check, uint64_t *refused) noexcept nogil
+cdef TransferResult begin_all(Transfer *transfers, Begun *begun, uint64_t count, PairSet *pinned, PairSet *sources,
+                              uint64_t *refused) noexcept nogil
+cdef TransferResult copy_all(Transfer *transfers, Begun *begun, uint64_t count, uint64_t *refused) noexcept nogil
+cdef TransferResult begin_transfer(Transfer *transfers, Begun *begun, uint64_t position, PairSet *pinned,
+                                   PairSet *sources) noexcept nogil
+cdef void drop_keys(Transfer *transfers, Begun *begun, uint64_t count) noexcept nogil
+cdef void unpin_all(Transfer *transfers, Begun *begun, uint64_t count) noexcept nogil

@@ -100,24 +100,39 @@ cdef TransferResult copy_all(Transfer *transfers, Begun *begun, uint64_t count, 
     return TRANSFERRED
 
 
-cdef TransferResult carry_out_all(
-    Transfer *transfers, Begun *begun, uint64_t count, PairSet *pinned, PairSet *sources, bint only_check, uint64_t *refused
+cdef TransferResult begin_all(
+    Transfer *transfers, Begun *begun, uint64_t count, PairSet *pinned, PairSet *sources, uint64_t *refused
 ) noexcept nogil:
-    """All of them or none; `only_check` stops before the first byte. Else the result of the first that was `refused`, or
-    that failed."""
+    """Find, pin and check every one. Not TRANSFERRED: the result of the first that was `refused`, and nothing is pinned."""
     cdef uint64_t i
-    cdef TransferResult result = TRANSFERRED
+    cdef TransferResult result
     for i in range(count):
         result = begin_transfer(transfers, begun, i, pinned, sources)
         if result != TRANSFERRED:
             refused[0] = i
             unpin_all(transfers, begun, i)
             return result
+    return TRANSFERRED
+
+
+cdef void drop_keys(Transfer *transfers, Begun *begun, uint64_t count) noexcept nogil:
+    cdef uint64_t i
+    for i in range(count):
+        if drop_key(transfers + i, &begun[i].entry, &begun[i].remote):
+            begun[begun[i].holder].dropped_key = True
+
+
+cdef TransferResult carry_out_all(
+    Transfer *transfers, Begun *begun, uint64_t count, PairSet *pinned, PairSet *sources, bint only_check, uint64_t *refused
+) noexcept nogil:
+    """All of them or none; `only_check` stops before the first byte. Else the result of the first that was `refused`, or
+    that failed."""
+    cdef TransferResult result = begin_all(transfers, begun, count, pinned, sources, refused)
+    if result != TRANSFERRED:
+        return result
     if not only_check:
         result = copy_all(transfers, begun, count, refused)
     if result == TRANSFERRED and not only_check:
-        for i in range(count):
-            if drop_key(transfers + i, &begun[i].entry, &begun[i].remote):
-                begun[begun[i].holder].dropped_key = True
+        drop_keys(transfers, begun, count)
     unpin_all(transfers, begun, count)
     return result

@@ -14,7 +14,7 @@ cdef class NodeCaches:
     cdef readonly uint64_t cluster_id
     cdef readonly bint remote_accessible
     # Kept by the links; read in a critical section.
-    cdef public dict peers         # cluster id -> PeerArena; replaced, never modified
+    cdef public dict peers         # cluster id -> Peer; replaced, never modified
     cdef public int communicators  # how many live
     cdef uint64_t[PEER_WORDS] admitted   # one bit for each pin bit given to a peer
     cdef Cache make(self, str tag, CacheDesc desc, Allocation *request, tuple keys, list addresses)

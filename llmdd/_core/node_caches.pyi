@@ -1,11 +1,13 @@
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llmdd._core.cache import Cache
 from llmdd._core.cache_desc import CacheDesc
 from llmdd._core.cache_keys import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 from llmdd._core.enumerations import Placement
-from llmdd._core.peer import PeerArena
+from llmdd._core.peer import Peer
+from llmdd._core.served_transfers import ServedTransfers
 
 class PoolUsage(NamedTuple):
     total_bytes: int
@@ -13,7 +15,7 @@ class PoolUsage(NamedTuple):
     page_bytes: int
 
 class NodeCaches:
-    peers: dict[int, PeerArena]
+    peers: Mapping[int, Peer]
     communicators: int
     def __init__(
         self,
@@ -61,6 +63,8 @@ class NodeCaches:
     def remove_cache_key(self, cache_key: CacheKey) -> None: ...
     def lookup(self, cache_key: CacheKey) -> CacheKeyByIdAndIndex | None: ...
     def export(self) -> tuple[dict[str, int], list[int]]: ...
+    def pool_regions(self) -> list[tuple[int, int]]: ...
+    def serve(self, items: Sequence[Any], together: bool, patience_ms: int) -> ServedTransfers: ...
     def admit_peer(self) -> int: ...
     def evict_peer(self, peer_bit: int) -> int: ...
     def dismiss_peer(self, peer_bit: int) -> None: ...

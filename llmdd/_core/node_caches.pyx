@@ -31,6 +31,7 @@ from llmdd._core.layout cimport (
     KEY_NONE,
     PEER_LIMIT,
     PEER_WORDS,
+    POOL_COUNT,
     ArenaHeader,
     IndexEntry,
     KeyRecord,
@@ -64,6 +65,7 @@ from llmdd._core.lifecycle cimport (
 from llmdd._core.node_memory cimport NodeMemory, is_closed
 from llmdd._core.segments cimport Mapping
 from llmdd._core.references cimport anything_released
+from llmdd._core.served_transfers cimport serve
 from llmdd._core.status import LLMStatusCode, failure, invalid
 from llmdd._core.validation cimport (
     checked_int64,
@@ -673,6 +675,35 @@ cdef class NodeCaches:
             LLMStatusCode.LLM_FAILED,
             f"{PEER_LIMIT} links to clusters of this host stand, that is the limit",
         )
+
+    def pool_regions(self):
+        """Address and bytes of each pool of ours, for a transfer engine."""
+        cdef ArenaHeader *header
+        cdef int pool
+        with critical_section(self.memory):
+            self.memory.require_open("link_clusters")
+            header = header_of(self.memory.base)
+            return [
+                (<uint64_t>self.memory.pools[pool], header.pools[pool].bytes)
+                for pool in range(POOL_COUNT)
+                if header.pools[pool].configured
+            ]
+
+    def serve(self, items, together, patience_ms):
+        """Begin what a peer on another host asks for (``link.transfer_messages.Wanted``): it is pinned as for a peer here.
+
+        Returns
+        -------
+        ServedTransfers
+
+        Raises
+        ------
+        ValueError
+            There can be no such transfers.
+        LLMException
+            ``LLM_ENGINE_FINALIZED``: the store was closed.
+        """
+        return serve(self.memory, self.remote_accessible, list(items), together, <int64_t>patience_ms * 1000000)
 
     def evict_peer(self, peer_bit):
         """A peer's link is down, and its process lives: what it reads is held for it no longer (protocol 11).

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""A linked peer's arena (see ``peer.pxd``)."""
+"""Linked peers (see ``peer.pxd``)."""
 
 import os
 
@@ -26,10 +26,12 @@ from llmdd._core.copying cimport (
 from llmdd._core.layout cimport PEER_LIMIT, header_of
 from llmdd._core.segments cimport map_arena, map_segment, require_size
 from llmdd._core.status import LLMException, LLMStatusCode, failure
+from llmdd._core.timed_lock cimport TimedLock
 from llmdd._core.transfer cimport (
     ADDRESS_UNKNOWN,
     BLOCK_BYTES_DIFFER,
     BLOCK_COUNTS_DIFFER,
+    ENGINE_FAILED,
     INDEX_IN_MOTION,
     KINDS_DIFFER,
     LINK_LOST,
@@ -48,6 +50,7 @@ from llmdd._core.transfer cimport (
     REMOTE_SLOT_TOO_SMALL,
     REMOTE_TENSOR_RANGE,
     TENSOR_COUNTS_DIFFER,
+    TOO_MANY_AT_ONCE,
     TOO_MANY_BLOCKS,
     TRANSFERRED,
     TransferResult,
@@ -99,11 +102,97 @@ cdef dict _REFUSALS = {
     LINK_LOST: (LLMStatusCode.LLM_NOT_YET_LINK, "the link was lost"),
     LINK_WAS_BUSY: (LLMStatusCode.LLM_LINK_BUSY, "the link was busy for longer than sync_kv_timeout"),
     LINK_TAKEN_DOWN: (LLMStatusCode.LLM_NOT_YET_LINK, "the link has been taken down"),
-    PEER_UNSOUND: (LLMStatusCode.LLM_FAILED, "the peer's memory does not describe a cache"),
+    PEER_UNSOUND: (LLMStatusCode.LLM_FAILED, "what the peer says of its memory does not describe a cache"),
+    ENGINE_FAILED: (LLMStatusCode.LLM_FAILED, "the transfer engine gave up; its log says why"),
+    TOO_MANY_AT_ONCE: (
+        LLMStatusCode.LLM_PARAM_INVALID,
+        "more blocks are listed than a transfer to another host may have; divide the list",
+    ),
 }
 
 
-cdef class PeerArena:
+cdef class Peer:
+    """A linked cluster, as transfers see it. One transfer at a time has its turn of the link."""
+
+    def __cinit__(self, *arguments, **keywords):
+        self.lock = TimedLock()
+
+    cdef int carry_out(self, Transfer *transfer, str tag, int64_t timeout_ns, bint keep_gil) except -1:
+        """Carry a transfer out when it is this call's turn; raises what it was refused with.
+
+        True if nothing was done, because the link had been taken down when the turn came.
+        """
+        cdef TransferResult result = NOT_BEGUN
+        transfer.deadline = monotonic_nanoseconds() + timeout_ns
+        if not self.lock.acquire(timeout_ns):
+            raise refusal_of(tag, LINK_WAS_BUSY)
+        try:
+            # Pairs with detach, as the turns do: once closing is set, nobody begins.
+            if atomic_load_word(&self.closing):
+                return 1
+            self.carry_out_now(transfer, &result, keep_gil)
+        finally:
+            self.lock.release()
+        if result != TRANSFERRED and result != LOCALLY_REFUSED:
+            raise refusal_of(tag, result)
+        return 0
+
+    cdef int carry_out_run(
+        self, Transfer *transfers, TransferResult *results, uint64_t count, int64_t deadline
+    ) except -1:
+        """Carry out, in one turn and in order, those transfers that are NOT_BEGUN; what became of them is in `results`.
+
+        True if nothing was done, because the link had been taken down when the turn came.
+        """
+        cdef uint64_t i
+        if not self.take_turn(deadline):
+            for i in range(count):
+                if results[i] == NOT_BEGUN:
+                    results[i] = LINK_WAS_BUSY
+            return 0
+        try:
+            if atomic_load_word(&self.closing):
+                return 1
+            for i in range(count):
+                transfers[i].deadline = deadline
+            self.carry_out_each_now(transfers, results, count)
+        finally:
+            self.lock.release()
+        return 0
+
+    cdef int carry_out_now(self, Transfer *transfer, TransferResult *result, bint keep_gil) except -1:
+        raise NotImplementedError
+
+    cdef int carry_out_each_now(self, Transfer *transfers, TransferResult *results, uint64_t count) except -1:
+        raise NotImplementedError
+
+    cdef bint take_turn(self, int64_t deadline):
+        """Wait for the link until a deadline; False if others used it all the time. It is to be given back by `lock`."""
+        return self.lock.acquire(max(0, deadline - monotonic_nanoseconds()))
+
+    cdef void let_go(self) noexcept:
+        """Drop what the link held. It is this call's turn, and nobody's afterwards."""
+
+    def break_off(self):
+        """Refuse every later transfer, and end the one in progress, with ``LLM_NOT_YET_LINK``. Never waits."""
+        # Pair with carry_out, and with the looks that a transfer takes at `broken`: flags, which bring nothing with them.
+        atomic_store_word(&self.closing, 1)
+        atomic_store_word(&self.broken, 1)
+
+    def detach(self, timeout_ms):
+        """Refuse every later transfer, let the one in progress finish, and let go of the peer; False if it did not finish
+        in time."""
+        cdef int64_t timeout_ns = timeout_ms * 1000000
+        # Before we take our turn: who has his later sees it.
+        atomic_store_word(&self.closing, 1)
+        if not self.lock.acquire(timeout_ns):
+            return False
+        self.let_go()
+        self.lock.release()
+        return True
+
+
+cdef class PeerArena(Peer):
     """Maps the segments of a peer: its index, slots and pools to read, its reference words to write.
 
     Parameters
@@ -150,7 +239,6 @@ cdef class PeerArena:
         wrong = what_is_wrong(&self.known, control_bytes, references_bytes)
         if wrong:
             raise ValueError(f"the peer's arena cannot be used: {wrong}")
-        self.lock = TimedLock()
         self.peer_bit = peer_bit
         pools = list(fds[2:])
         if len(pools) != (self.known.pools[HOST].configured != 0) + (self.known.pools[DEVICE].configured != 0):
@@ -187,64 +275,27 @@ cdef class PeerArena:
             transfer.ask = ask_peer
         transfer.broken = &self.broken
 
-    cdef int carry_out(self, Transfer *transfer, str tag, int64_t timeout_ns, bint keep_gil) except -1:
-        """Carry a transfer out when it is this call's turn; raises what it was refused with.
+    cdef int carry_out_now(self, Transfer *transfer, TransferResult *result, bint keep_gil) except -1:
+        self.face(transfer)
+        # An owner that died while it changed its index leaves it so: nobody waits for that with the GIL held.
+        transfer.impatient = keep_gil
+        result[0] = carry_out(transfer) if keep_gil else INDEX_IN_MOTION
+        if result[0] == INDEX_IN_MOTION:
+            transfer.impatient = False
+            with nogil:
+                result[0] = carry_out(transfer)
+        return self.raise_what_asking_raised()
 
-        True if nothing was done, because the link had been taken down when the turn came.
-        """
-        cdef TransferResult result
-        cdef int64_t begin = monotonic_nanoseconds()
-        transfer.deadline = begin + timeout_ns
-        if not self.lock.acquire(timeout_ns):
-            raise refusal_of(tag, LINK_WAS_BUSY)
-        try:
-            # Pairs with detach, as the turns do: once closing is set, nobody begins.
-            if atomic_load_word(&self.closing):
-                return 1
-            self.face(transfer)
-            # An owner that died while it changed its index leaves it so: nobody waits for that with the GIL held.
-            transfer.impatient = keep_gil
-            result = carry_out(transfer) if keep_gil else INDEX_IN_MOTION
-            if result == INDEX_IN_MOTION:
-                transfer.impatient = False
-                with nogil:
-                    result = carry_out(transfer)
+    cdef int carry_out_each_now(self, Transfer *transfers, TransferResult *results, uint64_t count) except -1:
+        cdef uint64_t i = 0
+        for i in range(count):
+            if results[i] == NOT_BEGUN:
+                self.face(transfers + i)
+        i = 0
+        while i < count:
+            with nogil:
+                i = carry_out_each(transfers, results, i, count)
             self.raise_what_asking_raised()
-        finally:
-            self.lock.release()
-        if result != TRANSFERRED and result != LOCALLY_REFUSED:
-            raise refusal_of(tag, result)
-        return 0
-
-    cdef bint take_turn(self, int64_t deadline):
-        """Wait for the link until a deadline; False if others used it all the time. It is to be given back by `lock`."""
-        return self.lock.acquire(max(0, deadline - monotonic_nanoseconds()))
-
-    cdef int carry_out_run(self, Transfer *transfers, TransferResult *results, uint64_t count, int64_t deadline) except -1:
-        """Carry out, in one turn and in order, those transfers that are NOT_BEGUN; what became of them is in `results`.
-
-        True if nothing was done, because the link had been taken down when the turn came.
-        """
-        cdef uint64_t i
-        if not self.take_turn(deadline):
-            for i in range(count):
-                if results[i] == NOT_BEGUN:
-                    results[i] = LINK_WAS_BUSY
-            return 0
-        try:
-            if atomic_load_word(&self.closing):
-                return 1
-            for i in range(count):
-                if results[i] == NOT_BEGUN:
-                    self.face(transfers + i)
-                    transfers[i].deadline = deadline
-            i = 0
-            while i < count:
-                with nogil:
-                    i = carry_out_each(transfers, results, i, count)
-                self.raise_what_asking_raised()
-        finally:
-            self.lock.release()
         return 0
 
     cdef int raise_what_asking_raised(self) except -1:
@@ -253,24 +304,10 @@ cdef class PeerArena:
             raise asking_failed
         return 0
 
-    def break_off(self):
-        """Refuse every later transfer, and end the one in progress, with ``LLM_NOT_YET_LINK``. Never waits."""
-        # Pair with carry_out, and with the looks that a transfer takes at `broken`: flags, which bring nothing with them.
-        atomic_store_word(&self.closing, 1)
-        atomic_store_word(&self.broken, 1)
-
-    def detach(self, timeout_ms):
-        """Refuse every later transfer, let the one in progress finish, and unmap; False if it did not finish in time."""
-        cdef int64_t timeout_ns = timeout_ms * 1000000
-        # Before we take our turn: who has his later sees it.
-        atomic_store_word(&self.closing, 1)
-        if not self.lock.acquire(timeout_ns):
-            return False
+    cdef void let_go(self) noexcept:
         self.arena = self.host_pool = self.device_pool = None
         self.courier = None
         self.forget_process()
-        self.lock.release()
-        return True
 
     @property
     def remote_accessible(self):

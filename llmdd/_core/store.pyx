@@ -21,7 +21,7 @@ from llmdd._core.layout cimport (
 )
 from llmdd._core.local_copies cimport LocalCopies, PinnedCache, pinned
 from llmdd._core.node_caches import PoolUsage
-from llmdd._core.peer cimport PeerArena
+from llmdd._core.peer cimport Peer
 from llmdd._core.status import LLMStatusCode, failure, invalid
 from llmdd._core.transfer cimport (
     ALL_BLOCKS,
@@ -424,7 +424,7 @@ cdef class CacheStore(LocalCopies):
     # ------------------------------------------------------------ any transfer
 
     cdef object linked(self, uint64_t cluster_id):
-        """The memory of a linked cluster, or None."""
+        """A linked cluster, as transfers see it, or None."""
         cdef CriticalSection section
         enter_critical_section(&section, <PyObject *>self)
         try:
@@ -467,7 +467,7 @@ cdef class CacheStore(LocalCopies):
         """
         cdef Piece piece
         cdef Slot *slot
-        cdef PeerArena peer, following
+        cdef Peer peer, following
         cdef bint small
         cdef uint64_t bytes_of_tensor
         cdef object refusal

@@ -36,6 +36,8 @@ cdef enum TransferResult:
     NOT_BEGUN = 20                 # of several: this one's turn is still to come
     LINK_WAS_BUSY = 21             # others used the link until the time had run out
     LINK_TAKEN_DOWN = 22
+    ENGINE_FAILED = 23             # the transfer engine between two hosts gave up
+    TOO_MANY_AT_ONCE = 24          # more blocks than a request to another host may list
 
 cdef enum Form:
     SLOT_TO_SLOT = 0
@@ -99,14 +101,29 @@ cdef struct Transfer:
     CopyTeam *team                 # threads for large copies
     bint impatient                 # do not wait while the owner changes its index: INDEX_IN_MOTION
     const PairSet *pinned          # of several at once: (arena, slot) of what they have pinned already; NULL: of one
+    bint served                    # the owner itself carries it out, for a peer on another host: its pins are counted
+
+cdef struct Landing:
+    # Where one tensor goes that goes to an address: the pinned slot, its record, which tensor of it, and the address in that.
+    IndexEntry entry
+    Slot remote
+    uint64_t tensor
+    uint64_t address
 
 cdef Place place_here(char *arena, const Slot *slot, char *pool, uint64_t tensor) noexcept nogil
 cdef TransferResult carry_out(Transfer *transfer) noexcept nogil
 
-# The steps of carry_out by key, for several transfers that go together (bulk_transfers.pxd).
+# The steps of carry_out, for several transfers that go together (bulk_transfers.pxd), and for those between two hosts.
 cdef TransferResult find_and_pin(Transfer *transfer, IndexEntry *entry, Slot *copy) noexcept nogil
 cdef TransferResult fits_slot(Transfer *transfer, const IndexEntry *entry, const Slot *remote) noexcept nogil
 cdef TransferResult copy_tensors(Transfer *transfer, const IndexEntry *entry, const Slot *remote) noexcept nogil
 cdef TransferResult outcome(Transfer *transfer, const IndexEntry *entry, TransferResult result) noexcept nogil
 cdef bint drop_key(Transfer *transfer, const IndexEntry *entry, const Slot *remote) noexcept nogil
 cdef void unpin(Transfer *transfer, uint64_t slot, bint dropped_key) noexcept nogil
+cdef TransferResult fits(Transfer *transfer, const Slot *remote) noexcept nogil
+cdef uint64_t plan(Transfer *transfer, const Slot *remote) noexcept nogil
+cdef bint remote_place(Transfer *transfer, const Slot *remote, uint64_t tensor, Place *place) noexcept nogil
+cdef uint64_t bytes_at_address(Transfer *transfer) noexcept nogil
+cdef TransferResult find_landing(Transfer *transfer, uint64_t size, Landing *landings, uint64_t number) noexcept nogil
+cdef bint landing_place(Transfer *transfer, const Landing *landing, Place *place) noexcept nogil
+cdef TransferResult result_of_copy(CopyResult result) noexcept nogil

@@ -6,6 +6,7 @@ from posix.unistd cimport getpid
 
 from llmdd._core.atomic cimport (
     atomic_fence_acquire,
+    atomic_fetch_add_word,
     atomic_fetch_clear,
     atomic_fetch_set,
     atomic_load_number,
@@ -49,7 +50,7 @@ from llmdd._core.layout cimport (
     pin_words,
     tensor_words,
 )
-from llmdd._core.lifecycle cimport tensor_place
+from llmdd._core.lifecycle cimport tensor_place, unpin_local
 from llmdd._core.pair_set cimport NOT_SEEN, pair_set_find
 from llmdd._core.references cimport any_key_bound, key_is_bound, mark_released, transfer_key
 from llmdd._core.tables cimport (
@@ -152,7 +153,10 @@ cdef TransferResult pin(Transfer *transfer, const IndexEntry *entry, Slot *copy)
         return confirm_pinned(transfer, entry, copy)
     # Pair with the owner's apply, pinned_by_peers and read_by_evicted: our bit is set before we read the gate, the gate
     # closed before it reads the bits. With its allocate too: who sees the gate open sees the tenant whole.
-    atomic_fetch_set(pin_word(transfer, entry.slot), <uint64_t>1 << transfer.peer_bit % 64)
+    if transfer.served:
+        atomic_fetch_add_word(&slot.local_pins, 1)
+    else:
+        atomic_fetch_set(pin_word(transfer, entry.slot), <uint64_t>1 << transfer.peer_bit % 64)
     if atomic_load_word(&slot.gate) == (<uint64_t>entry.generation << 1 | 1):
         # From here on the tenant cannot change, unless the owner breaks the rules; if we are evicted, nothing of it but
         # the contents of its tensors.
@@ -182,6 +186,11 @@ cdef TransferResult confirm_pinned(Transfer *transfer, const IndexEntry *entry, 
 
 cdef void unpin(Transfer *transfer, uint64_t slot, bint dropped_key) noexcept nogil:
     """Clear our pin; tell the owner if it may be waiting for that, or must forget a key."""
+    if transfer.served:
+        unpin_local(transfer.arena, slot)
+        if dropped_key:
+            mark_released(transfer.arena, transfer.known, slot)
+        return
     # Pair with the owner's apply and pinned_by_peers: the pin goes after all that we do to the cache, and before the gate
     # is read; the owner closes the gate before it reads the pins. So it sees ours gone, or we see that it may be waiting.
     atomic_fetch_clear(pin_word(transfer, slot), <uint64_t>1 << transfer.peer_bit % 64)
@@ -211,14 +220,6 @@ cdef TransferResult find_and_pin(Transfer *transfer, IndexEntry *entry, Slot *co
 
 
 # ---------------------------------------------------------------- by an address of the peer's
-
-
-cdef struct Landing:
-    # Where one tensor of ours goes: the pinned slot, its record, which tensor of it, and the address in that.
-    IndexEntry entry
-    Slot remote
-    uint64_t tensor
-    uint64_t address
 
 
 cdef int64_t tensor_over(Transfer *transfer, const Slot *slot, uint64_t address, uint64_t size) noexcept nogil:

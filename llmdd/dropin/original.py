@@ -469,8 +469,8 @@ OPTIONS = (
         "hixl",
         ("llm.TransferBackend",),
         True,
-        "Only `hixl`. Turns remote mode on, `unlink_clusters` needs no addresses, `link` is not available. Links "
-        "stay usable from both ends.",
+        "`hixl` turns remote mode on, `unlink_clusters` needs no addresses, `link` is not available. Links stay usable "
+        "from both ends. `nixl` is llmdd's own: this engine moves the bytes of every link, not only between hosts.",
     ),
     Option("global_resource_config", "{}", ("llm.GlobalResourceConfig",), False, ""),
     Option("cluster_info", '{"cluster_id": 1}', ("llm.ClusterInfo",), False, ""),
@@ -587,8 +587,8 @@ INTERNAL: dict[str, frozenset[str]] = {
     "CacheManager": frozenset(
         {
             "abandon", "admit_peer", "admitted_peers", "close", "communicators", "dismiss_peer", "evict_peer", "export",
-            "has_released", "peers", "pin_source", "read_registered", "reap", "send_to_addresses", "send_to_cache",
-            "write_registered",
+            "has_released", "peers", "pin_source", "pool_regions", "read_registered", "reap", "send_to_addresses",
+            "send_to_cache", "write_registered",
         }
     ),
     "TransferWithCacheKeyConfig": frozenset({"check_lengths"}),

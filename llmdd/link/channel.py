@@ -7,17 +7,44 @@ import os
 import socket
 from typing import Any, TypeVar, overload
 
-from .messages import HEADER, MAX_BULK_PAYLOAD, MAX_PAYLOAD, Message, ProtocolError, decode, frame, payload_length
+from .messages import (
+    HEADER,
+    MAX_BULK_PAYLOAD,
+    MAX_PAYLOAD,
+    Message,
+    ProtocolError,
+    decode,
+    frame,
+    largest_payload,
+    payload_length,
+)
 
 _M = TypeVar("_M")
 _N = TypeVar("_N")
+_O = TypeVar("_O")
 
 # What may wait to be sent: an answer and a request with a piece of memory each, and the short messages behind them.
 _MAX_UNSENT = 3 * MAX_BULK_PAYLOAD
 
+# A host that has crashed, or that no wire leads to any more, is noticed within about half a minute: where nothing is
+# said, by the kernel's probes; where something is, because it is not acknowledged.
+_SILENT_BEFORE_PROBES_S = 10
+_BETWEEN_PROBES_S = 5
+_PROBES = 4
+_UNACKNOWLEDGED_MS = 30_000
+
 
 class ConnectionEnded(ProtocolError):
     """The other end closed the connection where more was to come."""
+
+
+def watch_for_a_dead_host(sock: socket.socket) -> None:
+    """Have the kernel break a TCP connection whose other end has been out of reach for about half a minute."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENT_BEFORE_PROBES_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _BETWEEN_PROBES_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
 
 
 class Channel:
@@ -26,7 +53,7 @@ class Channel:
     Attributes
     ----------
     owned
-        Whether it belongs to a session, which will close it.
+        Whether it belongs to a session, which will close it, or has been released.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -92,16 +119,18 @@ class Channel:
     @overload
     async def receive(self, first: type[_M], /) -> _M: ...
     @overload
-    async def receive(self, first: type[_M], second: type[_N], /, *, bulk: bool = False) -> _M | _N: ...
+    async def receive(self, first: type[_M], second: type[_N], /) -> _M | _N: ...
+    @overload
+    async def receive(self, first: type[_M], second: type[_N], third: type[_O], /) -> _M | _N | _O: ...
     async def receive(self, *expected: type[Any], bulk: bool = False) -> Any:
-        """The next message, which must be one of ``expected`` if any are named. ``bulk``: it may carry memory.
+        """The next message, which must be one of ``expected`` if any are named. ``bulk``: if none are, it may be large.
 
         Raises
         ------
         ProtocolError
             If anything else comes, or the other end closes (:class:`ConnectionEnded`).
         """
-        largest = MAX_BULK_PAYLOAD if bulk else MAX_PAYLOAD
+        largest = max(map(largest_payload, expected), default=MAX_BULK_PAYLOAD if bulk else MAX_PAYLOAD)
         payload = await self._exactly(payload_length(await self._exactly(HEADER.size), largest))
         message = decode(payload)
         if expected and not isinstance(message, expected):
@@ -142,6 +171,21 @@ class Channel:
         """Close the socket and leave the connection to the process that this one was forked from."""
         self._socket.close()
 
+    def watch_for_a_dead_host(self) -> None:
+        """As the function of that name; only on TCP."""
+        watch_for_a_dead_host(self._socket)
+
+    def release(self) -> socket.socket:
+        """Give the connection away, as a blocking socket: all said has been sent, and nothing is being received."""
+        sock = socket.socket(fileno=self._socket.detach())
+        sock.setblocking(True)
+        self.owned = True
+        return sock
+
+    async def connect_again(self) -> Channel:
+        """Another channel to the same address; ``OSError`` if nobody answers there any more."""
+        return await _connect(self._socket.family, self._socket.getpeername())
+
 
 async def connect(host: str, port: int) -> Channel:
     """A channel to the numeric address ``host``; ``OSError`` if nobody answers there."""
@@ -149,8 +193,12 @@ async def connect(host: str, port: int) -> Channel:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except UnicodeError as error:
         raise OSError(f"{host!r} is no address: {error}") from None
-    family, kind, protocol, _, address = found[0]
-    sock = socket.socket(family, kind, protocol)
+    family, _, _, _, address = found[0]
+    return await _connect(family, address)
+
+
+async def _connect(family: int, address: Any) -> Channel:
+    sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

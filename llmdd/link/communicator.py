@@ -14,36 +14,25 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from llmdd._core.peer import PeerArena
+from llmdd._core.peer import Peer
 from llmdd._core.status import LLMException
-from llmdd._core.store import CacheStore
 from llmdd._core.tables import COMMUNICATOR
 
 from .channel import connect
-from .handshake import Refused, initiate
-from .listeners import Address, Listeners
+from .handshake import initiate
+from .listeners import Address
+from .local_end import LocalEnd
 from .messages import Commit, CommunicatorTag, Farewell, Identity, Linked, ProtocolError, Refusal
 from .rank_table import addresses_of, canonical
-from .reaper import Reaper
+from .refused import Refused
 from .session import Session
-from .sessions import Sessions, cancel, part
+from .sessions import cancel, part
 
 _logger = logging.getLogger("llmdd.link")
 
 # Between two calls on a member that is not there yet.
 _FIRST_PAUSE_S = 0.01
 _LONGEST_PAUSE_S = 0.2
-
-
-@dataclass(frozen=True)
-class LocalEnd:
-    """What a member needs of its node."""
-
-    identity: Identity
-    store: CacheStore
-    reaper: Reaper
-    sessions: Sessions
-    listeners: Listeners
 
 
 @dataclass(frozen=True)
@@ -88,7 +77,7 @@ class Communicator:
     end
         The node whose communicator it is.
     changed
-        Called when :meth:`arenas` has changed.
+        Called when :meth:`members` has changed.
     total_time_s, attempts
         How long it may prepare, and the number of attempts that share this time. An attempt that nothing can come of,
         because the address of this member cannot be listened at, is over; the next begins when its time has come.
@@ -121,11 +110,11 @@ class Communicator:
     def __repr__(self) -> str:
         return f"communicator {self.number} {self.agreement.name!r}"
 
-    def arenas(self) -> dict[int, PeerArena]:
+    def members(self) -> dict[int, Peer]:
         """The members to which transfers may run, and their memory."""
         if self.state != "OK":
             return {}
-        return {cluster_id: session.arena for cluster_id, session in self._sessions.items()}
+        return {cluster_id: session.memory for cluster_id, session in self._sessions.items()}
 
     # -- meeting --------------------------------------------------------------------------------------------------
 
@@ -193,7 +182,7 @@ class Communicator:
         tag = CommunicatorTag(self.agreement.name_digest, self.agreement.digest, self.number)
         channel = await connect(*self.agreement.addresses[cluster_id])
         try:
-            session = await initiate(channel, end.identity, end.store, end.reaper, cluster_id, tag)
+            session = await initiate(channel, end, cluster_id, tag)
         except BaseException:
             channel.close()
             raise

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from llmdd._core.enumerations import RegisterMemStatus
-from llmdd._core.peer import PeerArena
+from llmdd._core.peer import Peer
 from llmdd._core.status import LLMException, LLMStatusCode, failure
 from llmdd._core.tables import COMMUNICATOR
 
 from .channel import Channel
-from .communicator import Agreement, Communicator, LocalEnd
-from .handshake import Refused, answer, require_cluster
+from .communicator import Agreement, Communicator
+from .handshake import answer, require_cluster
+from .local_end import LocalEnd
 from .messages import Commit, CommunicatorTag, Detached, Identity, LinkRequest
 from .rank_table import RankTableError
+from .refused import Refused
 
 #: How many may live in one node.
 MAX_COMMUNICATORS = 512
@@ -27,7 +29,7 @@ class Communicators:
     end
         The node.
     publish
-        Called with the arenas of all members to which transfers may run when they change: a new dict each time. Where
+        Called with the memory of all members to which transfers may run when they change: a new dict each time. Where
         several communicators lead to one cluster, the oldest of them is in it.
     total_time_s, attempts
         As of :class:`~llmdd.link.communicator.Communicator`.
@@ -38,7 +40,7 @@ class Communicators:
     def __init__(
         self,
         end: LocalEnd,
-        publish: Callable[[dict[int, PeerArena]], None],
+        publish: Callable[[dict[int, Peer]], None],
         *,
         total_time_s: float,
         attempts: int,
@@ -115,10 +117,10 @@ class Communicators:
         communicator.drop()
 
     def _members_changed(self) -> None:
-        arenas: dict[int, PeerArena] = {}
+        members: dict[int, Peer] = {}
         for communicator in self._living.values():
-            arenas = {**communicator.arenas(), **arenas}
-        self._publish(arenas)
+            members = {**communicator.members(), **members}
+        self._publish(members)
 
     # -- what other members want ----------------------------------------------------------------------------------
 
@@ -129,7 +131,7 @@ class Communicators:
         require_cluster(request, self._end.identity)
         communicator = self._waiting_for(theirs, tag)
         try:
-            session = await answer(channel, request, self._end.identity, self._end.store, self._end.reaper)
+            session = await answer(channel, self._end, request)
         except Refused as refused:
             if communicator.awaits(theirs, tag):
                 communicator.give_up(refused)

@@ -15,19 +15,18 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
-from llmdd._core.peer import PeerArena
+from llmdd._core.peer import Peer
 from llmdd._core.status import LLMException, LLMStatusCode
-from llmdd._core.store import CacheStore
 
 from .channel import Channel, connect
-from .handshake import Refused, answer, initiate
+from .handshake import answer, initiate
 from .link_table import LinkTable
+from .local_end import LocalEnd
 from .messages import (
     Commit,
     Crossed,
     Detached,
     Farewell,
-    Identity,
     Linked,
     LinkRequest,
     ProtocolError,
@@ -35,9 +34,8 @@ from .messages import (
     Unlinked,
     UnlinkRequest,
 )
-from .reaper import Reaper
+from .refused import Refused
 from .session import Session
-from .sessions import Sessions
 
 _logger = logging.getLogger("llmdd.link")
 
@@ -59,28 +57,16 @@ class Endpoint:
 
     Parameters
     ----------
-    identity
-        What this cluster says of itself.
-    store, reaper
-        Its memory, which linked peers attach, and who takes back the pin bits granted to them.
-    sessions
-        Where the sessions of its links run.
+    end
+        What this cluster brings to its links.
     publish
         As of :class:`~llmdd.link.link_table.LinkTable`.
     """
 
-    def __init__(
-        self,
-        identity: Identity,
-        store: CacheStore,
-        reaper: Reaper,
-        sessions: Sessions,
-        publish: Callable[[dict[int, PeerArena]], None],
-    ) -> None:
-        self._identity = identity
-        self._store = store
-        self._reaper = reaper
-        self._sessions = sessions
+    def __init__(self, end: LocalEnd, publish: Callable[[dict[int, Peer]], None]) -> None:
+        self._end = end
+        self._identity = end.identity
+        self._sessions = end.sessions
         self.links = LinkTable(publish)
         self._committing: set[int] = set()
         self._turns: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
@@ -135,7 +121,7 @@ class Endpoint:
             return False
         try:
             self._require_room(target.cluster_id)
-            session = await initiate(channel, self._identity, self._store, self._reaper, target.cluster_id)
+            session = await initiate(channel, self._end, target.cluster_id)
         except BaseException:
             channel.close()
             raise
@@ -210,7 +196,7 @@ class Endpoint:
         cluster_id = request.identity.cluster_id
         self._require_room(cluster_id)
         before = self.links[cluster_id].session
-        session = await answer(channel, request, self._identity, self._store, self._reaper)
+        session = await answer(channel, self._end, request)
         try:
             if isinstance(await channel.receive(Commit, Detached), Detached):
                 session.discard()  # it has been linked to us by another handshake meanwhile

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
-from llmdd._core.peer import PeerArena
+from llmdd._core.peer import Peer
 from llmdd._core.tables import LINK
 
 from .session import Session
@@ -34,10 +34,10 @@ class LinkTable:
     Parameters
     ----------
     publish
-        Called with the arenas of all linked clusters when they change: a new dict each time, for other threads to read.
+        Called with the memory of all linked clusters when it changes: a new dict each time, for other threads to read.
     """
 
-    def __init__(self, publish: Callable[[dict[int, PeerArena]], None]) -> None:
+    def __init__(self, publish: Callable[[dict[int, Peer]], None]) -> None:
         self._publish = publish
         self._links: dict[int, Link] = {}
 
@@ -79,10 +79,10 @@ class LinkTable:
             _logger.info("link to cluster %d: %s -> %s (%s)", cluster_id, before.state, state, event)
         return before.session
 
-    def linked(self) -> dict[int, PeerArena]:
+    def linked(self) -> dict[int, Peer]:
         """The clusters to which a link stands, and their memory."""
         return {
-            cluster_id: link.session.arena
+            cluster_id: link.session.memory
             for cluster_id, link in self._links.items()
             if link.state == "LINKED" and link.session is not None
         }

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Awaitable, Callable
 
 from .channel import Channel
-from .messages import LinkRequest, ProtocolError, UnlinkRequest
+from .messages import Converse, LinkRequest, ProtocolError, UnlinkRequest
 
 _logger = logging.getLogger("llmdd.link")
 
@@ -18,15 +18,18 @@ REQUEST_TIMEOUT_S = 5.0
 #: Connections that have not said yet what they want. The next one ends the oldest of them: silence keeps nobody out.
 MAX_SILENT = 64
 
-#: Requests being answered. Further ones are sent away.
+#: Requests being answered at a time. Further ones wait for their turn.
 MAX_REQUESTS = 64
+
+#: Requests that wait for their turn. Further ones are sent away.
+MAX_WAITING = 448
 
 _BACKLOG = 128
 
 # After the process ran out of descriptors; the connection stays in the backlog and would otherwise wake us at once.
 _ACCEPT_PAUSE_S = 0.1
 
-Request = LinkRequest | UnlinkRequest
+Request = LinkRequest | UnlinkRequest | Converse
 Serve = Callable[[Channel, Request], Awaitable[None]]
 
 
@@ -59,8 +62,8 @@ class Listener:
     sock
         As :func:`bind` makes it.
     serve
-        Serves one request. The channel is closed afterwards unless a session owns it. Cancelled when the listener
-        closes.
+        Serves one request. The channel is closed afterwards unless a session owns it, or it was released. Cancelled
+        when the listener closes.
     """
 
     def __init__(self, sock: socket.socket, serve: Serve) -> None:
@@ -68,17 +71,18 @@ class Listener:
         self._serve = serve
         self._silent: dict[asyncio.Task[None], None] = {}
         self._requests: set[asyncio.Task[None]] = set()
+        self._turns = asyncio.Semaphore(MAX_REQUESTS)
         self._loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None
         self._loop.add_reader(sock, self._accept)
 
     @property
     def is_busy(self) -> bool:
-        """Whether a request is being answered."""
+        """Whether a request is being answered, or waits for that."""
         return bool(self._requests)
 
     def retire(self) -> None:
-        """Stop listening. Requests that are being answered are answered."""
+        """Stop listening. Requests that have come are answered."""
         for task in self._silent:
             task.cancel()
         if self._socket.fileno() >= 0:
@@ -124,7 +128,7 @@ class Listener:
 
     async def _hear(self, channel: Channel) -> None:
         try:
-            request = await asyncio.wait_for(channel.receive(LinkRequest, UnlinkRequest), REQUEST_TIMEOUT_S)
+            request = await asyncio.wait_for(channel.receive(LinkRequest, UnlinkRequest, Converse), REQUEST_TIMEOUT_S)
         except asyncio.TimeoutError:
             _logger.debug("a connection was dropped: it said nothing for %s s", REQUEST_TIMEOUT_S)
             return
@@ -134,11 +138,15 @@ class Listener:
         task = asyncio.current_task()
         assert task is not None
         self._silent.pop(task, None)
-        if len(self._requests) >= MAX_REQUESTS:
-            _logger.warning("a request was dropped: %d others are being answered", MAX_REQUESTS)
+        if isinstance(request, Converse):
+            await self._serve(channel, request)  # out of turn: those that are being answered wait for it
+            return
+        if len(self._requests) >= MAX_REQUESTS + MAX_WAITING:
+            _logger.warning("a request was dropped: %d others came before", len(self._requests))
             return
         self._requests.add(task)
-        await self._serve(channel, request)
+        async with self._turns:
+            await self._serve(channel, request)
 
     def _ended(self, task: asyncio.Task[None], channel: Channel) -> None:
         # Here, and not in the task, because a task cancelled before its first step never runs.

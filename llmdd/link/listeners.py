@@ -38,14 +38,14 @@ class Listeners:
         return address
 
     def retire(self, address: Address) -> None:
-        """Want an address no more. Requests that are being answered are answered."""
+        """Want an address no more. Requests that have come are answered."""
         listener = self._let_go(address)
         if listener is not None:
             listener.retire()
             self._retired = [other for other in (*self._retired, listener) if other.is_busy]
 
     async def close(self, address: Address) -> None:
-        """Want an address no more. If nobody else does, requests that are being answered are dropped."""
+        """Want an address no more. If nobody else does, requests that have come are dropped."""
         listener = self._let_go(address)
         if listener is not None:
             await listener.close()

@@ -1,8 +1,9 @@
 """Every byte that crosses a socket.
 
 A frame on TCP is a length (four bytes, network order) and so many bytes of MessagePack: one message of the union
-:data:`Message`, at most :data:`MAX_PAYLOAD` bytes, or :data:`MAX_BULK_PAYLOAD` where it carries memory. On the Unix
-socket one packet is one message, :class:`Segments`, without a length; the memory descriptors travel beside it.
+:data:`Message`, at most :data:`MAX_PAYLOAD` bytes; a few kinds may be longer (:func:`largest_payload`), where they are
+expected. On the Unix socket one packet is one message, :class:`Segments`, without a length; the memory descriptors
+travel beside it.
 
 A link is made like this (the initiator is the end where ``link_clusters`` was called; of two
 members of a communicator, the one with the higher rank)::
@@ -15,6 +16,22 @@ members of a communicator, the one with the higher rank)::
         | -------- Commit ---------------------> |   nothing has happened to me meanwhile
         | <------- Linked ---------------------- |   the link stands                         (or Refusal, or Crossed)
 
+That is the way of two ends on one host, which share memory. Where they are on different hosts, or one of them insists
+on it (``Identity.transport``), an engine moves the bytes; what it needs to know takes the place of the memory::
+
+    initiator                                acceptor
+        | -------- LinkRequest ----------------> |   who I am, whom I expect
+        | <------- Welcome --------------------- |   who I am; there is no rendezvous        (or Refusal)
+        | -------- EngineOffer ----------------> |   how your engine finds mine              (or Refusal)
+        | <------- EngineOffer ----------------- |   how your engine finds mine              (or Refusal)
+        | ======== Converse (of its own) ======> |   on this connection the initiator asks
+        | ======== Converse (of its own) ======> |   on this connection the acceptor asks
+        | -------- Commit ---------------------> |   nothing has happened to me meanwhile
+        | <------- Linked ---------------------- |   the link stands                         (or Refusal, or Crossed)
+
+The two connections that begin with ``Converse`` lead to the address at which the first has reached the acceptor, and
+belong to the link from then on; what is said on them stands in ``transfer_messages``.
+
 The connection then stays open as the *session* of the link. All that is said on it:
 
 ``Farewell``
@@ -24,7 +41,7 @@ The connection then stays open as the *session* of the link. All that is said on
     still answers.
 ``Fetch``, answered by ``Fetched``; ``Store``, answered by ``Stored``
     A piece of registered memory, where the kernel lets only its owner touch it (``courier``). The answer comes before
-    the next request.
+    the next request. Not between ends that have an engine.
 
 ``UnlinkRequest`` travels on a connection of its own, because it must reach an end that has no session with us any more;
 the answer, ``Unlinked``, comes when the other end has let go.
@@ -33,18 +50,20 @@ the answer, ``Unlinked``, comes when the other end has let go.
 from __future__ import annotations
 
 import struct
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
 
 from llmdd._core.tables import PEER_LIMIT
+from llmdd.transport.engine import MAX_METADATA
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 MAX_PAYLOAD = 16 * 1024
 MAX_PIECE = 512 * 1024
 MAX_BULK_PAYLOAD = MAX_PIECE + 1024
+MAX_OFFER_PAYLOAD = MAX_METADATA + 1024
 HEADER = struct.Struct("!I")
 
 UInt64 = Annotated[int, Meta(ge=0)]  # MessagePack has none larger
@@ -54,6 +73,7 @@ Token = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 UInt32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Piece = Annotated[bytes, Meta(max_length=MAX_PIECE)]
+Metadata = Annotated[bytes, Meta(min_length=1, max_length=MAX_METADATA)]
 Description = Annotated[dict[Annotated[str, Meta(max_length=64)], int], Meta(max_length=64)]
 
 
@@ -61,7 +81,8 @@ class Identity(Struct, frozen=True):
     """Who speaks.
 
     Any two versions must understand each other up to here, so fields may be added, with a default, and never removed.
-    ``incarnation`` tells a cluster from the one that had its id before a restart.
+    ``incarnation`` tells a cluster from the one that had its id before a restart. ``transport`` is the engine that the
+    cluster insists on; empty: memory may be shared where it can be.
     """
 
     protocol_version: int
@@ -72,6 +93,7 @@ class Identity(Struct, frozen=True):
     host: ShortText
     pid: int
     remote_accessible: bool
+    transport: ShortText = ""
 
 
 class CommunicatorTag(Struct, frozen=True):
@@ -102,7 +124,10 @@ class UnlinkRequest(Struct, frozen=True, tag="unlink"):
 
 
 class Welcome(Struct, frozen=True, tag="welcome"):
-    """The request is in order: hand your memory over at ``rendezvous``, and show ``token`` there."""
+    """The request is in order: hand your memory over at ``rendezvous``, and show ``token`` there.
+
+    Where an engine moves the bytes ``rendezvous`` is empty, and the token is for ``Converse``.
+    """
 
     identity: Identity
     rendezvous: ShortText
@@ -117,8 +142,21 @@ class Segments(Struct, frozen=True, tag="segments"):
     peer_bit: PeerBit
 
 
+class EngineOffer(Struct, frozen=True, tag="engine_offer"):
+    """What the receiver's engine needs in order to read the sender's memory."""
+
+    metadata: Metadata
+
+
+class Converse(Struct, frozen=True, tag="converse"):
+    """The first word on a connection on which one end of the link of ``token`` asks the other for transfers."""
+
+    token: Token
+    asks: Literal["initiator", "acceptor"]
+
+
 class Commit(Struct, frozen=True, tag="commit"):
-    """The initiator has attached the memory and wants the link to stand."""
+    """The initiator has all that it needs of the other end and wants the link to stand."""
 
 
 class Linked(Struct, frozen=True, tag="linked"):
@@ -191,6 +229,8 @@ Message: TypeAlias = (
     | UnlinkRequest
     | Welcome
     | Segments
+    | EngineOffer
+    | Converse
     | Commit
     | Linked
     | Crossed
@@ -204,7 +244,7 @@ Message: TypeAlias = (
     | Stored
 )
 
-_BULK = (Fetched, Store)
+_LARGE: dict[type, int] = {Fetched: MAX_BULK_PAYLOAD, Store: MAX_BULK_PAYLOAD, EngineOffer: MAX_OFFER_PAYLOAD}
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)
@@ -212,6 +252,11 @@ _decoder = msgspec.msgpack.Decoder(Message)
 
 class ProtocolError(Exception):
     """What came is not what this protocol says at this point. The connection is of no further use."""
+
+
+def largest_payload(kind: type) -> int:
+    """How many bytes a message of this kind may take."""
+    return _LARGE.get(kind, MAX_PAYLOAD)
 
 
 def encode(message: Message) -> bytes:
@@ -225,15 +270,16 @@ def decode(payload: bytes) -> Message:
         message: Message = _decoder.decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"not a message: {error}") from None
-    if len(payload) > MAX_PAYLOAD and not isinstance(message, _BULK):
-        raise ProtocolError(f"a {type(message).__name__} of {len(payload)} bytes; at most {MAX_PAYLOAD} are allowed")
+    largest = largest_payload(type(message))
+    if len(payload) > largest:
+        raise ProtocolError(f"a {type(message).__name__} of {len(payload)} bytes; at most {largest} are allowed")
     return message
 
 
 def frame(message: Message) -> bytes:
     """``message`` as it stands on TCP."""
     payload = encode(message)
-    largest = MAX_BULK_PAYLOAD if isinstance(message, _BULK) else MAX_PAYLOAD
+    largest = largest_payload(type(message))
     if len(payload) > largest:
         raise ValueError(f"{type(message).__name__} takes {len(payload)} bytes, a frame holds {largest}")
     return HEADER.pack(len(payload)) + payload

@@ -10,9 +10,10 @@ from llmdd._core.status import LLMException, LLMStatusCode
 from .channel import Channel
 from .communicators import Communicators
 from .endpoint import Endpoint
-from .handshake import Refused
+from .expected_conversations import ExpectedConversations
 from .listener import Request
-from .messages import LinkRequest, ProtocolError, UnlinkRequest
+from .messages import Converse, LinkRequest, ProtocolError, UnlinkRequest
+from .refused import Refused
 
 _logger = logging.getLogger("llmdd.link")
 
@@ -23,12 +24,19 @@ HANDSHAKE_TIMEOUT_S = 5.0
 class Reception:
     """Leads each request to those whom it concerns, and gives the reason when it is refused."""
 
-    def __init__(self, endpoint: Endpoint, communicators: Communicators) -> None:
+    def __init__(self, endpoint: Endpoint, communicators: Communicators, conversations: ExpectedConversations) -> None:
         self._endpoint = endpoint
         self._communicators = communicators
+        self._conversations = conversations
 
     async def serve(self, channel: Channel, request: Request) -> None:
         """Answer one request."""
+        if isinstance(request, Converse):
+            try:
+                self._conversations.receive(channel, request)
+            except ProtocolError as error:
+                _logger.debug("a conversation was sent away: %s", error)
+            return
         try:
             if isinstance(request, UnlinkRequest):
                 await self._endpoint.serve_unlink(channel, request)

@@ -11,17 +11,19 @@ from typing import Any, ParamSpec, TypeVar
 from weakref import WeakSet
 
 from llmdd._core.enumerations import RegisterMemStatus
-from llmdd._core.peer import PeerArena
+from llmdd._core.peer import Peer
 from llmdd._core.status import LLMException, LLMStatusCode
 from llmdd._core.store import CacheStore
 
 from .channel import Channel
-from .communicator import LocalEnd
 from .communicators import Communicators
 from .endpoint import Endpoint, LinkTarget
+from .expected_conversations import ExpectedConversations
 from .handshake import new_identity
 from .listener import Request
 from .listeners import Address, Listeners
+from .local_end import LocalEnd
+from .node_engines import NodeEngines
 from .reaper import Reaper
 from .reception import Reception
 from .sessions import Sessions, cancel
@@ -44,9 +46,11 @@ class LinkService:
     cluster_id
         Of this node.
     store
-        Its memory, which linked peers on this host attach.
+        Its memory, which linked peers on this host attach, and an engine reads for those on others.
     remote_accessible
         Whether ``enable_remote_cache_accessible`` is on; both ends of a link must agree.
+    transport
+        The engine that moves the bytes of every link, also where memory could be shared; empty: where it cannot be.
     link_total_time_s, link_attempts
         How long a communicator may prepare, and the number of attempts that share this time (api §4.2).
     parting_time_s
@@ -68,29 +72,33 @@ class LinkService:
         cluster_id: int,
         store: CacheStore,
         remote_accessible: bool,
+        transport: str = "",
         link_total_time_s: float = DEFAULT_LINK_TOTAL_TIME_S,
         link_attempts: int = 1,
         parting_time_s: float = 1.0,
     ) -> None:
-        self.peers: dict[int, PeerArena] = {}
+        self.peers: dict[int, Peer] = {}
         self.address: Address | None = None
-        self._linked: dict[int, PeerArena] = {}
-        self._members: dict[int, PeerArena] = {}
-        identity = new_identity(cluster_id, remote_accessible)
+        self._linked: dict[int, Peer] = {}
+        self._members: dict[int, Peer] = {}
+        identity = new_identity(cluster_id, remote_accessible, transport)
         self.incarnation = identity.incarnation
         self._store = store
         self._reaper = Reaper(store)
         self._sessions = Sessions()
         self._listeners = Listeners(self._serve)
-        self._endpoint = Endpoint(identity, store, self._reaper, self._sessions, self._publish_linked)
+        self._engines = NodeEngines(identity, store)
+        conversations = ExpectedConversations()
+        end = LocalEnd(identity, store, self._reaper, self._engines, conversations, self._sessions, self._listeners)
+        self._endpoint = Endpoint(end, self._publish_linked)
         self._communicators = Communicators(
-            LocalEnd(identity, store, self._reaper, self._sessions, self._listeners),
+            end,
             self._publish_members,
             total_time_s=link_total_time_s,
             attempts=link_attempts,
             parting_time_s=parting_time_s,
         )
-        self._reception = Reception(self._endpoint, self._communicators)
+        self._reception = Reception(self._endpoint, self._communicators, conversations)
         self._calls: set[asyncio.Task[Any]] = set()
         self._pid = os.getpid()
         self._closed = False
@@ -192,6 +200,7 @@ class LinkService:
         self.address = None
         self._listeners.abandon()
         self._sessions.abandon()
+        self._engines.abandon()
 
     # -- between the threads --------------------------------------------------------------------------------------
 
@@ -227,12 +236,12 @@ class LinkService:
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
 
-    def _publish_linked(self, arenas: dict[int, PeerArena]) -> None:
-        self._linked = arenas
+    def _publish_linked(self, linked: dict[int, Peer]) -> None:
+        self._linked = linked
         self._publish()
 
-    def _publish_members(self, arenas: dict[int, PeerArena]) -> None:
-        self._members = arenas
+    def _publish_members(self, members: dict[int, Peer]) -> None:
+        self._members = members
         self._publish()
 
     def _publish(self) -> None:
@@ -288,6 +297,7 @@ class LinkService:
         await self._communicators.close()
         await self._sessions.close(timeout_s)
         await cancel([task for task in asyncio.all_tasks() if task is not asyncio.current_task()])
+        await self._engines.close()
         await self._loop.shutdown_default_executor()
 
 

@@ -4,27 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
-from llmdd._core.peer import PeerArena
+from llmdd._core.peer import Peer
 
 from .channel import Channel, ConnectionEnded
-from .courier import Attendant, Courier
-from .grant import PinGrant
-from .messages import (
-    Crossed,
-    Detached,
-    Farewell,
-    Fetch,
-    Fetched,
-    Identity,
-    Linked,
-    Message,
-    ProtocolError,
-    Refusal,
-    Store,
-    Stored,
-)
+from .messages import Crossed, Detached, Farewell, Identity, Linked, Message, ProtocolError, Refusal
 
 _logger = logging.getLogger("llmdd.link")
 
@@ -42,11 +28,42 @@ class SessionOwner(Protocol):
         """The other end has said its last word: it died, dropped its end by force, or has let go after all."""
 
 
+class Grant(Protocol):
+    """What a peer was granted here: a pin bit that it sets itself, or a place at our attendance.
+
+    Attributes
+    ----------
+    returned
+        Set when nothing that the peer has asked for, or takes, holds memory any more.
+    """
+
+    @property
+    def returned(self) -> asyncio.Event: ...
+
+    def watch(self, on_death: Callable[[], None], /) -> None:
+        """The link is committed; ``on_death`` is to be called when the peer has died, or left without a word."""
+
+    def give_back(self) -> None:
+        """The peer transfers no more. Again is nothing."""
+
+    def evict(self) -> None:
+        """The link is down: what the peer reads is not held for it any more. Again is nothing."""
+
+    def withdraw(self) -> None:
+        """End a grant that was never used."""
+
+    def close(self) -> None:
+        """The session has ended, in whatever way."""
+
+
 class Session:
-    """The connection to a peer, its memory (attached here) and the pin bit that it was granted (in our store).
+    """The connection to a peer, its memory (as transfers reach it from here) and what it was granted in ours.
 
     Three things come about, each in its own time: the peer is *gone*, having said its last word or not; our end has
     *let go* of the peer's memory and said so; the *grant* came back. :attr:`ended` is done when all three have.
+
+    What depends on how the bytes travel is in :class:`~llmdd.link.local_session.LocalSession` and
+    :class:`~llmdd.link.distant_session.DistantSession`.
 
     Attributes
     ----------
@@ -56,17 +73,15 @@ class Session:
         Set when the peer is gone and, if it has promised, its pins are dropped.
     """
 
-    def __init__(self, channel: Channel, peer: Identity, arena: PeerArena, grant: PinGrant) -> None:
+    def __init__(self, channel: Channel, peer: Identity, memory: Peer, grant: Grant) -> None:
         self.channel = channel
         self.peer = peer
-        self.arena = arena
+        self.memory = memory
         self.grant = grant
         self.farewell = self.promised = self.gone = False
         self.parted = asyncio.Event()
         self.verdict: asyncio.Future[Linked | Crossed | Refusal] = asyncio.get_running_loop().create_future()
         self.ended: asyncio.Task[None] | None = None
-        self.courier = arena.courier = Courier(self.say, asyncio.get_running_loop())
-        self._attendant = Attendant(grant.store, grant.peer_bit, self.say, channel.hang_up)
         self._letting_go: asyncio.Task[None] | None = None
 
     @property
@@ -76,7 +91,7 @@ class Session:
 
     def discard(self) -> None:
         """Undo the preparation of a session that was not committed: neither end has transferred anything."""
-        self.arena.detach(0)
+        self.memory.detach(0)
         self.grant.withdraw()
         self.say(Detached())
         self.channel.close()
@@ -89,7 +104,7 @@ class Session:
             _logger.debug("cluster %d does not hear us any more: %s", self.peer.cluster_id, error)
 
     def start(self, owner: SessionOwner, *, initiator: bool) -> asyncio.Task[None]:
-        """Listen to the peer, and watch its process, from now on. Only the initiator hears a :attr:`verdict`."""
+        """Listen to the peer, and watch for its death, from now on. Only the initiator hears a :attr:`verdict`."""
         if not initiator:
             self.verdict.cancel()
         self.channel.owned = True
@@ -100,7 +115,7 @@ class Session:
         return self.ended
 
     def let_go(self) -> asyncio.Task[None]:
-        """Refuse further transfers; when the one in progress has ended, unmap the peer's memory and say so.
+        """Refuse further transfers; when the one in progress has ended, let go of the peer's memory and say so.
 
         The task returned is done then. Asked again, it is the same one.
         """
@@ -111,7 +126,7 @@ class Session:
     def evict(self) -> None:
         """The link is down: the peer's reads hold our memory no longer, whether it has noticed or stands still.
 
-        Its writes do, until it has promised to transfer no more, or died; then its reads hold nothing anyway.
+        Its own writes do, until it has promised to transfer no more, or died; then its reads hold nothing anyway.
         """
         if not self.promised:
             self.grant.evict()
@@ -123,12 +138,18 @@ class Session:
 
     def break_off(self) -> None:
         """Let go of a peer that is gone: the transfer in progress ends too, unfinished."""
-        self.arena.break_off()
-        self.courier.break_off()
+        self.memory.break_off()
         self.let_go()
 
+    def abandon(self) -> None:
+        """In a forked child: close the sockets, and leave the link to the parent."""
+        self.channel.abandon()
+
+    async def left(self) -> None:
+        """Until nothing of the session is left in other threads, after its end."""
+
     async def _detach(self) -> None:
-        while not self.arena.detach(0):
+        while not self.memory.detach(0):
             await asyncio.sleep(_LOOK_AGAIN_S)
         self.say(Detached())
 
@@ -137,8 +158,11 @@ class Session:
         self.channel.hang_up()
 
     def _give_back(self) -> None:
-        """The peer transfers no more, and will when what is being copied for it has been."""
-        self._attendant.when_idle(self.grant.give_back)
+        """The peer transfers no more."""
+        self.grant.give_back()
+
+    def _peer_is_out_of_reach(self) -> None:
+        """The peer answers nothing any more that we may ask."""
 
     async def _run(self, owner: SessionOwner) -> None:
         await self._hear(owner)
@@ -161,7 +185,6 @@ class Session:
 
     def _close(self) -> None:
         self.channel.close()
-        self.courier.break_off()
         self.grant.close()
 
     async def _hear(self, owner: SessionOwner) -> None:
@@ -175,7 +198,7 @@ class Session:
         except ProtocolError as error:
             _logger.warning("session with cluster %d dropped: %s", self.peer.cluster_id, error)
         if not self.promised:
-            self.courier.break_off()
+            self._peer_is_out_of_reach()
         if not self.verdict.done():
             self.verdict.set_exception(ConnectionEnded("the other end left before the link stood"))
             self.verdict.exception()  # so that nobody need ask: a call whose time was up does not
@@ -183,16 +206,16 @@ class Session:
     async def _hear_answers(self, letting_go: asyncio.Task[None]) -> None:
         """A peer that will ask for nothing more still answers what the transfer in progress here asks for."""
         while not letting_go.done():
-            answer = asyncio.create_task(self.channel.receive(Fetched, Stored, bulk=True))
+            answer = asyncio.create_task(self.channel.receive(bulk=True))
             await asyncio.wait((answer, letting_go), return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
                 answer.cancel()
                 return
             try:
-                self.courier.deliver(answer.result())
+                self._take_answer(answer.result())
             except ProtocolError as error:
                 _logger.debug("session with cluster %d: %s", self.peer.cluster_id, error)
-                self.courier.break_off()
+                self._peer_is_out_of_reach()
                 return
 
     def _take(self, message: Message, owner: SessionOwner) -> None:
@@ -203,9 +226,13 @@ class Session:
             owner.peer_unlinked(self)
         elif isinstance(message, (Linked, Crossed, Refusal)) and not self.verdict.done():
             self.verdict.set_result(message)
-        elif isinstance(message, (Fetch, Store)) and self.verdict.done():
-            self._attendant.serve(message)
-        elif isinstance(message, (Fetched, Stored)):
-            self.courier.deliver(message)
         else:
-            raise ProtocolError(f"unexpected message {type(message).__name__}")
+            self._take_request(message)
+
+    def _take_request(self, message: Message) -> None:
+        """What may be said only where it depends on how the bytes travel, before the promise."""
+        self._take_answer(message)
+
+    def _take_answer(self, message: Message) -> None:
+        """Likewise, and also after the promise."""
+        raise ProtocolError(f"unexpected message {type(message).__name__}")

@@ -11,6 +11,9 @@ from .session import Session, SessionOwner
 
 _logger = logging.getLogger("llmdd.link")
 
+# How long a transfer that was broken off may take to notice.
+_LEAVING_TIME_S = 1.0
+
 
 class Sessions:
     """The sessions that run, whoever they belong to. Lives on the event loop."""
@@ -37,12 +40,14 @@ class Sessions:
     async def close(self, timeout_s: float) -> None:
         """Part from every peer, in good order within ``timeout_s``, then without any."""
         await until(map(_part, self._running), timeout_s)
-        await cancel([session.ended for session in self._running if session.ended is not None])
+        late = list(self._running)
+        await cancel([session.ended for session in late if session.ended is not None])
+        await until((session.left() for session in late), _LEAVING_TIME_S)
 
     def abandon(self) -> None:
         """Close the sockets in a forked child, and leave the links to the parent."""
         for session in self._running:
-            session.channel.abandon()
+            session.abandon()
 
 
 async def part(sessions: Collection[Session], timeout_s: float) -> None:

@@ -201,3 +201,22 @@ def test_hixl_needs_a_listener(world: World) -> None:
     options = options_of(remote=True, listen=None, TransferBackend="hixl")
     with refused("LLM_PARAM_INVALID", "listenIpInfo"):
         world.start(1).init(options)
+
+
+def test_nixl_needs_nothing_of_what_hixl_needs(world: World) -> None:
+    """api §4.3: hixl needs a listener and remote mode; nixl only says how bytes travel."""
+    node = world.start(1)
+    node.init(options_of(listen=None, TransferBackend="nixl"))
+    assert node.listen_address is None
+    with refused("LLM_PARAM_INVALID"):
+        node.call("push_cache", by_id(node.allocate_cache(C), cluster_id=2), node.allocate_cache(C))
+
+
+def test_nixl_leaves_every_call_as_it_is(world: World) -> None:
+    """api §4.3: what is refused or different with hixl is as without a backend."""
+    node = world.node(1, TransferBackend="nixl")
+    number = node.link("pool", {1: 0, 2: 1}, rank_table(2))
+    assert node.query_register_mem_status(number) == "PREPARING"
+    node.unlink(number)
+    assert node.unlink_clusters([ClusterInfo(2, (), ())])[1] == ["LLM_PARAM_INVALID"]
+    node.switch_role("DECODER", listen_at(unused_port()))

@@ -6,21 +6,25 @@ import json
 import os
 import secrets
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import instance_process
 import msgspec
 import pytest
 from commanded_process import CommandedProcess
 from instance_process import Instance
+from still_engine import StillEngine
 
 from llmdd._core.cache_desc import CacheDesc
 from llmdd._core.cache_keys import CacheKey
 from llmdd._core.enumerations import DataType
 from llmdd._core.store import CacheStore
 from llmdd.link import LinkService, LinkTarget, handshake, messages
+from llmdd.transport import local
+from llmdd.transport.engines import ENGINES
 
 LOCALHOST = "127.0.0.1"
 PATIENCE_S = 20.0
@@ -96,13 +100,16 @@ def make_node() -> Iterator[Callable[..., Node]]:
 class Peer(CommandedProcess):
     """A node in a process of its own (``peer_process.py``)."""
 
-    def __init__(self, cluster_id: int, remote_accessible: bool = False, **handshake_constants: Any) -> None:
+    def __init__(
+        self, cluster_id: int, remote_accessible: bool = False, host: str | None = None, **handshake_constants: Any
+    ) -> None:
         self.cluster_id = cluster_id
         super().__init__(
             Path(__file__).with_name("peer_process.py"),
             {
                 "cluster_id": cluster_id,
                 "remote_accessible": remote_accessible,
+                "host": host,
                 "handshake_constants": handshake_constants,
             },
         )
@@ -209,6 +216,18 @@ class RawChannel:
         self.socket.close()
 
 
+class Introduced(NamedTuple):
+    """The three connections of a link that an engine serves: the session, where this end asks, where it is asked."""
+
+    session: RawChannel
+    asking: RawChannel
+    asked: RawChannel
+
+    def close(self) -> None:
+        for channel in self:
+            channel.close()
+
+
 class RawEnd:
     """One end of links, made step by step by the test instead of by a LinkService."""
 
@@ -260,6 +279,45 @@ class RawEnd:
                 os.close(fd)
             return bool(received)
 
+    def offer(self) -> messages.EngineOffer:
+        return messages.EngineOffer(f"still:end-{self.identity.incarnation}".encode())
+
+    def request_introduction(self, target: LinkTarget) -> tuple[RawChannel, messages.Welcome]:
+        """Ask a node on another host for a link; what it answers."""
+        self.identity = msgspec.structs.replace(self.identity, host="the host of a raw end")
+        channel, welcome = self.request_link(target)
+        assert welcome.rendezvous == ""
+        return channel, welcome
+
+    def converse(self, target: LinkTarget, token: bytes, asks: Any) -> RawChannel:
+        channel = self.connect(target)
+        channel.send(messages.Converse(token, asks))
+        return channel
+
+    def introduce(self, target: LinkTarget) -> Introduced:
+        """A handshake with a node on another host, as its initiator, up to the commit."""
+        channel, welcome = self.request_introduction(target)
+        channel.send(self.offer())
+        offer = channel.receive()
+        assert isinstance(offer, messages.EngineOffer), offer
+        asking, asked = (self.converse(target, welcome.token, asks) for asks in ("initiator", "acceptor"))
+        return Introduced(channel, asking, asked)
+
+    def accept_introduction(self) -> Introduced:
+        """Answer a node's request for a link, from another host, up to its commit (which is received)."""
+        channel = self.accept()
+        assert isinstance(channel.receive(), messages.LinkRequest)
+        self.identity = msgspec.structs.replace(self.identity, host="the host of a raw end")
+        token = secrets.token_bytes(16)
+        channel.send(messages.Welcome(self.identity, "", token))
+        assert isinstance(channel.receive(), messages.EngineOffer)
+        channel.send(self.offer())
+        asked, asking = self.accept(), self.accept()
+        assert asked.receive() == messages.Converse(token, "initiator")
+        assert asking.receive() == messages.Converse(token, "acceptor")
+        assert channel.receive() == messages.Commit()
+        return Introduced(channel, asking, asked)
+
     def prepare_link(self, target: LinkTarget, communicator: messages.CommunicatorTag | None = None) -> RawChannel:
         """A handshake with a node, as its initiator, up to the commit."""
         channel, welcome = self.request_link(target, communicator)
@@ -304,6 +362,33 @@ def make_raw_end() -> Iterator[Callable[..., RawEnd]]:
     yield make
     for end in ends:
         end.close()
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch, eventually: Callable) -> Iterator[list[StillEngine]]:
+    """Every engine that is opened: one that moves nothing. In the end all are closed, and their threads have ended.
+
+    Ask for it before anything that makes nodes, so that it looks last.
+    """
+    monkeypatch.setitem(ENGINES, "nixl", StillEngine)
+    StillEngine.opened.clear()
+    before = set(threading.enumerate())
+    yield StillEngine.opened
+    assert all(engine.is_closed for engine in StillEngine.opened)
+    left = {thread for thread in set(threading.enumerate()) - before if thread.name.startswith("llmdd")}
+    eventually(lambda: not any(thread.is_alive() for thread in left), f"{left} have ended")
+
+
+@pytest.fixture
+def make_distant(make_node: Callable, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Node]:
+    """Makes nodes in this process that take themselves to be on a host of their own."""
+
+    def make(cluster_id: int, **settings: Any) -> Node:
+        with monkeypatch.context() as patch:
+            patch.setattr(local, "host_identity", lambda: f"the host of cluster {cluster_id}")
+            return make_node(cluster_id, **settings)
+
+    return make
 
 
 def open_descriptors() -> int:

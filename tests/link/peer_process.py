@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from llmdd._core.cache_desc import CacheDesc
@@ -13,14 +14,25 @@ from llmdd._core.enumerations import DataType
 from llmdd._core.status import LLMException, LLMStatusCode
 from llmdd._core.store import CacheStore
 from llmdd.link import LinkService, LinkTarget, handshake
+from llmdd.transport import local
+from llmdd.transport.engines import ENGINES
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "processes"))
+
+from still_engine import StillEngine
 
 DESC = CacheDesc(1, (1, 4096), DataType.DT_UINT8)
 
 
 class Node:
-    def __init__(self, cluster_id: int, remote_accessible: bool, handshake_constants: dict[str, Any]) -> None:
+    def __init__(
+        self, cluster_id: int, remote_accessible: bool, host: str | None, handshake_constants: dict[str, Any]
+    ) -> None:
         for name, value in handshake_constants.items():
             setattr(handshake, name, value)
+        if host is not None:
+            local.host_identity = lambda: host
+            ENGINES["nixl"] = StillEngine
         self.store = CacheStore(
             cluster_id=cluster_id,
             device_pool=(1 << 20, 16),

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import NoReturn
 
 import pytest
 
@@ -14,6 +15,8 @@ from llmdd._core.status import LLMException, LLMStatusCode
 from llmdd._core.tables import LAYOUT_VERSION, PEER_LIMIT, SPEC_CHECKSUM
 from llmdd.link import LinkService, LinkTarget, endpoint, messages
 from llmdd.transport import local
+from llmdd.transport.engine import EngineUnavailable
+from llmdd.transport.engines import ENGINES
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
@@ -186,6 +189,10 @@ def test_too_many_links(make_node: Callable, monkeypatch: pytest.MonkeyPatch, re
 def test_a_peer_that_shares_no_memory(
     make_node: Callable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    def unavailable(name: str) -> NoReturn:
+        raise EngineUnavailable("it is not installed")
+
+    monkeypatch.setitem(ENGINES, "nixl", unavailable)
     client = make_node(1)
     monkeypatch.setattr(local, "host_identity", lambda: "another host")
     server = make_node(2)

@@ -8,13 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmdd.link import messages
+from llmdd.transport.engine import MAX_METADATA
 
-IDENTITY = messages.Identity(1, 1, "abc", 2**64 - 1, 2**64 - 1, "host", 1, True)
+IDENTITY = messages.Identity(1, 1, "abc", 2**64 - 1, 2**64 - 1, "host", 1, True, "engine")
 EVERY_MESSAGE = [
     messages.LinkRequest(IDENTITY, 2, messages.CommunicatorTag(bytes(32), bytes(32), 1)),
     messages.UnlinkRequest(IDENTITY, 2),
     messages.Welcome(IDENTITY, "name", bytes(16)),
     messages.Segments(bytes(16), {"control_bytes": 2**63}, 63),
+    messages.EngineOffer(b"metadata"),
+    messages.Converse(bytes(16), "acceptor"),
     messages.Commit(),
     messages.Linked(),
     messages.Crossed(),
@@ -68,6 +71,10 @@ def test_a_damaged_message_is_a_message_or_a_protocol_error(message: messages.Me
         messages.Welcome(IDENTITY, "x", bytes(15)),
         messages.Segments(bytes(16), {str(n): n for n in range(65)}, 0),
         messages.Segments(bytes(16), {}, 1024),
+        messages.EngineOffer(b""),
+        messages.EngineOffer(bytes(MAX_METADATA + 1)),
+        messages.Converse(bytes(17), "initiator"),
+        messages.Converse(bytes(16), "bystander"),
         messages.Refusal(0, "x" * 1001),
         messages.LinkRequest(IDENTITY, 2, messages.CommunicatorTag(bytes(31), bytes(32), 1)),
         messages.Fetch(1, 0, 2**32, 0, 0, 1),
@@ -111,7 +118,22 @@ def test_a_whole_piece_of_memory_fits_into_a_frame(message: messages.Message) ->
     assert messages.decode(frame[messages.HEADER.size :]) == whole
 
 
-def test_only_what_carries_memory_may_be_large() -> None:
+def test_the_longest_offer_fits_into_a_frame() -> None:
+    offer = messages.EngineOffer(bytes(MAX_METADATA))
+    frame = messages.frame(offer)
+    assert messages.payload_length(frame[: messages.HEADER.size], messages.largest_payload(messages.EngineOffer))
+    assert messages.decode(frame[messages.HEADER.size :]) == offer
+
+
+def test_an_identity_without_a_transport_insists_on_none() -> None:
+    """As versions before had it: it is understood, so that it can be refused by name."""
+    fields = msgspec.msgpack.decode(messages.encode(messages.LinkRequest(IDENTITY, 2)))
+    del fields["identity"]["transport"]
+    request = messages.decode(msgspec.msgpack.encode(fields))
+    assert request == messages.LinkRequest(msgspec.structs.replace(IDENTITY, transport=""), 2)
+
+
+def test_only_what_carries_memory_or_an_offer_may_be_large() -> None:
     fields = msgspec.msgpack.decode(messages.encode(messages.Farewell()))
     payload = msgspec.msgpack.encode({**fields, "of a later version": bytes(messages.MAX_PAYLOAD)})
     with pytest.raises(messages.ProtocolError, match="a Farewell of"):

@@ -950,6 +950,13 @@ def test_bad_options_leave_the_node_as_it_was(error: str, given: Any, text: str)
     node.init(options())
 
 
+def test_the_nixl_backend_says_how_bytes_travel_and_nothing_else() -> None:
+    with_it, without = Cluster().start("only", 1), Cluster().start("only", 1)
+    with_it.init(options(TransferBackend="nixl"))
+    without.init(options())
+    assert with_it.settings == without.settings
+
+
 def test_local_comm_res_turns_both_flags_on() -> None:
     node = Cluster().start("only", 1)
     node.init({"llm.LocalCommRes": ""})

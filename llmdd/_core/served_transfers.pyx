@@ -1,0 +1,456 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""Transfers for peers on other hosts (see ``served_transfers.pxd``)."""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.object cimport PyObject
+from cython cimport final, no_gc_clear
+from libc.stdint cimport int64_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from posix.unistd cimport getpid
+
+from llmdd._core.atomic cimport monotonic_nanoseconds
+from llmdd._core.bulk_transfers cimport Begun, begin_transfer, unpin_all
+from llmdd._core.copying cimport COPIED, Bounds
+from llmdd._core.critical_section cimport CriticalSection, enter_critical_section, leave_critical_section
+from llmdd._core.descriptors cimport DescriptorLists
+from llmdd._core.layout cimport KEY_NONE, Slot, header_of
+from llmdd._core.node_memory cimport NodeMemory
+from llmdd._core.pair_set cimport NOT_SEEN, PairSet, pair_set_drop, pair_set_make
+from llmdd._core.status import LLMStatusCode, failure
+from llmdd._core.streams cimport Stream, StreamItem, far_place, run_capacity, runs_of_ours, runs_of_theirs
+from llmdd._core.transfer cimport (
+    ADDRESS_UNKNOWN,
+    BLOCKS_TO_BLOCKS,
+    BY_ADDRESS,
+    BY_KEY,
+    NOT_BEGUN,
+    SLOT_TO_BLOCKS,
+    SLOT_TO_SLOT,
+    TENSORS_AT_ONCE,
+    TRANSFERRED,
+    Form,
+    Landing,
+    Transfer,
+    TransferResult,
+    bytes_at_address,
+    drop_key,
+    find_landing,
+    landing_place,
+    outcome,
+    remote_place,
+    result_of_copy,
+    unpin,
+)
+
+cdef enum:
+    HOST = 0
+    DEVICE = 1
+    ITEM_WORD = 8                  # bytes of a packed number
+    MOST_PIECES = 1 << 24          # of a tensor, that are told apart
+
+
+@final
+@no_gc_clear
+cdef class ServedTransfers:
+    """What one request of a peer on another host has pinned here, until it is finished or abandoned.
+
+    Made by ``CacheStore.serve``. Used by one thread at a time.
+
+    Attributes
+    ----------
+    pushes : bool
+        Whether the bytes come here.
+    """
+
+    def __cinit__(self, uint64_t count):
+        self.count = count
+        self.transfers = <Transfer *>calloc(count, sizeof(Transfer))
+        self.askers = <Slot *>calloc(count, sizeof(Slot))
+        self.begun = <Begun *>calloc(count, sizeof(Begun))
+        self.codes = <TransferResult *>malloc(count * sizeof(TransferResult))
+        self.stream_items = <uint64_t *>malloc(count * sizeof(uint64_t))
+        self.landings = <Landing *>calloc(TENSORS_AT_ONCE, sizeof(Landing))
+        if (
+            self.transfers == NULL
+            or self.askers == NULL
+            or self.begun == NULL
+            or self.codes == NULL
+            or self.stream_items == NULL
+            or self.landings == NULL
+        ):
+            raise MemoryError(f"no memory for {count} transfers")
+        for position in range(count):
+            self.codes[<uint64_t>position] = NOT_BEGUN
+            self.stream_items[<uint64_t>position] = NOT_SEEN
+            self.begun[<uint64_t>position].holder = NOT_SEEN
+        self.kept = []
+        self.asker_places = []
+        self.stream = Stream(count)
+
+    def __dealloc__(self):
+        self.unpin()
+        free(self.transfers)
+        free(self.askers)
+        free(self.begun)
+        free(self.codes)
+        free(self.stream_items)
+        free(self.landings)
+
+    # ------------------------------------------------------------ what is asked for
+
+    cdef int enter(self, uint64_t position, object wanted, bint remote_mode) except -1:
+        """Take one item from its message; ValueError if there can be no such transfer."""
+        cdef Transfer *transfer = self.transfers + position
+        cdef Slot *asker = self.askers + position
+        cdef bint by_address = wanted.kind == KEY_NONE
+        transfer.arena = self.arena.base
+        transfer.known = header_of(self.arena.base)
+        transfer.pools[HOST] = self.host_pool.base if self.host_pool is not None else NULL
+        transfer.pools[DEVICE] = self.device_pool.base if self.device_pool is not None else NULL
+        transfer.pid = getpid()
+        transfer.pidfd = -1
+        transfer.broken = &self.never
+        transfer.served = True
+        transfer.deadline = self.deadline
+        transfer.addressing = BY_ADDRESS if by_address else BY_KEY
+        transfer.kind = wanted.kind
+        transfer.id = wanted.id
+        transfer.model_id = wanted.model_id
+        transfer.batch_index = wanted.batch_index
+        transfer.addresses[0], transfer.addresses[1] = wanted.addresses
+        transfer.push = wanted.push
+        transfer.keeps_keys = wanted.keeps_keys
+        transfer.remote_mode = remote_mode
+        transfer.locally_refused = wanted.only_look
+        transfer.all_remote = wanted.whole_yours
+        transfer.remote_first = wanted.your_first
+        transfer.remote_end = wanted.your_end
+        transfer.all_local = wanted.whole_ours
+        transfer.local_first = wanted.our_first
+        transfer.local_end = wanted.our_end
+        transfer.form = <Form><int>wanted.form
+        transfer.bytes = wanted.bytes_of_tensor
+        transfer.block_count = wanted.block_count
+        transfer.block_bytes = wanted.block_bytes
+        transfer.local_batch_index = wanted.our_batch_index
+        transfer.local_slot = asker
+        asker.num_tensors = wanted.our_tensors
+        asker.row_bytes = wanted.our_row_bytes
+        asker.row_count = wanted.our_rows
+        asker.accessible = wanted.accessible
+        if not by_address and not transfer.all_remote and transfer.remote_first >= transfer.remote_end:
+            raise ValueError(f"tensors {transfer.remote_first} to {transfer.remote_end} are none")
+        if not transfer.all_local and transfer.local_first >= transfer.local_end:
+            raise ValueError(f"tensors {transfer.local_first} to {transfer.local_end} of the sender are none")
+        if transfer.form == SLOT_TO_SLOT and transfer.bytes == 0 and not transfer.locally_refused:
+            raise ValueError("no bytes of a tensor are wanted")
+        if by_address:
+            self.require_addressable(position)
+        self.keep_blocks(position, wanted)
+        self.asker_places.append(wanted.our_places)
+        return 0
+
+    cdef int require_addressable(self, uint64_t position) except -1:
+        """What a transfer to addresses of ours must say (api §3.7)."""
+        cdef Transfer *transfer = self.transfers + position
+        if self.count != 1 or not transfer.push or not transfer.keeps_keys or transfer.locally_refused:
+            raise ValueError("a transfer to addresses is a push, keeps keys and comes alone")
+        if transfer.all_local or transfer.local_end - transfer.local_first != TENSORS_AT_ONCE:
+            raise ValueError(f"a transfer to addresses is of {TENSORS_AT_ONCE} tensors")
+        if transfer.form in (SLOT_TO_BLOCKS, BLOCKS_TO_BLOCKS) and (transfer.block_bytes == 0 or transfer.block_count == 0):
+            raise ValueError("a transfer to blocks at addresses says how large they are, and lists them")
+        return 0
+
+    cdef int keep_blocks(self, uint64_t position, object wanted) except -1:
+        """The lists of blocks, whose bytes are kept as long as they are used."""
+        cdef Transfer *transfer = self.transfers + position
+        cdef bytes yours = wanted.your_blocks
+        cdef bytes ours = wanted.our_blocks
+        cdef bint lists_theirs = transfer.form == BLOCKS_TO_BLOCKS or (transfer.form == SLOT_TO_BLOCKS and transfer.push)
+        cdef uint64_t expected = transfer.block_count * ITEM_WORD
+        # Of a push that the sender refuses, unless there is no such cache, the lists may be anything.
+        if <uint64_t>len(yours) != (expected if lists_theirs else 0) and not transfer.locally_refused:
+            raise ValueError(f"{len(yours) // ITEM_WORD} blocks are listed, {transfer.block_count} were announced")
+        if ours and <uint64_t>len(ours) != expected:
+            raise ValueError(f"{len(ours) // ITEM_WORD} blocks of the sender are listed, {transfer.block_count} were announced")
+        self.kept.append((yours, ours))
+        if yours:
+            transfer.remote_blocks = <const uint64_t *>PyBytes_AS_STRING(yours)
+        if ours:
+            transfer.local_blocks = <const uint64_t *>PyBytes_AS_STRING(ours)
+        return 0
+
+    # ------------------------------------------------------------ begin
+
+    cdef int begin_keyed(self) except -1:
+        """Find, pin and check every item; of several that go together, up to the first that is refused."""
+        cdef PairSet pinned, sources
+        cdef bint enough = pair_set_make(&pinned, self.count)
+        cdef uint64_t i
+        enough = pair_set_make(&sources, self.count) and enough
+        try:
+            if not enough:
+                raise MemoryError(f"no memory to compare {self.count} transfers")
+            with nogil:
+                for i in range(self.count):
+                    self.codes[i] = begin_transfer(self.transfers, self.begun, i, &pinned, &sources)
+                    if self.codes[i] != TRANSFERRED:
+                        self.begun[i].holder = NOT_SEEN
+                        if self.together:
+                            break
+        finally:
+            pair_set_drop(&pinned)
+            pair_set_drop(&sources)
+            for i in range(self.count):
+                self.transfers[i].pinned = NULL
+        return 0
+
+    cdef int begin_at_addresses(self) except -1:
+        """Find and pin what lies at the two addresses."""
+        cdef Transfer *transfer = self.transfers
+        cdef uint64_t size = bytes_at_address(transfer)
+        cdef TransferResult result = TRANSFERRED if size else ADDRESS_UNKNOWN
+        with nogil:
+            while result == TRANSFERRED and self.found < TENSORS_AT_ONCE:
+                result = find_landing(transfer, size, self.landings, self.found)
+                self.found += result == TRANSFERRED
+        self.codes[0] = result
+        return 0
+
+    cdef int lay_out(self) except -1:
+        """The stream of what can be transferred."""
+        cdef uint64_t i
+        for i in range(self.count):
+            if self.codes[i] == TRANSFERRED:
+                self.lay_out_item(i)
+        return 0
+
+    cdef int lay_out_item(self, uint64_t position) except -1:
+        cdef Transfer *transfer = self.transfers + position
+        cdef bint by_address = transfer.addressing == BY_ADDRESS
+        cdef Slot *found = self.found_slot(position)
+        cdef uint64_t tensors = TENSORS_AT_ONCE if by_address else transfer.remote_end - transfer.remote_first
+        cdef uint64_t i
+        cdef bint sound = True
+        self.stream_items[position] = self.stream.count
+        cdef StreamItem *item = self.stream.add(tensors, run_capacity(transfer))
+        for i in range(tensors):
+            if by_address:
+                sound = landing_place(transfer, self.landings + i, item.places + i) and sound
+            else:
+                sound = remote_place(transfer, found, transfer.remote_first + i, item.places + i) and sound
+        if not sound:
+            raise AssertionError("a tensor of a pinned cache lies nowhere in its pool")
+        item.run_count = runs_of_theirs(transfer, transfer.local_slot, found, item.runs)
+        self.stream.close_item(item)
+        return 0
+
+    # ------------------------------------------------------------ what was found
+
+    @property
+    def stream_bytes(self):
+        """Of all items that can be transferred."""
+        return self.stream.bytes
+
+    @property
+    def all_mapped(self):
+        """Whether nothing of the stream is memory that the program registered."""
+        return self.stream.all_mapped
+
+    @property
+    def pieces(self):
+        """Of how many runs of bytes the stream consists."""
+        cdef uint64_t i
+        cdef uint64_t total = 0
+        for i in range(self.stream.count):
+            total += self.stream.items[i].tensors * self.stream.items[i].run_count
+        return total
+
+    def pieces_elsewhere(self, list counts):
+        """Of how many runs it consists at the other end, where a tensor of each item is of so many."""
+        cdef uint64_t i
+        cdef uint64_t total = 0
+        for i in range(self.count):
+            if self.codes[i] == TRANSFERRED:
+                total += self.stream.items[self.stream_items[i]].tensors * <uint64_t>min(counts[i], MOST_PIECES)
+        return total
+
+    def is_accepted(self, uint64_t position):
+        """Whether an item can be transferred."""
+        return self.codes[position] == TRANSFERRED
+
+    def describe(self, uint64_t position, bint with_places):
+        """What an item names: result, whether blocks, tensors, bytes and number of rows, whether accessible, batch index,
+        and where its tensors begin, packed."""
+        cdef Slot *found = self.found_slot(position)
+        cdef TransferResult result = self.codes[position]
+        if result != TRANSFERRED:
+            return int(result), False, 0, 0, 0, False, 0, b""
+        return (
+            int(result),
+            bool(found.blocks),
+            found.num_tensors,
+            found.row_bytes,
+            found.row_count,
+            bool(found.accessible),
+            self.transfers[position].batch_index,
+            self.places(position) if with_places else b"",
+        )
+
+    def places(self, uint64_t position):
+        """Where the tensors of an item begin in this process, eight bytes each."""
+        cdef StreamItem *item = self.stream.items + self.stream_items[position]
+        cdef bytes packed = PyBytes_FromStringAndSize(NULL, item.tensors * ITEM_WORD)
+        cdef uint64_t *addresses = <uint64_t *>PyBytes_AS_STRING(packed)
+        cdef uint64_t i
+        for i in range(item.tensors):
+            addresses[i] = <uint64_t>item.places[i].base
+        return packed
+
+    cdef Slot *found_slot(self, uint64_t position) noexcept:
+        """Our cache that an item names; at addresses, the one at the first."""
+        if self.transfers[position].addressing == BY_ADDRESS:
+            return &self.landings[0].remote
+        return &self.begun[position].remote
+
+    # ------------------------------------------------------------ the bytes
+
+    def gather(self, uint64_t begin, target):
+        """Copy the stretch of the stream from `begin` on into a buffer, as much as it holds."""
+        self.copy(begin, target, False)
+
+    def scatter(self, uint64_t begin, source):
+        """Copy a buffer into the stream from `begin` on."""
+        self.copy(begin, source, True)
+
+    cdef int copy(self, uint64_t begin, object buffer, bint into_tensors) except -1:
+        cdef Py_buffer view
+        cdef Bounds bounds
+        bounds.deadline = self.deadline
+        bounds.broken = &self.never
+        if not self.is_open:
+            raise ValueError("the transfers have ended")
+        PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE if into_tensors else PyBUF_WRITABLE)
+        try:
+            if <uint64_t>view.len > self.stream.bytes or begin > self.stream.bytes - <uint64_t>view.len:
+                raise ValueError(f"{view.len} bytes from {begin} on are beyond the {self.stream.bytes} that are transferred")
+            with nogil:
+                self.stream.copy(begin, <char *>view.buf, view.len, into_tensors, &bounds)
+        finally:
+            PyBuffer_Release(&view)
+        return 0
+
+    def lay_out_askers(self):
+        """Whether a push can be read straight from the asker's pools, by what it has told of its own caches."""
+        cdef Transfer *transfer
+        cdef StreamItem *item
+        cdef bytes packed
+        cdef const uint64_t *theirs
+        cdef uint64_t position, tensors, i
+        self.askers_stream = Stream(self.count)
+        for position in range(self.count):
+            if self.codes[position] != TRANSFERRED:
+                continue
+            transfer = self.transfers + position
+            packed = self.asker_places[position]
+            if not packed:
+                return False
+            tensors = self.stream.items[self.stream_items[position]].tensors
+            if <uint64_t>len(packed) != tensors * ITEM_WORD:
+                raise ValueError(f"{len(packed) // ITEM_WORD} places were given for {tensors} tensors")
+            if transfer.form == BLOCKS_TO_BLOCKS and transfer.local_blocks == NULL:
+                raise ValueError("the blocks of the sender are not listed")
+            theirs = <const uint64_t *>PyBytes_AS_STRING(packed)
+            item = self.askers_stream.add(tensors, run_capacity(transfer))
+            for i in range(tensors):
+                item.places[i] = far_place(theirs[i])
+            item.run_count = runs_of_ours(transfer, transfer.local_slot, self.found_slot(position), item.runs)
+            self.askers_stream.close_item(item)
+        return self.askers_stream.bytes == self.stream.bytes
+
+    def reading(self, uint64_t begin, uint64_t size, uint64_t here):
+        """The lists of descriptors by which a stretch of a push is read from the asker's pools to `here`."""
+        cdef DescriptorLists lists = DescriptorLists()
+        self.askers_stream.describe(begin, size, here, lists)
+        return lists.arrays()
+
+    # ------------------------------------------------------------ the end
+
+    def finish(self, list succeeded):
+        """Drop the keys of the items whose bytes have arrived, then every pin; what became of each item.
+
+        NOT_BEGUN is the result of what has not arrived.
+        """
+        cdef uint64_t i
+        cdef bint all_well = True
+        if not self.is_open:
+            raise ValueError("the transfers have ended")
+        if <uint64_t>len(succeeded) != self.count:
+            raise ValueError(f"{len(succeeded)} outcomes were given for {self.count} transfers")
+        for i in range(self.count):
+            if self.codes[i] == TRANSFERRED:
+                self.codes[i] = self.result_of(i, succeeded[i])
+            all_well = all_well and self.codes[i] == TRANSFERRED
+        if all_well or not self.together:
+            for i in range(self.count):
+                if self.codes[i] == TRANSFERRED and not self.transfers[i].keeps_keys:
+                    if drop_key(self.transfers + i, &self.begun[i].entry, &self.begun[i].remote):
+                        self.begun[self.begun[i].holder].dropped_key = True
+        self.unpin()
+        return [int(self.codes[<uint64_t>position]) for position in range(self.count)]
+
+    cdef TransferResult result_of(self, uint64_t position, bint succeeded) noexcept:
+        cdef Transfer *transfer = self.transfers + position
+        cdef StreamItem *item = self.stream.items + self.stream_items[position]
+        if not succeeded:
+            return NOT_BEGUN
+        return outcome(
+            transfer,
+            &self.landings[0].entry if transfer.addressing == BY_ADDRESS else &self.begun[position].entry,
+            TRANSFERRED if item.result == COPIED else result_of_copy(item.result),
+        )
+
+    def abandon(self):
+        """Drop every pin, and no key. Again is nothing."""
+        self.unpin()
+
+    cdef void unpin(self) noexcept:
+        cdef uint64_t i
+        if not self.is_open:
+            return
+        self.is_open = False
+        unpin_all(self.transfers, self.begun, self.count)
+        for i in range(self.found):
+            if i == 0 or self.landings[i].entry.slot != self.landings[0].entry.slot:
+                unpin(self.transfers, self.landings[i].entry.slot, False)
+
+
+cdef ServedTransfers serve(NodeMemory memory, bint remote_mode, list items, bint together, int64_t patience_ns):
+    """Begin what a peer on another host asks for. ValueError if there can be no such transfers."""
+    cdef ServedTransfers served = ServedTransfers(len(items))
+    cdef CriticalSection section
+    cdef uint64_t position
+    served.deadline = monotonic_nanoseconds() + patience_ns
+    served.together = together
+    # Nobody closes the memory between the look whether it is there and our own references to it.
+    enter_critical_section(&section, <PyObject *>memory)
+    if memory.base != NULL:
+        served.arena = memory.arena
+        served.host_pool = memory.host_pool
+        served.device_pool = memory.device_pool
+    leave_critical_section(&section)
+    if served.arena is None:
+        raise failure("serve", LLMStatusCode.LLM_ENGINE_FINALIZED, "the caches have been given up")
+    for position in range(served.count):
+        served.enter(position, items[position], remote_mode)
+        if served.transfers[position].push != served.transfers[0].push:
+            raise ValueError("pulls and pushes do not come together")
+    served.pushes = served.transfers[0].push
+    served.is_open = True
+    if served.transfers[0].addressing == BY_ADDRESS:
+        served.begin_at_addresses()
+    else:
+        served.begin_keyed()
+    served.lay_out()
+    return served

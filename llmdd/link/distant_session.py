@@ -1,0 +1,73 @@
+"""A session with a peer that an engine reaches: on another host, or where one of the two insists on it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+from llmdd._core.distant_peer import DistantPeer
+
+from .channel import Channel
+from .conversation import Conversation
+from .guest_grant import GuestGrant
+from .messages import Identity
+from .session import Session
+
+
+class DistantSession(Session):
+    """A session beside which two conversations are held: one on which we ask, and one on which we are asked.
+
+    Both are open until the session's end, also where our end has let go and said so: what is said on one connection may
+    overtake what was said on another before, and a conversation that ends first would look like a peer that has died.
+
+    Parameters
+    ----------
+    conversation, asking
+        The one on which we ask, and its socket.
+    forget
+        Called when the session needs the peer's engine no more.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        peer: Identity,
+        memory: DistantPeer,
+        grant: GuestGrant,
+        conversation: Conversation,
+        asking: socket.socket,
+        forget: Callable[[], None],
+    ) -> None:
+        super().__init__(channel, peer, memory, grant)
+        self._guest_grant = grant
+        self._conversation = conversation
+        self._asking = asking
+        self._forget = forget
+        self._left = asyncio.Event()
+
+    def discard(self) -> None:
+        super().discard()
+        self._leave()
+
+    def abandon(self) -> None:
+        super().abandon()
+        self._asking.close()
+        self._guest_grant.abandon()
+
+    async def left(self) -> None:
+        await self._left.wait()
+
+    def _peer_is_out_of_reach(self) -> None:
+        self.memory.break_off()
+
+    def _close(self) -> None:
+        super()._close()
+        self.memory.break_off()
+        self.let_go().add_done_callback(lambda _: self._leave())
+
+    def _leave(self) -> None:
+        """Nobody asks any more: end the conversation, and let the engine forget the peer."""
+        self._conversation.close()
+        self._forget()
+        self._left.set()

@@ -1,0 +1,144 @@
+"""The transfer engine of a node: opened when a link first needs it, and shared by all links."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import dataclass
+
+from llmdd._core.store import CacheStore
+from llmdd.transport.engine import EngineFailed, TransferEngine
+from llmdd.transport.engines import ENGINES
+
+from .attendance import Attendance
+from .messages import Identity
+
+_of_a_parent: list[NodeEngines] = []
+
+
+@dataclass
+class _Acquaintance:
+    """A peer that the engine knows, and how many sessions and handshakes need it to."""
+
+    engine_peer: str
+    needed: int
+
+
+class RunningEngine:
+    """An open engine, with the node's pools registered, the peers that it knows, and what is served to them.
+
+    Any method may be called from any thread. To make one, and to acquaint it with a peer, may take its time.
+
+    Raises
+    ------
+    EngineUnavailable
+        If the engine cannot be had on this machine.
+    EngineFailed
+        If it cannot be opened, or cannot have the pools.
+    """
+
+    def __init__(self, kind: str, name: str, store: CacheStore) -> None:
+        self.engine: TransferEngine = ENGINES[kind](name)
+        self._acquaintances: dict[tuple[int, int], _Acquaintance] = {}
+        self._changing = threading.Lock()
+        self._closed = False
+        try:
+            for address, size in store.pool_regions():
+                self.engine.register(address, size)
+            self.attendance = Attendance(store, self.engine)
+        except BaseException:
+            self.engine.close()
+            raise
+
+    def acquaint(self, theirs: Identity, metadata: bytes) -> str:
+        """Make a peer known to the engine and say by which name; :meth:`forget` it as often.
+
+        Raises
+        ------
+        EngineFailed
+            If the metadata is of no use.
+        """
+        with self._changing:
+            if self._closed:
+                raise EngineFailed("the engine is closed")
+            known = self._acquaintances.get(_incarnation(theirs))
+            if known is None:
+                known = _Acquaintance(self.engine.connect(metadata), 0)
+                self._acquaintances[_incarnation(theirs)] = known
+            else:
+                self.engine.refresh(known.engine_peer, metadata)
+            known.needed += 1
+            return known.engine_peer
+
+    def forget(self, theirs: Identity) -> None:
+        """One session or handshake needs a peer no more."""
+        with self._changing:
+            if self._closed:
+                return
+            known = self._acquaintances[_incarnation(theirs)]
+            known.needed -= 1
+            if known.needed == 0:
+                del self._acquaintances[_incarnation(theirs)]
+                self.engine.disconnect(known.engine_peer)
+
+    def close(self) -> None:
+        """Serve nobody any more, then end all that is under way."""
+        with self._changing:
+            self._closed = True
+        self.attendance.close()
+        self.engine.close()
+
+
+class NodeEngines:
+    """Opens a node's engine, once, when it is asked for. Lives on the event loop, beside which the engine is opened.
+
+    Parameters
+    ----------
+    identity
+        Whose engine it is: peers know it by a name that no other has.
+    store
+        The memory that peers may read.
+    """
+
+    def __init__(self, identity: Identity, store: CacheStore) -> None:
+        self._name = f"llmdd-{identity.cluster_id}-{identity.incarnation:016x}"
+        self._store = store
+        self._opening: dict[str, asyncio.Future[RunningEngine]] = {}
+
+    def prepare(self, kind: str) -> asyncio.Future[RunningEngine]:
+        """Begin to open an engine, unless it is open; one that could not be opened is tried again."""
+        opening = self._opening.get(kind)
+        if opening is None or (opening.done() and opening.exception() is not None):
+            loop = asyncio.get_running_loop()
+            opening = loop.run_in_executor(None, RunningEngine, kind, self._name, self._store)
+            opening.add_done_callback(_told_to_those_who_ask)
+            self._opening[kind] = opening
+        return opening
+
+    async def open(self, kind: str) -> RunningEngine:
+        """The engine, open. Raises as :class:`RunningEngine`."""
+        return await asyncio.shield(self.prepare(kind))
+
+    def abandon(self) -> None:
+        """In a forked child: leave what is open to the parent, and never let the collector end it."""
+        _of_a_parent.append(self)
+        for opening in self._opening.values():
+            if opening.done() and opening.exception() is None:
+                opening.result().attendance.abandon()
+
+    async def close(self) -> None:
+        """Close what was opened; nobody asks for more."""
+        for opening in self._opening.values():
+            await asyncio.wait([opening])
+            if opening.exception() is None:
+                # Not by the executor: when the interpreter ends, and finalizes what lives, there is none any more.
+                opening.result().close()
+
+
+def _incarnation(identity: Identity) -> tuple[int, int]:
+    return identity.cluster_id, identity.incarnation
+
+
+def _told_to_those_who_ask(opening: asyncio.Future[RunningEngine]) -> None:
+    """A failure that nobody has waited to hear of is no news of its own."""
+    opening.exception()

@@ -1,0 +1,404 @@
+"""NIXL: an engine that others keep, with UCX below it (TCP; RDMA where there is any).
+
+What was found out about it, and is built upon here:
+
+- A transfer that is *released* while it is under way counts as ended and goes on writing; so does one whose peer is
+  removed. So nothing is released and no peer is removed before the last of its readings has ended. Only the end of the
+  whole agent ends its writing at once.
+- An agent that is left to the end of the interpreter, or to a forked child, crashes there or disturbs its parent. So it
+  is destroyed by :meth:`NixlEngine.close` and by nothing else.
+- The progress thread that NIXL offers takes a whole core for ever. The agent has none: it proceeds when it is polled.
+- NIXL's package rearranges the logging of the whole program when it is imported: only its compiled part is loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.machinery
+import importlib.util
+import os
+import sys
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from types import ModuleType
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from .engine import MAX_METADATA, Descriptors, EngineFailed, EngineUnavailable, Reading, TransferEngine
+
+#: The packages that NIXL comes in, one for each kind of accelerator; any of them serves the memory of a host.
+PACKAGES = ("nixl_cu12", "nixl_cu13", "nixl_rocm")
+
+#: What the user types who has none of them. The second command is for machines without a GPU: NIXL's package asks for
+#: PyTorch, with which come gigabytes of CUDA, and llmdd does without.
+HOW_TO_INSTALL = "pip install 'llmdd[nixl]', or without a GPU: pip install --no-deps nixl-cu12"
+
+#: How UCX is set where the user has not set it.
+UCX_SETTINGS = {
+    "UCX_TCP_TX_SEG_SIZE": "64k",  # twice the rate of its 8k, and no more than what every receiver takes
+    "UCX_TCP_CONN_NB": "y",  # else an address that nobody answers at holds the whole process up for minutes
+    "UCX_TCP_KEEPCNT": "10",  # with the two seconds between them, and the ten before the first, half a minute
+    "UCX_TCP_USER_TIMEOUT": "30s",  # without it a link that is cut in mid-transfer is not noticed
+    "UCX_LOG_LEVEL": "fatal",  # what goes wrong is raised; UCX would write it to the standard output as well
+    "NIXL_LOG_LEVEL": "FATAL",
+}
+
+_VERSION = 1
+_NOTHING: list[Any] = []
+
+
+class _Introduction(msgspec.Struct, array_like=True):
+    """What an engine's metadata is: NIXL's own, and what tells damaged or foreign bytes before NIXL reads them."""
+
+    engine: str
+    version: int
+    name: str
+    digest: bytes
+    blob: bytes
+
+
+@dataclass
+class _Peer:
+    """A connected peer: its newest metadata, how many readings from it are under way, and whether it is to be gone."""
+
+    metadata: bytes
+    readings: int = 0
+    leaving: bool = False
+
+
+class NixlEngine(TransferEngine):
+    """One NIXL agent with the UCX backend.
+
+    Parameters
+    ----------
+    name
+        What the agent is called; no peer of it may be called the same.
+
+    Raises
+    ------
+    EngineUnavailable
+        If NIXL is not installed, or finds no network to use.
+    """
+
+    name = "nixl"
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.RLock()
+        self._agent: Any = None
+        self._why_closed = "it is closed"
+        self._registered: Counter[tuple[int, int]] = Counter()
+        self._peers: dict[str, _Peer] = {}
+        with _settings():
+            self._nixl = _bindings()
+            self._agent = self._open()
+        _open_engines.add(self)
+
+    def _open(self) -> Any:
+        nixl = self._nixl
+        configuration = nixl.nixlAgentConfig()
+        configuration.useProgThread = False
+        configuration.useListenThread = False
+        try:
+            agent = nixl.nixlAgent(self._name, configuration)
+            agent.createBackend("UCX", {})
+        except Exception as error:
+            raise EngineUnavailable(
+                f"NIXL cannot use the network of this machine: {_said(error)}; "
+                "set UCX_LOG_LEVEL=info and NIXL_LOG_LEVEL=INFO to see what UCX says"
+            ) from error
+        # So that neither the end of the interpreter nor a forked child destroys it.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(agent))
+        return agent
+
+    def register(self, address: int, size: int) -> None:
+        with self._lock:
+            agent = self._opened()
+            if not self._registered[address, size]:
+                self._ask("register memory", agent.registerMem, self._region(address, size), _NOTHING)
+            self._registered[address, size] += 1
+
+    def deregister(self, address: int, size: int) -> None:
+        with self._lock:
+            if not self._registered[address, size]:
+                raise KeyError(f"no memory is registered as {size} bytes at {address:#x}")
+            agent = self._opened()
+            self._registered[address, size] -= 1
+            if not self._registered[address, size]:
+                del self._registered[address, size]
+                self._ask("deregister memory", agent.deregisterMem, self._region(address, size), _NOTHING)
+
+    def metadata(self) -> bytes:
+        with self._lock:
+            blob: bytes = self._ask("describe itself", self._opened().getLocalMD)
+        metadata = msgspec.msgpack.encode(_Introduction(self.name, _VERSION, self._name, _digest(blob), blob))
+        if len(metadata) > MAX_METADATA:
+            raise EngineFailed(f"the metadata would have {len(metadata)} bytes, more than {MAX_METADATA}")
+        return metadata
+
+    def connect(self, metadata: bytes) -> str:
+        introduction = _decoded(metadata)
+        peer = introduction.name
+        with self._lock:
+            agent = self._opened()
+            if peer == self._name:
+                raise EngineFailed(f"the peer's engine has the name of this one, {peer!r}")
+            if peer in self._peers:
+                raise EngineFailed(f"the engine is connected to {peer!r} already")
+            self._load(peer, introduction.blob)
+            self._peers[peer] = _Peer(introduction.blob)
+            try:
+                self._ask(f"reach {peer!r}", agent.makeConnection, peer, _NOTHING)
+            except EngineFailed:
+                self._forget(peer)
+                raise
+        return peer
+
+    def refresh(self, peer: str, metadata: bytes) -> None:
+        introduction = _decoded(metadata)
+        with self._lock:
+            known = self._known(peer)
+            if introduction.name != peer:
+                raise EngineFailed(f"the metadata is of {introduction.name!r}, not of {peer!r}")
+            self._load(peer, introduction.blob)
+            known.metadata = introduction.blob
+
+    def reconnect(self, peer: str) -> None:
+        with self._lock:
+            known = self._known(peer)
+            if known.readings:
+                raise EngineFailed(f"{known.readings} readings from {peer!r} are under way still")
+            self._ask(f"leave {peer!r}", self._agent.invalidateRemoteMD, peer)
+            self._load(peer, known.metadata)
+            self._ask(f"reach {peer!r}", self._agent.makeConnection, peer, _NOTHING)
+
+    def disconnect(self, peer: str) -> None:
+        with self._lock:
+            known = self._peers.get(peer)
+            if self._agent is None or known is None:
+                return
+            known.leaving = True
+            if not known.readings:
+                self._forget(peer)
+
+    def read(self, peer: str, local: Descriptors, remote: Descriptors) -> Reading:
+        nixl = self._nixl
+        _require_pairs(local, remote)
+        with self._lock:
+            known = self._known(peer)
+            agent = self._agent
+            handle = self._ask(
+                f"read from {peer!r}",
+                agent.createXferReq,
+                nixl.NIXL_READ,
+                nixl.nixlXferDList(nixl.DRAM_SEG, local),
+                nixl.nixlXferDList(nixl.DRAM_SEG, remote),
+                peer,
+                "",
+                _NOTHING,
+            )
+            try:
+                state = self._ask(f"read from {peer!r}", agent.postXferReq, handle)
+            except EngineFailed:
+                agent.releaseXferReq(handle)
+                raise
+            known.readings += 1
+            reading = _NixlReading(self, peer, handle)
+            if state != nixl.NIXL_IN_PROG:
+                reading.end(arrived=True)
+            return reading
+
+    def progress(self) -> None:
+        with self._lock:
+            # Nobody sends notifications; to ask for them is what lets an agent proceed.
+            self._ask("proceed", self._opened().getNotifs, {}, _NOTHING)
+
+    def close(self) -> None:
+        with self._lock:
+            agent, self._agent = self._agent, None
+            self._peers.clear()
+            self._registered.clear()
+            if agent is not None:
+                ctypes.pythonapi.Py_DecRef(ctypes.py_object(agent))
+
+    def state_of(self, handle: int, peer: str) -> bool:
+        """Whether a transfer is done; the lock is held."""
+        state = self._ask(f"read from {peer!r}", self._opened().getXferStatus, handle)
+        return bool(state == self._nixl.NIXL_SUCCESS)
+
+    def ended(self, handle: int, peer: str) -> None:
+        """Give back the handle of a transfer that has ended; the lock is held."""
+        self._agent.releaseXferReq(handle)
+        known = self._peers[peer]
+        known.readings -= 1
+        if known.leaving and not known.readings:
+            self._forget(peer)
+
+    @property
+    def lock(self) -> threading.RLock:
+        """Held around every use of the agent."""
+        return self._lock
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the agent is there."""
+        return self._agent is not None
+
+    def disown(self) -> None:
+        """In a forked child: the agent is the parent's, and nothing here touches it any more."""
+        self._lock = threading.RLock()
+        self._agent = None
+        self._why_closed = "it belongs to the process that this one was forked from"
+
+    def _opened(self) -> Any:
+        if self._agent is None:
+            raise EngineFailed(f"the engine cannot be used: {self._why_closed}")
+        return self._agent
+
+    def _known(self, peer: str) -> _Peer:
+        self._opened()
+        known = self._peers.get(peer)
+        if known is None or known.leaving:
+            raise EngineFailed(f"the engine is not connected to {peer!r}")
+        return known
+
+    def _load(self, peer: str, blob: bytes) -> None:
+        name = self._ask(f"take the metadata of {peer!r}", self._agent.loadRemoteMD, blob)
+        if name != peer.encode():
+            self._agent.invalidateRemoteMD(name.decode())
+            raise EngineFailed(f"the metadata names {name!r}, and is said to be of {peer!r}")
+
+    def _forget(self, peer: str) -> None:
+        del self._peers[peer]
+        self._ask(f"leave {peer!r}", self._agent.invalidateRemoteMD, peer)
+
+    def _region(self, address: int, size: int) -> Any:
+        return self._nixl.nixlRegDList(self._nixl.DRAM_SEG, [(address, size, 0, "")])
+
+    def _ask(self, what: str, call: Any, *arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except Exception as error:
+            raise EngineFailed(f"NIXL could not {what}: {_said(error)}") from error
+
+
+class _NixlReading(Reading):
+    """The handle of one READ."""
+
+    def __init__(self, engine: NixlEngine, peer: str, handle: int) -> None:
+        self._engine = engine
+        self._peer = peer
+        self._handle = handle
+        self._arrived = False
+        self._failure: EngineFailed | None = None
+
+    def poll(self) -> bool:
+        if self._arrived:
+            return True
+        with self._engine.lock:
+            if self._failure is None and not self._arrived:
+                try:
+                    if self._engine.state_of(self._handle, self._peer):
+                        self.end(arrived=True)
+                except EngineFailed as failure:
+                    self._failure = failure
+                    self.end(arrived=False)
+            if self._failure is not None:
+                raise self._failure
+            return self._arrived
+
+    def end(self, arrived: bool) -> None:
+        """Note how it ended; the lock is held."""
+        self._arrived = arrived
+        if self._engine.is_open:
+            self._engine.ended(self._handle, self._peer)
+
+    def release(self) -> None:
+        if not self._arrived and self._failure is None:
+            raise RuntimeError("the reading is under way: poll it until it has ended")
+
+
+_open_engines: weakref.WeakSet[NixlEngine] = weakref.WeakSet()
+
+
+def _disown_all() -> None:
+    for engine in _open_engines:
+        engine.disown()
+
+
+os.register_at_fork(after_in_child=_disown_all)
+
+
+def _bindings() -> ModuleType:
+    """NIXL's compiled part, of the first package that is installed."""
+    for package in PACKAGES:
+        name = f"{package}._bindings"
+        if name in sys.modules:
+            return sys.modules[name]
+        found = importlib.util.find_spec(package)
+        if found is None or found.submodule_search_locations is None:
+            continue
+        specification = importlib.machinery.PathFinder.find_spec(name, found.submodule_search_locations)
+        if specification is None or specification.loader is None:
+            continue
+        try:
+            module = importlib.util.module_from_spec(specification)
+            specification.loader.exec_module(module)
+        except ImportError as error:
+            raise EngineUnavailable(
+                f"NIXL is installed ({package}) but cannot be loaded: {error}; try: {HOW_TO_INSTALL}"
+            ) from error
+        sys.modules[name] = module
+        return module
+    raise EngineUnavailable(f"NIXL is not installed: {HOW_TO_INSTALL}")
+
+
+@contextmanager
+def _settings() -> Iterator[None]:
+    """What UCX and NIXL read from the environment when they start, and children of this process need not inherit."""
+    ours = {name: value for name, value in UCX_SETTINGS.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+
+
+def _digest(blob: bytes) -> bytes:
+    return blake2b(blob, digest_size=16).digest()
+
+
+def _decoded(metadata: bytes) -> _Introduction:
+    if len(metadata) > MAX_METADATA:
+        raise EngineFailed(f"the peer's metadata has {len(metadata)} bytes, more than {MAX_METADATA}")
+    try:
+        introduction = msgspec.msgpack.decode(metadata, type=_Introduction)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise EngineFailed(f"the peer's metadata is damaged: {error}") from error
+    if (introduction.engine, introduction.version) != (NixlEngine.name, _VERSION):
+        raise EngineFailed(
+            f"the peer's metadata is of {introduction.engine!r}, version {introduction.version}; "
+            f"this is {NixlEngine.name!r}, version {_VERSION}"
+        )
+    if introduction.digest != _digest(introduction.blob):
+        raise EngineFailed("the peer's metadata is damaged: its digest is another")
+    return introduction
+
+
+def _require_pairs(local: Descriptors, remote: Descriptors) -> None:
+    if local.ndim != 2 or local.shape[1] != 3 or local.shape != remote.shape or not len(local):
+        raise ValueError(f"descriptors must be equal numbers of rows of 3, not {local.shape} and {remote.shape}")
+    if not np.array_equal(local[:, 1], remote[:, 1]):
+        raise ValueError("the pieces here and at the peer must have equal numbers of bytes, row by row")
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
