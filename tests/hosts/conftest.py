@@ -23,7 +23,7 @@ from hosts.network import Host, NamespacesUnavailable, Network
 TESTS = Path(__file__).parent.parent
 
 #: The packages that have NIXL in them.
-NIXL = ("nixl", "nixl_cu12", "nixl_cu13")
+NIXL = ("nixl", "nixl_cu12", "nixl_cu13", "nixl_rocm")
 
 # Between namespaces of one machine UCX would find other ways than the network.
 ENVIRONMENT = {"UCX_TLS": "tcp", "PYTHONPATH": str(TESTS / "processes"), "OMP_NUM_THREADS": "1"}

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
 from typing import Any
 
 import numpy as np
@@ -404,15 +404,17 @@ class _Collecting(logging.Handler):
         self._lines.append(record.getMessage())
 
 
-class _Missing(MetaPathFinder):
-    """Makes packages be missing, as if they had not been installed."""
+def make_missing(packages: list[str]) -> None:
+    """Let packages not be found, as if they had not been installed."""
 
-    def __init__(self, packages: list[str]) -> None:
-        self._packages = packages
+    class FindsOthers(PathFinder):
+        @classmethod
+        def find_spec(cls, fullname: str, path: Any = None, target: Any = None) -> Any:
+            if fullname.partition(".")[0] in packages:
+                return None
+            return super().find_spec(fullname, path, target)
 
-    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
-        if fullname.partition(".")[0] in self._packages:
-            raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
+    sys.meta_path[sys.meta_path.index(PathFinder)] = FindsOthers
 
 
 def _options(
@@ -442,7 +444,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     settings = json.loads(sys.argv[1])
-    sys.meta_path.insert(0, _Missing(settings["missing"]))
+    make_missing(settings["missing"])
     host = HostProcess()
     for line in sys.stdin:
         call, *arguments = json.loads(line)
