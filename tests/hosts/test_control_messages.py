@@ -16,6 +16,7 @@ SUCCESS, TIMED_OUT, NOT_LINKED = "LLM_SUCCESS", "LLM_TIMEOUT", "LLM_NOT_YET_LINK
 NOT_EXIST = "LLM_KV_CACHE_NOT_EXIST"
 
 TIMEOUT_MS = 1500
+HANDSHAKE_TIMEOUT_MS = 2000
 DELAY_S = 0.02
 
 #: Tensors and bytes of a slot of what travels with the messages, of what goes directly from pool to pool, and of what
@@ -116,9 +117,9 @@ def test_scattered_blocks_take_no_more_round_trips_than_one(control: Any) -> Non
 
 
 def test_a_small_push_takes_one_round_trip(control: Any) -> None:
-    """The bytes go with the question."""
+    """The bytes go with the question. Where they are gathered, each stretch of them takes one besides."""
     nodes = control(delay_s=DELAY_S, remote=True)
-    for size, most in ((WITH_MESSAGES, 1), (DIRECTLY, 2), (GATHERED, 2)):
+    for size, most in ((WITH_MESSAGES, 1), (DIRECTLY, 2), (GATHERED, 3)):
         theirs, ours = nodes.owner.allocate(*size), nodes.puller.bind(7, *size, kept=True)
         answers: list[str] = []
 
@@ -243,10 +244,12 @@ def test_a_handshake_that_comes_no_further(
 ) -> None:
     """Nothing is linked then, at either end, and nothing is left of it; the next one succeeds."""
     server, client = (start_process(host).open(cluster_id) for cluster_id, host in enumerate(network.hosts, start=1))
+    assert client.link_to(server) == SUCCESS, "the engines are open now, which takes its time"
+    assert client.unlink(1, *server.address) == SUCCESS
     link = open_control_link(network, server.address)
     server.bind(7, *WITH_MESSAGES)
     link.stop_at(turn, how)
-    code = client.link(1, *link.address, 1000)
+    code = client.link(1, *link.address, HANDSHAKE_TIMEOUT_MS)
     if not link.stopped.is_set():
         assert code == SUCCESS, "the handshake has not so many turns"
         return

@@ -210,5 +210,5 @@ def test_a_host_that_is_gone_without_a_word(make_pair: MakePair, start_process: 
     pair.hosts[1].plug_in()
     owner.bind(9, *LARGE)
     assert puller.unlink(1, *owner.address, True) == SUCCESS
-    assert puller.link_to(owner) == SUCCESS
+    eventually(lambda: puller.link_to(owner) == SUCCESS, "linked again, when the way is known again")
     assert puller.fetch(1, 9, *LARGE) == "right"

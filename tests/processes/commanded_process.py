@@ -91,6 +91,7 @@ class CommandedProcess:
             if self._process.poll() is None:
                 self.thaw()
                 self._process.communicate(timeout=END_PATIENCE_S)
+                assert self._process.returncode == 0, f"the process has ended with {self._process.returncode}"
         except subprocess.TimeoutExpired:
             self.kill()
             raise AssertionError(f"the process has not ended for {END_PATIENCE_S} s") from None
