@@ -57,11 +57,10 @@ MAX_UNSENT = 16 << 20
 _OUT_OF_TIME = ExchangeEnded.RESULTS["OUT_OF_TIME"]
 _RECEIVED_AT_ONCE = 256 * 1024
 
+_ATTEMPTS = 2
+
 # Steps between two looks at the connections, while something moves.
 _STEPS_IN_A_ROW = 16
-
-# How long to stay awake for the end of a request whose bytes have been said already: it takes as long to be woken.
-_FINISHED_SOON_S = 0.000_2
 
 # How soon to look again at what takes longer than anybody waits for it.
 _LOOK_AGAIN_S = 0.002
@@ -74,8 +73,7 @@ class _Open:
         self.number = request.number
         self.served = served
         self.way = way
-        self.begun_at = time.monotonic()
-        self.deadline = self.begun_at + request.patience_ms / 1000
+        self.deadline = time.monotonic() + request.patience_ms / 1000
         self.stretches_of_push = 0
 
     @property
@@ -236,8 +234,6 @@ class Attendance:
             if guest.open is None:
                 continue
             if (guest.work is not None or guest.open.is_written_by_peer) and now < guest.open.deadline:
-                return 0.0
-            if guest.open.way is Way.CARRIED and now < guest.open.begun_at + _FINISHED_SOON_S:
                 return 0.0
             left = max(_LOOK_AGAIN_S, guest.open.deadline + GRACE_S - now)
             patience = left if patience is None else min(patience, left)
@@ -419,17 +415,23 @@ class Attendance:
 
     def _write(self, guest: Guest, number: int, stretches: Stretches) -> Generator[None]:
         """Write what is pulled, stretch by stretch, and tell of each."""
-        try:
+        # A connection that has died is found out by the next that is to be written: then it is tried anew, once.
+        for attempt in range(_ATTEMPTS):
+            try:
+                while not guest.outbox.is_idle:
+                    yield
+                guest.outbox.prepare()
+                while not stretches.are_written:
+                    for stretch in stretches.proceed():
+                        self._say(guest, Written(number, stretch, True))
+                    yield
+                return
+            except EngineFailed as error:
+                _logger.warning("the transfer engine has failed, attempt %d of %d: %s", attempt + 1, _ATTEMPTS, error)
             while not guest.outbox.is_idle:
                 yield
-            guest.outbox.prepare()
-            while not stretches.are_written:
-                for stretch in stretches.proceed():
-                    self._say(guest, Written(number, stretch, True))
-                yield
-        except EngineFailed as error:
-            _logger.warning("the transfer engine has failed: %s", error)
-            self._say(guest, Written(number, 0, False))
+            stretches.begin_again()
+        self._say(guest, Written(number, 0, False))
 
     def _copy_on(self, guest: Guest, request: Written) -> None:
         """A stretch of a push is in our staging memory."""
