@@ -42,9 +42,9 @@ The rules
 12. Staging memory has two halves, which the stretches go through by turns, so that writing and copying on go side by
     side. A half gets its next stretch when the receiver has said that the one in it has been copied on. Bytes that the
     writer gathers first go through two halves of his own, likewise.
-13. A receiver's staging memory belongs to one conversation for good, so to one writer. Another conversation gets it
-    after the session's end, and only if nothing may be under way: if no transfer has been opened for writing since the
-    last one of which every stretch was said to be there. Otherwise it is given up, and nobody uses it again.
+13. A receiver's staging memory belongs to one conversation, so to one writer, until the session has ended. Another
+    conversation gets it then, but only if nothing may be under way: if no transfer has been opened for writing since
+    the last one of which every stretch was said to be there. Otherwise it is given up, and nobody uses it again.
 14. Each end notices in its own time that the session has ended, and from then on takes no message of it; what is under
     way on one connection says nothing about the other. The asker's call ends then, as at its deadline; so it waits
     for nobody longer than that, and the owner waits for nobody at all.
@@ -57,8 +57,8 @@ a key, in a memory of its own that the owner gives to another tenant, with the s
 is left. Somebody else may take any key at any moment. Messages arrive in order, at any time, or never where the session
 has ended. A stretch lands at any one moment after it was started, also when its writer has died. The writer's engine
 says that it has arrived at any later one, says before that it has failed, after which nothing lands, or says nothing
-for ever. What lands is right if its source was held for the transfer at that moment, or, if it was gathered, if the half
-still had it. Either end may die at any time, the session end at any time, the deadline pass at any time.
+for ever. What lands is right if its source was held for the transfer at that moment, or, if it was gathered, if the
+half still had it. Either end may die at any time, the session end at any time, the deadline pass at any time.
 
 A transfer is one stretch, or three. An engine may need the other end to let it proceed; that each end does so for as
 long as it may be written to is left out here, and needed for what is promised where the engine ends. Not modelled is an

@@ -21,7 +21,7 @@ from typing import Any
 
 from .conversation import conversation
 from .interleavings import Broken, Interleavings
-#from .misunderstandings import MISUNDERSTANDINGS
+from .misunderstandings import MISUNDERSTANDINGS
 from .steps import Promise
 from .turns import IN_TIME, KINDS, OWNER, WITH_THE_ENGINE, Conversation, Situation, Turn, Way
 
@@ -32,19 +32,21 @@ SITUATIONS = {
     "pull, carried": Situation("pull", "carried", rebinding=True),
     "pull of two, carried": Situation("pull", "carried", items=2),
     "pull": Situation("pull", "written", impatience=True),
-    "pull three times": Situation("pull", "written", calls=3, rivals=False, deaths=False),
-    "pull of two": Situation("pull", "written", items=2, deaths=False),
+    "pull three times": Situation("pull", "written", calls=3, deaths=False),
+    "pull of two": Situation("pull", "written", items=2, calls=1),
     "pull of two together": Situation("pull", "written", items=2, calls=1, together=True),
-    "pull in stretches": Situation("pull", "written", stretches=3, rivals=False, deaths=False),
+    "pull in stretches": Situation("pull", "written", stretches=3, rivals=False),
     "pull in stretches, gathered": Situation("pull", "written", stretches=3, gathered=True, rivals=False, deaths=False),
     "push, carried": Situation("push", "carried"),
     "push of two, carried": Situation("push", "carried", items=2),
     "push": Situation("push", "written", impatience=True),
-    "push three times": Situation("push", "written", calls=3, rivals=False, deaths=False),
-    "push of two": Situation("push", "written", items=2, deaths=False),
+    "push three times": Situation("push", "written", calls=3, deaths=False),
+    "push of two": Situation("push", "written", items=2, calls=1),
     "push of two together": Situation("push", "written", items=2, calls=1, together=True),
-    "push in stretches": Situation("push", "written", stretches=3, rivals=False, deaths=False),
-    "push in stretches, gathered": Situation("push", "written", stretches=3, gathered=True, rivals=False, deaths=False),
+    "push in stretches": Situation("push", "written", stretches=3, rivals=False),
+    "push in stretches, gathered": Situation(
+        "push", "written", stretches=3, gathered=True, impatience=True, rivals=False
+    ),
 }
 
 

@@ -22,6 +22,8 @@ from .turns import (
     Way,
 )
 
+HALVES = 2
+
 #: The stretches, which are bits too, that go through the first half.
 FIRST_HALF = 0b101
 
@@ -38,7 +40,9 @@ RIGHT_BYTES = Promise(
     "(holds_first if items & FIRST_HALF else holds_second) == (n << 3 | items) << 1",
     "what is copied on into a cache are the bytes that were pinned",
 )
-IN_ITS_CALL = Promise("call == n and ASKS <= asker <= TELLS", "no byte arrives in the target of a call that has returned")
+IN_ITS_CALL = Promise(
+    "call == n and ASKS <= asker <= TELLS", "no byte arrives in the target of a call that has returned"
+)
 PINNED_TARGET = Promise("pinned[n]", "no byte is written to memory that is not pinned for it")
 
 #: What the writer goes by, of a transfer that stands.
@@ -50,7 +54,7 @@ NOTHING_STARTED = {"started": "0", "said": "0", "copied": "0"}
 
 def constants(situation: Situation) -> Mapping[str, int]:
     """What the turns call by name."""
-    return {**AREAS, "FIRST_HALF": FIRST_HALF, "ALL_STRETCHES": (1 << situation.stretches) - 1}
+    return {**AREAS, "HALVES": HALVES, "FIRST_HALF": FIRST_HALF, "ALL_STRETCHES": (1 << situation.stretches) - 1}
 
 
 def variables(situation: Situation) -> tuple[Variable, ...]:
@@ -92,19 +96,34 @@ _ENDED = {"under_way[n]": "under_way[n] & ~k", "come[n]": "come[n] & ~k", "lost[
 def turns(situation: Situation) -> tuple[Turn, ...]:
     """The turns between the beginning and the last word."""
     pulls = situation.direction == "pull"
-    return (*_writer(situation), _copying(situation) if pulls else _copying_there(), *_engine(situation))
+    return (*_writer(situation), _copying() if pulls else _copying_there(), *_engine(situation))
 
 
 def _writer(situation: Situation) -> tuple[Turn, ...]:
     party, stands = situation.writer, WRITER_STANDS[situation.direction]
     pulls = situation.direction == "pull"
     gathers = _half("out_of", CODE) if situation.gathered else {}
-    says = {**_ENDED, "said": "said | k"}
-    whole = Way("(said | k) == ALL_STRETCHES", {**says, "asker": "TELLS"}, (Send("written", "k"), Send("finish", "granted")))
     gives_up = (
         Way(sets={**_ENDED, "started": "ALL_STRETCHES", "said": "ALL_STRETCHES"}, sends=(Send("written"),))
         if pulls
         else Way(sets={**_ENDED, "asker": "IDLE", "granted": "0", "told[n]": "KEPT"}, sends=(Send("abandon"),))
+    )
+    hears = Turn(
+        party,
+        "hear_copied",
+        f"{party} not in (BROKEN, GONE)",
+        (Way(f"not ({stands})"), Way(sets={"copied": "copied | items"})),
+        "late, it changes nothing; in time, its half can have another stretch",
+        "conversation 5, conversation 12",
+        takes="copied",
+    )
+    last_word = Turn(
+        ASKER,
+        "say_last_word",
+        f"{stands} and said == ALL_STRETCHES",
+        (Way(sets={"asker": "TELLS"}, sends=(Send("finish", "granted"),)),),
+        "every stretch is said to be there, which the last word cannot overtake",
+        "conversation 8",
     )
     return (
         Turn(
@@ -130,10 +149,9 @@ def _writer(situation: Situation) -> tuple[Turn, ...]:
             party,
             "stretch_is_there",
             f"{stands} and come[n] & k and not said & k and (k == 1 or said & k >> 1)",
-            (Way(sets=says, sends=(Send("written", "k"),)),) if pulls else (whole, Way(sets=says, sends=(Send("written", "k"),))),
-            "the engine has ended it, and not before"
-            + ("" if pulls else "; after the last stretch the last word, which cannot overtake it"),
-            "conversation 3" if pulls else "conversation 3, conversation 8",
+            (Way(sets={**_ENDED, "said": "said | k"}, sends=(Send("written", "k"),)),),
+            "the engine has ended it, and not before",
+            "conversation 3",
         ),
         Turn(
             party,
@@ -151,19 +169,17 @@ def _writer(situation: Situation) -> tuple[Turn, ...]:
             "nobody waits for it any more, but what comes next waits for its end",
             "conversation 4",
         ),
-        Turn(
-            party,
-            "hear_copied",
-            f"{party} not in (BROKEN, GONE)",
-            (Way(f"not ({stands})"), Way(sets={"copied": "copied | items"})),
-            "late, it changes nothing; in time, its half can have another stretch",
-            "conversation 5, conversation 12",
-            takes="copied",
-        ),
+        *(() if pulls else (last_word,)),
+        *((hears,) if _says_copied(situation) else ()),
     )
 
 
-def _copying(situation: Situation) -> Turn:
+def _says_copied(situation: Situation) -> bool:
+    """Of a pull, nobody says so of the last stretch in each half: nothing is to follow it there."""
+    return situation.direction == "push" or situation.stretches > HALVES
+
+
+def _copying() -> Turn:
     kept = (RIGHT_BYTES, IN_ITS_CALL)
     return Turn(
         ASKER,
@@ -184,7 +200,7 @@ def _copying(situation: Situation) -> Turn:
                 (Send("finish", "granted"),),
                 kept,
             ),
-            Way("items << 2 & ALL_STRETCHES", {"moved_on": "moved_on | items"}, (Send("copied", "items"),), kept),
+            Way("items << HALVES & ALL_STRETCHES", {"moved_on": "moved_on | items"}, (Send("copied", "items"),), kept),
             Way(sets={"moved_on": "moved_on | items"}, promises=kept),
         ),
         "late, it changes nothing; in time, it is copied on to its target; after the last stretch the last word",
