@@ -39,9 +39,9 @@ The rules
     and is copied on by nobody. The owner unpins at once when a transfer is abandoned, when the session has ended, and
     when the time is up for which the asker has said that it will wait. A pusher's source is his own again when his call
     returns.
-12. Staging memory has two halves, which the stretches go through by turns, so that writing and copying on go side by
-    side. A half gets its next stretch when the receiver has said that the one in it has been copied on. Bytes that the
-    writer gathers first go through two halves of his own, likewise.
+12. Staging memory has a few parts, which the stretches go through by turns, so that writing and copying on go side by
+    side. A part gets its next stretch when the receiver has said that the one in it has been copied on. Bytes that the
+    writer gathers first go through as many parts of his own, likewise.
 13. A receiver's staging memory belongs to one conversation, so to one writer, until the session has ended. Another
     conversation gets it then, but only if nothing may be under way: if no transfer has been opened for writing since
     the last one of which every stretch was said to be there. Otherwise it is given up, and nobody uses it again.
@@ -58,12 +58,12 @@ is left. Somebody else may take any key at any moment. Messages arrive in order,
 has ended. A stretch lands at any one moment after it was started, also when its writer has died. The writer's engine
 says that it has arrived at any later one, says before that it has failed, after which nothing lands, or says nothing
 for ever. What lands is right if its source was held for the transfer at that moment, or, if it was gathered, if the
-half still had it. Either end may die at any time, the session end at any time, the deadline pass at any time.
+part still had it. Either end may die at any time, the session end at any time, the deadline pass at any time.
 
-A transfer is one stretch, or three. An engine may need the other end to let it proceed; that each end does so for as
-long as it may be written to is left out here, and needed for what is promised where the engine ends. Not modelled is an
-asker who breaks the rules, whose session the owner ends, and a message that is sent in part: the rest goes before
-anything else, or the session ends.
+A transfer is one stretch, or three that go through two parts of staging memory. An engine may need the other end to
+let it proceed; that each end does so for as long as it may be written to is left out here, and needed for what is
+promised where the engine ends. Not modelled is an asker who breaks the rules, whose session the owner ends, and a
+message that is sent in part: the rest goes before anything else, or the session ends.
 """
 
 from __future__ import annotations

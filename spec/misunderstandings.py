@@ -105,12 +105,12 @@ def said_before_its_end(right: Conversation) -> Conversation:
 
 
 def copied_not_waited_for(right: Conversation) -> Conversation:
-    """The owner writes over a half that the puller may not have copied on yet."""
+    """The owner writes over a part that the puller may not have copied on yet."""
     return right.with_turns(_without(right.turn("start_stretch"), "(k < 4 or copied & k >> 2)"))
 
 
 def push_not_copied_on(right: Conversation) -> Conversation:
-    """The pusher writes over a half that the owner may not have copied on yet."""
+    """The pusher writes over a part that the owner may not have copied on yet."""
     return copied_not_waited_for(right)
 
 

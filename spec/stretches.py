@@ -1,8 +1,8 @@
-"""How bytes are written: stretch by stretch, through the two halves of the receiver's staging memory.
+"""How bytes are written: stretch by stretch, through the parts of the receiver's staging memory by turns.
 
-The part of :mod:`.conversation`, whose rules it cites, between the beginning and the last word. A stretch holds a part
-of every item. Of three, the first and the third go through one half, the second through the other: while one is under
-way, the one before it is copied on.
+What of :mod:`.conversation`, whose rules it cites, comes between the beginning and the last word. A stretch holds
+something of every item. Here there are two parts: of three stretches the first and the third go through one, the second
+through the other; while one is under way, the one before it is copied on.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from .turns import (
     Way,
 )
 
-HALVES = 2
+PARTS = 2
 
-#: The stretches, which are bits too, that go through the first half.
-FIRST_HALF = 0b101
+#: The stretches, which are bits too, that go through the first part.
+FIRST_PART = 0b101
 
 #: Whose the receiver's staging memory is: that of the conversation, of another, or nobody's for good.
 AREAS = {"OURS": 0, "GIVEN_BACK": 1, "GIVEN_UP": 2}
@@ -37,7 +37,7 @@ OWN_AREA = Promise(
     "area != GIVEN_BACK", "staging memory that was given to another conversation is never written to by the former one"
 )
 RIGHT_BYTES = Promise(
-    "(holds_first if items & FIRST_HALF else holds_second) == (n << 3 | items) << 1",
+    "(holds_first if items & FIRST_PART else holds_second) == (n << 3 | items) << 1",
     "what is copied on into a cache are the bytes that were pinned",
 )
 IN_ITS_CALL = Promise(
@@ -54,15 +54,15 @@ NOTHING_STARTED = {"started": "0", "said": "0", "copied": "0"}
 
 def constants(situation: Situation) -> Mapping[str, int]:
     """What the turns call by name."""
-    return {**AREAS, "HALVES": HALVES, "FIRST_HALF": FIRST_HALF, "ALL_STRETCHES": (1 << situation.stretches) - 1}
+    return {**AREAS, "PARTS": PARTS, "FIRST_PART": FIRST_PART, "ALL_STRETCHES": (1 << situation.stretches) - 1}
 
 
 def variables(situation: Situation) -> tuple[Variable, ...]:
     """What is kept besides."""
     writer, receiver = situation.writer, situation.receiver
     gathered = (
-        Variable("out_of_first", (writer, ENGINE), "the stretch that was gathered into the writer's first half"),
-        Variable("out_of_second", (writer, ENGINE), "the one in its second half"),
+        Variable("out_of_first", (writer, ENGINE), "the stretch that was gathered into the writer's first part"),
+        Variable("out_of_second", (writer, ENGINE), "the one in its second part"),
     )
     late = (Variable("late", (ASKER,), "whether a pull was given up for which something may be written yet"),)
     return (
@@ -78,15 +78,15 @@ def variables(situation: Situation) -> tuple[Variable, ...]:
         Variable("come", (writer, ENGINE), "those of which it says that all has arrived", each=True),
         Variable("lost", (writer, ENGINE), "those of which it says that it has failed", each=True),
         Variable("ahead", (writer, ENGINE), "the stretches whose bytes may land yet", each=True),
-        Variable("holds_first", (), "what is in the receiver's first half", ghost=True),
+        Variable("holds_first", (), "what is in the receiver's first part", ghost=True),
         Variable("holds_second", (), "what is in the second", ghost=True),
     )
 
 
-def _half(variable: str, value: str) -> dict[str, str]:
-    """Set the half that stretch ``k`` goes through, and leave the other."""
+def _part(variable: str, value: str) -> dict[str, str]:
+    """Set the part that stretch ``k`` goes through, and leave the other."""
     first, second = f"{variable}_first", f"{variable}_second"
-    return {first: f"{value} if k & FIRST_HALF else {first}", second: f"{second} if k & FIRST_HALF else {value}"}
+    return {first: f"{value} if k & FIRST_PART else {first}", second: f"{second} if k & FIRST_PART else {value}"}
 
 
 #: What the writer notes when it sees that the engine has ended a stretch.
@@ -102,7 +102,7 @@ def turns(situation: Situation) -> tuple[Turn, ...]:
 def _writer(situation: Situation) -> tuple[Turn, ...]:
     party, stands = situation.writer, WRITER_STANDS[situation.direction]
     pulls = situation.direction == "pull"
-    gathers = _half("out_of", CODE) if situation.gathered else {}
+    gathers = _part("out_of", CODE) if situation.gathered else {}
     gives_up = (
         Way(sets={**_ENDED, "started": "ALL_STRETCHES", "said": "ALL_STRETCHES"}, sends=(Send("written"),))
         if pulls
@@ -113,7 +113,7 @@ def _writer(situation: Situation) -> tuple[Turn, ...]:
         "hear_copied",
         f"{party} not in (BROKEN, GONE)",
         (Way(f"not ({stands})"), Way(sets={"copied": "copied | items"})),
-        "late, it changes nothing; in time, its half can have another stretch",
+        "late, it changes nothing; in time, its part can have another stretch",
         "conversation 5, conversation 12",
         takes="copied",
     )
@@ -141,7 +141,7 @@ def _writer(situation: Situation) -> tuple[Turn, ...]:
                     }
                 ),
             ),
-            "into a half that has been copied on, and when the engine has ended whatever was started for others before",
+            "into a part that has been copied on, and when the engine has ended whatever was started for others before",
             "conversation 4, conversation 12",
             comes=WITH_THE_ENGINE,
         ),
@@ -175,8 +175,8 @@ def _writer(situation: Situation) -> tuple[Turn, ...]:
 
 
 def _says_copied(situation: Situation) -> bool:
-    """Of a pull, nobody says so of the last stretch in each half: nothing is to follow it there."""
-    return situation.direction == "push" or situation.stretches > HALVES
+    """Of a pull, nobody says so of the last stretch in each part: nothing is to follow it there."""
+    return situation.direction == "push" or situation.stretches > PARTS
 
 
 def _copying() -> Turn:
@@ -200,7 +200,7 @@ def _copying() -> Turn:
                 (Send("finish", "granted"),),
                 kept,
             ),
-            Way("items << HALVES & ALL_STRETCHES", {"moved_on": "moved_on | items"}, (Send("copied", "items"),), kept),
+            Way("items << PARTS & ALL_STRETCHES", {"moved_on": "moved_on | items"}, (Send("copied", "items"),), kept),
             Way(sets={"moved_on": "moved_on | items"}, promises=kept),
         ),
         "late, it changes nothing; in time, it is copied on to its target; after the last stretch the last word",
@@ -231,7 +231,7 @@ def _engine(situation: Situation) -> tuple[Turn, ...]:
     writes = f"{situation.writer} != GONE and under_way[n] & k and not (come[n] | lost[n]) & k"
     held = "pinned[n]" if situation.direction == "pull" else "(call == n and ASKS <= asker <= TELLS)"
     straight = f"(({CODE}) << 1 | (not {held}))"
-    gathered = "((out_of_first if k & FIRST_HALF else out_of_second) << 1)"
+    gathered = "((out_of_first if k & FIRST_PART else out_of_second) << 1)"
     return (
         Turn(
             ENGINE,
@@ -239,7 +239,7 @@ def _engine(situation: Situation) -> tuple[Turn, ...]:
             f"{situation.receiver} != GONE and ahead[n] & k",
             (
                 Way(
-                    sets={"ahead[n]": "ahead[n] & ~k", **_half("holds", gathered if situation.gathered else straight)},
+                    sets={"ahead[n]": "ahead[n] & ~k", **_part("holds", gathered if situation.gathered else straight)},
                     promises=(OWN_AREA,),
                 ),
             ),
