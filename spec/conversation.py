@@ -72,6 +72,7 @@ from dataclasses import replace
 
 from . import stretches
 from .steps import Promise
+from .stretches import STILL_BOUND
 from .turns import ASKER, ENGINE, OWNER, PERHAPS, WORLD, Conversation, Send, Situation, Turn, Variable, Way
 
 # ---------------------------------------------------------------- what is kept
@@ -127,7 +128,6 @@ def _receives(situation: Situation, party: str) -> bool:
 # ---------------------------------------------------------------- promises
 
 IN_A_CALL = "ASKS <= asker <= TELLS"
-STILL_BOUND = Promise("not took[n]", "whoever is told of a failure before his last word finds the key as it was")
 NAMED = Promise(
     "not items & ~granted and not took[n] & granted & ~items", "no item is told to have failed whose key was dropped"
 )

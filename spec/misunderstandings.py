@@ -106,7 +106,7 @@ def said_before_its_end(right: Conversation) -> Conversation:
 
 def copied_not_waited_for(right: Conversation) -> Conversation:
     """The owner writes over a part that the puller may not have copied on yet."""
-    return right.with_turns(_without(right.turn("start_stretch"), "(k < 4 or copied & k >> 2)"))
+    return right.with_turns(_without(right.turn("start_stretch"), "(k < 1 << PARTS or copied & k >> PARTS)"))
 
 
 def push_not_copied_on(right: Conversation) -> Conversation:

@@ -33,6 +33,7 @@ AREAS = {"OURS": 0, "GIVEN_BACK": 1, "GIVEN_UP": 2}
 #: How one stretch of one transfer is written.
 CODE = "n << 3 | k"
 
+STILL_BOUND = Promise("not took[n]", "whoever is told of a failure before his last word finds the key as it was")
 OWN_AREA = Promise(
     "area != GIVEN_BACK", "staging memory that was given to another conversation is never written to by the former one"
 )
@@ -106,7 +107,11 @@ def _writer(situation: Situation) -> tuple[Turn, ...]:
     gives_up = (
         Way(sets={**_ENDED, "started": "ALL_STRETCHES", "said": "ALL_STRETCHES"}, sends=(Send("written"),))
         if pulls
-        else Way(sets={**_ENDED, "asker": "IDLE", "granted": "0", "told[n]": "KEPT"}, sends=(Send("abandon"),))
+        else Way(
+            sets={**_ENDED, "asker": "IDLE", "granted": "0", "told[n]": "KEPT"},
+            sends=(Send("abandon"),),
+            promises=(STILL_BOUND,),
+        )
     )
     hears = Turn(
         party,
@@ -129,7 +134,7 @@ def _writer(situation: Situation) -> tuple[Turn, ...]:
         Turn(
             party,
             "start_stretch",
-            f"{stands} and not started & k and (k == 1 or started & k >> 1) and (k < 4 or copied & k >> 2)"
+            f"{stands} and not started & k and (k == 1 or started & k >> 1) and (k < 1 << PARTS or copied & k >> PARTS)"
             " and not under_way[others]",
             (
                 Way(
@@ -187,7 +192,12 @@ def _copying() -> Turn:
         "asker not in (BROKEN, GONE)",
         (
             Way(f"not ({RECEIVER_STANDS['pull']})"),
-            Way("not items", {"asker": "IDLE", "granted": "0", "told[n]": "KEPT", "late": "1"}, (Send("abandon"),)),
+            Way(
+                "not items",
+                {"asker": "IDLE", "granted": "0", "told[n]": "KEPT", "late": "1"},
+                (Send("abandon"),),
+                (STILL_BOUND,),
+            ),
             Way(
                 "(moved_on | items) == ALL_STRETCHES",
                 {
