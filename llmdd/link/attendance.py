@@ -54,6 +54,7 @@ RECEIVED_LATE_S = 60.0
 #: What may wait to be sent to one peer.
 MAX_UNSENT = 16 << 20
 
+_ENGINE_FAILED = ExchangeEnded.RESULTS["ENGINE_FAILED"]
 _OUT_OF_TIME = ExchangeEnded.RESULTS["OUT_OF_TIME"]
 _RECEIVED_AT_ONCE = 256 * 1024
 
@@ -255,8 +256,17 @@ class Attendance:
                 self._guarded(guest, lambda guest: guest.outbox.is_idle)
             receiving = receiving or (guest.open is not None and guest.open.is_written_by_peer)
         if receiving:
+            self._receive()
+
+    def _receive(self) -> None:
+        try:
             for _ in range(_STEPS_IN_A_ROW):
                 self.engine.progress()
+        except EngineFailed as error:
+            # What is on its way will not be told of as written, and its calls end by themselves.
+            _logger.warning("the transfer engine receives nothing: %s", error)
+            self._receive_until = 0.0
+            time.sleep(_LOOK_AGAIN_S)
 
     def _work_on(self, guest: Guest) -> None:
         assert guest.work is not None
@@ -349,6 +359,8 @@ class Attendance:
             self._begin(guest, request)
             return
         is_open = guest.open is not None and guest.open.number == request.number
+        if isinstance(request, Abandon) and not is_open:
+            return  # of one that has ended, or whose Begin never came to be sent
         if request.number > guest.last_number:
             raise ProtocolError(f"{type(request).__name__} {request.number} is of no request that has begun")
         if isinstance(request, Finish):
@@ -375,7 +387,12 @@ class Attendance:
         served = self._store.serve(request.items, request.together, request.patience_ms)
         try:
             way = self._way(request, served)
-            begun = self._answer_to(guest, request, served, way)
+            try:
+                begun = self._answer_to(guest, request, served, way)
+            except EngineFailed as error:
+                _logger.warning("the transfer engine cannot take part: %s", error)
+                items = [Found(_ENGINE_FAILED, False, 0, 0, 0, False, 0) for _ in request.items]
+                begun = Begun(request.number, items, Way.NONE, b"", 0, b"")
             if not begun.has_ended(served.pushes):
                 guest.open = _Open(request, served, way)
             self._say(guest, begun)
@@ -436,6 +453,9 @@ class Attendance:
     def _copy_on(self, guest: Guest, request: Written) -> None:
         """A stretch of a push is in our staging memory."""
         assert guest.open is not None
+        if not request.arrived:
+            self._drop(guest)
+            return
         served, total = guest.open.served, guest.open.served.stream_bytes
         if not guest.open.is_written_by_peer or request.stretch != guest.open.stretches_of_push:
             raise ProtocolError(f"Written {request.stretch} of a request that has no such stretch now")
