@@ -111,7 +111,7 @@ class NixlEngine(TransferEngine):
         self._registered: Counter[_Region] = Counter()
         self._writable: set[_Region] = set()
         self._peers: dict[str, _Peer] = {}
-        with _settings():
+        with _starting, _settings():
             self._nixl = _bindings()
             require_a_free_port()
             self._agent = self._open()
@@ -172,7 +172,13 @@ class NixlEngine(TransferEngine):
             agent = self._opened()
             if peer == self._name:
                 raise EngineFailed(f"the peer's engine has the name of this one, {peer!r}")
-            if peer in self._peers:
+            known = self._peers.get(peer)
+            if known is not None and known.leaving:
+                # What is being written to it keeps it known, and it has come back meanwhile.
+                self._load(peer, introduction.blob)
+                known.metadata, known.leaving = introduction.blob, False
+                return peer
+            if known is not None:
                 raise EngineFailed(f"the engine is connected to {peer!r} already")
             self._load(peer, introduction.blob)
             self._peers[peer] = _Peer(introduction.blob)
@@ -347,6 +353,9 @@ class _NixlWriting(Writing):
         if not self._arrived and self._failure is None:
             raise RuntimeError("the writing is under way: poll it until it has ended")
 
+
+# NIXL's compiled part may be loaded once, and the environment is everybody's.
+_starting = threading.Lock()
 
 _open_engines: weakref.WeakSet[NixlEngine] = weakref.WeakSet()
 
