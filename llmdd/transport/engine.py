@@ -82,8 +82,8 @@ class TransferEngine(ABC):
         address, size
             Of the region.
         writable
-            Whether peers may write to it, too: only then do they learn of it. A region that is registered both ways is
-            writable.
+            Whether peers may write to it, too: only then do they learn of it, and hardware lets them. A region that is
+            registered both ways is writable.
 
         Raises
         ------

@@ -48,7 +48,6 @@ HOW_TO_INSTALL = "pip install 'llmdd[nixl]', or without a GPU: pip install --no-
 
 #: How UCX is set where the user has not set it.
 UCX_SETTINGS = {
-    "UCX_TCP_TX_SEG_SIZE": "64k",  # a higher rate than its 8k, and no more than what every receiver takes
     "UCX_TCP_CONN_NB": "y",  # else an address that nobody answers at holds the whole process up for minutes
     "UCX_TCP_KEEPCNT": "10",  # with the two seconds between them, and the ten before the first, half a minute
     "UCX_TCP_USER_TIMEOUT": "30s",  # without it a link that is cut in mid-transfer is not noticed

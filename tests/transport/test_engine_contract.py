@@ -280,11 +280,25 @@ def test_what_is_under_way_outlives_the_leaving(hosts: Hosts) -> None:
     writer.engine.disconnect(peer)
     with pytest.raises(EngineFailed):
         writer.engine.write(peer, writer.rows((0, 10)), target.rows((0, 10)))
-    with pytest.raises(EngineFailed):
-        writer.engine.connect(target.engine.metadata())
     complete(writing, target)
     assert np.array_equal(target.memory, writer.memory)
-    writer.engine.connect(target.engine.metadata())
+    with pytest.raises(EngineFailed):
+        writer.engine.write(peer, writer.rows((0, 10)), target.rows((0, 10)))
+    assert writer.engine.connect(target.engine.metadata()) == peer
+
+
+def test_a_peer_comes_back_while_it_is_being_written_to(hosts: Hosts) -> None:
+    writer, target, peer = hosts.pair(LARGE)
+    writing = large_writing(writer, target, peer)
+    writer.engine.disconnect(peer)
+    later = Host(target.engine, np.zeros(100, np.uint8))
+    later.engine.register(*later.region(), writable=True)
+    assert writer.engine.connect(target.engine.metadata()) == peer
+    second = writer.engine.write(peer, writer.rows((0, 100)), later.rows((0, 100)))
+    complete(writing, target)
+    complete(second, target)
+    assert np.array_equal(target.memory, writer.memory) and np.array_equal(later.memory, writer.memory[:100])
+    complete(writer.engine.write(peer, writer.rows((0, 10)), target.rows((0, 10))), target)
 
 
 def test_a_target_may_leave_its_writer_while_it_is_written_to(hosts: Hosts) -> None:
