@@ -24,6 +24,8 @@ _REQUEST_BYTES = 40
 def require_a_free_port() -> None:
     """Find out before UCX does, if the user has set a range of ports.
 
+    What another process takes in between is not known.
+
     Raises
     ------
     EngineUnavailable

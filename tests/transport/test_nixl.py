@@ -199,7 +199,7 @@ FATES = {
 def test_whatever_happens_to_one_end_the_other_lives_on(start: StartProcess, end: str, fate: str) -> None:
     moments = random.Random(f"{end} {fate}")
     survivor = start(0) if end == "the writer" else start(1)
-    for _ in range(6):
+    for _ in range(4):
         victim = start(1) if end == "the writer" else start(0)
         writer, target = (victim, survivor) if end == "the writer" else (survivor, victim)
         writer.write_to(target, times=0)
@@ -256,6 +256,26 @@ def test_a_broken_installation_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(nixl, "PACKAGES", ("broken_nixl",))
     with pytest.raises(EngineUnavailable, match=r"broken_nixl.*libsomething\.so is missing"):
         ENGINES["nixl"](fresh_name())
+
+
+@pytest.mark.parametrize(
+    ("drivers", "expected"),
+    [([], "^efa"), (["mlx5_core"], "^efa"), (["mlx5_core", "efa"], None)],
+)
+def test_the_part_of_ucx_that_ends_processes_badly_is_left_out_unless_it_is_needed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, drivers: list[str], expected: str | None
+) -> None:
+    monkeypatch.delenv("UCX_MODULES", raising=False)
+    monkeypatch.setattr(nixl, "RDMA_DEVICES", tmp_path / "infiniband")
+    for driver in drivers:
+        (tmp_path / "drivers" / driver).mkdir(parents=True)
+        device = tmp_path / "infiniband" / f"{driver}_0" / "device"
+        device.mkdir(parents=True)
+        (device / "driver").symlink_to(tmp_path / "drivers" / driver)
+    opened_with = []
+    monkeypatch.setattr(NixlEngine, "_open", lambda engine: opened_with.append(os.environ.get("UCX_MODULES")))
+    NixlEngine(fresh_name())
+    assert opened_with == [expected]
 
 
 @contextmanager
