@@ -44,7 +44,7 @@ class RunningEngine:
         self._closed = False
         try:
             for address, size in store.pool_regions():
-                self.engine.register(address, size)
+                self.engine.register(address, size, writable=False)
             self.attendance = Attendance(store, self.engine)
         except BaseException:
             self.engine.close()
@@ -107,7 +107,7 @@ class NodeEngines:
     identity
         Whose engine it is: peers know it by a name that no other has.
     store
-        The memory that peers may read.
+        The memory that peers may ask for.
     """
 
     def __init__(self, identity: Identity, store: CacheStore) -> None:

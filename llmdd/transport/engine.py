@@ -26,8 +26,8 @@ MAX_METADATA = 1 << 20
 #: How often a writing is polled before the other threads of the process have a turn.
 POLLS_IN_A_ROW = 8
 
-#: How long a reading is polled without a pause, and the pause between polls from then on, in seconds. A peer that takes
-#: longer is slow or frozen, and not worth a whole core; what comes meanwhile waits in the buffers of the network.
+#: How long a writing is polled without a pause, and the pause between polls from then on, in seconds. A peer that takes
+#: longer is slow or frozen, and not worth a whole core; what goes out meanwhile is in the buffers of the network.
 EAGER_S = 0.02
 PAUSE_S = 0.0002
 
@@ -71,11 +71,19 @@ class TransferEngine(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def register(self, address: int, size: int) -> None:
-        """Let memory of this process be written to by peers, and from it to them.
+    def register(self, address: int, size: int, *, writable: bool) -> None:
+        """Let memory of this process be written from, to peers.
 
         Regions may overlap, and each is registered as often as it is asked for. One piece of a transfer lies within
         one region.
+
+        Parameters
+        ----------
+        address, size
+            Of the region.
+        writable
+            Whether peers may write to it, too: only then do they learn of it, and hardware lets them. A region that is
+            registered both ways is writable.
 
         Raises
         ------
@@ -95,7 +103,7 @@ class TransferEngine(ABC):
 
     @abstractmethod
     def metadata(self) -> bytes:
-        """What a peer's engine needs to write to what is registered now; at most `MAX_METADATA` bytes.
+        """What a peer's engine needs to write to what is writable now; at most `MAX_METADATA` bytes.
 
         Raises
         ------
@@ -116,7 +124,7 @@ class TransferEngine(ABC):
 
     @abstractmethod
     def refresh(self, peer: str, metadata: bytes) -> None:
-        """Take newer metadata of a connected peer, which has registered more memory since.
+        """Take newer metadata of a connected peer, which has registered more writable memory since.
 
         Raises
         ------
@@ -146,6 +154,8 @@ class TransferEngine(ABC):
     def write(self, peer: str, local: Descriptors, remote: Descriptors) -> Writing:
         """Begin to write pieces of this process's memory into pieces of a peer's.
 
+        What is changed here meanwhile may arrive as it was or as it is.
+
         Parameters
         ----------
         peer
@@ -156,7 +166,8 @@ class TransferEngine(ABC):
         Raises
         ------
         EngineFailed
-            If a piece is not within one registered region, or the peer cannot be reached. Nothing is written.
+            If a piece is not within one registered region here, or one writable region of the peer's as far as its
+            metadata told, or the peer cannot be reached. Nothing is written.
         """
 
     @abstractmethod

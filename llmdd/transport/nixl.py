@@ -3,10 +3,12 @@
 What was found out about it, and is built upon here:
 
 - A transfer that is *released* while it is under way counts as ended and goes on writing; so does one whose peer is
-  removed. So nothing is released and no peer is removed before the last of its writings has ended. Only the end of the
-  whole agent ends its writing at once.
+  removed. So nothing is released and no peer is removed before the last of the writings to it has ended. Only the end
+  of the whole agent ends its writing at once.
 - Over TCP a READ is answered by the process that is read from, which UCX aborts if the reader has died meanwhile. So
   nothing is read: the agent writes, which in no case ended either process, and is faster.
+- Over TCP what is written is received by the process that is written to: it has arrived only when that one has
+  proceeded, and the writer is told so only then.
 - An agent that is left to the end of the interpreter, or to a forked child, crashes there or disturbs its parent. So it
   is destroyed by :meth:`NixlEngine.close` and by nothing else.
 - The progress thread that NIXL offers takes a whole core for ever. The agent has none: it proceeds when it is polled.
@@ -35,6 +37,7 @@ import msgspec
 import numpy as np
 
 from .engine import MAX_METADATA, Descriptors, EngineFailed, EngineUnavailable, TransferEngine, Writing
+from .ucx_ports import require_a_free_port
 
 #: The packages that NIXL comes in, one for each kind of accelerator; any of them serves the memory of a host.
 PACKAGES = ("nixl_cu12", "nixl_cu13", "nixl_rocm")
@@ -45,7 +48,6 @@ HOW_TO_INSTALL = "pip install 'llmdd[nixl]', or without a GPU: pip install --no-
 
 #: How UCX is set where the user has not set it.
 UCX_SETTINGS = {
-    "UCX_TCP_TX_SEG_SIZE": "64k",  # a higher rate than its 8k, and no more than what every receiver takes
     "UCX_TCP_CONN_NB": "y",  # else an address that nobody answers at holds the whole process up for minutes
     "UCX_TCP_KEEPCNT": "10",  # with the two seconds between them, and the ten before the first, half a minute
     "UCX_TCP_USER_TIMEOUT": "30s",  # without it a link that is cut in mid-transfer is not noticed
@@ -53,13 +55,16 @@ UCX_SETTINGS = {
     "NIXL_LOG_LEVEL": "FATAL",
 }
 
-#: Where the kernel lists RDMA devices. Where there are none, UCX's part for them would only bring a second copy of the
-#: system's libraries into the process, and the two crash when the process exits.
+#: Where the kernel lists RDMA devices, with the driver of each. UCX's part for those of Amazon (EFA) takes the system's
+#: libibverbs, beside the one that NIXL brings along; the two crash when the process exits.
 RDMA_DEVICES = Path("/sys/class/infiniband")
-WITHOUT_RDMA = {"UCX_MODULES": "^ib"}
+EFA_DRIVER = "efa"
+WITHOUT_EFA = {"UCX_MODULES": "^efa"}
 
-_VERSION = 1
+_VERSION = 2
 _NOTHING: list[Any] = []
+
+_Region = tuple[int, int]
 
 
 class _Introduction(msgspec.Struct, array_like=True):
@@ -92,7 +97,7 @@ class NixlEngine(TransferEngine):
     Raises
     ------
     EngineUnavailable
-        If NIXL is not installed, or finds no network to use.
+        If NIXL is not installed, or finds no network to use, or no port that it may use.
     """
 
     name = "nixl"
@@ -102,10 +107,12 @@ class NixlEngine(TransferEngine):
         self._lock = threading.RLock()
         self._agent: Any = None
         self._why_closed = "it is closed"
-        self._registered: Counter[tuple[int, int]] = Counter()
+        self._registered: Counter[_Region] = Counter()
+        self._writable: set[_Region] = set()
         self._peers: dict[str, _Peer] = {}
         with _starting, _settings():
             self._nixl = _bindings()
+            require_a_free_port()
             self._agent = self._open()
         _open_engines.add(self)
 
@@ -126,12 +133,14 @@ class NixlEngine(TransferEngine):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(agent))
         return agent
 
-    def register(self, address: int, size: int) -> None:
+    def register(self, address: int, size: int, *, writable: bool) -> None:
         with self._lock:
             agent = self._opened()
             if not self._registered[address, size]:
-                self._ask("register memory", agent.registerMem, self._region(address, size), _NOTHING)
+                self._ask("register memory", agent.registerMem, self._regions([(address, size)]), _NOTHING)
             self._registered[address, size] += 1
+            if writable:
+                self._writable.add((address, size))
 
     def deregister(self, address: int, size: int) -> None:
         with self._lock:
@@ -141,11 +150,15 @@ class NixlEngine(TransferEngine):
             self._registered[address, size] -= 1
             if not self._registered[address, size]:
                 del self._registered[address, size]
-                self._ask("deregister memory", agent.deregisterMem, self._region(address, size), _NOTHING)
+                self._writable.discard((address, size))
+                self._ask("deregister memory", agent.deregisterMem, self._regions([(address, size)]), _NOTHING)
 
     def metadata(self) -> bytes:
         with self._lock:
-            blob: bytes = self._ask("describe itself", self._opened().getLocalMD)
+            # Even with no region at all it tells how to reach this engine, and with that the later ones are added.
+            regions, with_the_way_here = self._regions(sorted(self._writable)), True
+            describe = self._opened().getLocalPartialMD
+            blob: bytes = self._ask("describe itself", describe, regions, with_the_way_here, _NOTHING)
         metadata = msgspec.msgpack.encode(_Introduction(self.name, _VERSION, self._name, _digest(blob), blob))
         if len(metadata) > MAX_METADATA:
             raise EngineFailed(f"the metadata would have {len(metadata)} bytes, more than {MAX_METADATA}")
@@ -239,6 +252,7 @@ class NixlEngine(TransferEngine):
             agent, self._agent = self._agent, None
             self._peers.clear()
             self._registered.clear()
+            self._writable.clear()
             if agent is not None:
                 ctypes.pythonapi.Py_DecRef(ctypes.py_object(agent))
 
@@ -293,8 +307,8 @@ class NixlEngine(TransferEngine):
         del self._peers[peer]
         self._ask(f"leave {peer!r}", self._agent.invalidateRemoteMD, peer)
 
-    def _region(self, address: int, size: int) -> Any:
-        return self._nixl.nixlRegDList(self._nixl.DRAM_SEG, [(address, size, 0, "")])
+    def _regions(self, regions: list[_Region]) -> Any:
+        return self._nixl.nixlRegDList(self._nixl.DRAM_SEG, [(address, size, 0, "") for address, size in regions])
 
     def _ask(self, what: str, call: Any, *arguments: Any) -> Any:
         try:
@@ -304,7 +318,7 @@ class NixlEngine(TransferEngine):
 
 
 class _NixlWriting(Writing):
-    """The handle of one WRITE."""
+    """One WRITE of NIXL, by its handle."""
 
     def __init__(self, engine: NixlEngine, peer: str, handle: int) -> None:
         self._engine = engine
@@ -380,7 +394,7 @@ def _bindings() -> ModuleType:
 @contextmanager
 def _settings() -> Iterator[None]:
     """What UCX and NIXL read from the environment when they start, and children of this process need not inherit."""
-    wanted = UCX_SETTINGS if _has_rdma() else {**UCX_SETTINGS, **WITHOUT_RDMA}
+    wanted = UCX_SETTINGS if _has_efa() else {**UCX_SETTINGS, **WITHOUT_EFA}
     ours = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(ours)
     try:
@@ -390,8 +404,9 @@ def _settings() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def _has_rdma() -> bool:
-    return RDMA_DEVICES.is_dir() and any(RDMA_DEVICES.iterdir())
+def _has_efa() -> bool:
+    drivers = RDMA_DEVICES.glob("*/device/driver")
+    return any(driver.resolve().name == EFA_DRIVER for driver in drivers)
 
 
 def _digest(blob: bytes) -> bytes:

@@ -77,7 +77,7 @@ class StagingAreas:
             if self._free:
                 return self._free.pop()
         area = StagingArea()
-        self._engine.register(area.address, area.size)
+        self._engine.register(area.address, area.size, writable=True)
         with self._changing:
             self._serial += 1
         return area

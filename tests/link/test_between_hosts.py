@@ -332,7 +332,7 @@ def test_an_engine_that_cannot_have_the_pools(
     client, server = make_distant(1), make_distant(2)
     opens = ENGINES["nixl"]
 
-    def register(address: int, size: int) -> NoReturn:
+    def register(address: int, size: int, *, writable: bool) -> NoReturn:
         raise EngineFailed("the memory cannot be locked")
 
     def open_engine(name: str) -> object:

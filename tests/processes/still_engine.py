@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import ClassVar
 
-from llmdd.transport.engine import Descriptors, EngineFailed, Reading, TransferEngine
+from llmdd.transport.engine import Descriptors, EngineFailed, TransferEngine, Writing
 
 _PREFIX = b"still:"
 
@@ -17,7 +17,7 @@ class StillEngine(TransferEngine):
     ----------
     opened
         Every engine there was since the list was cleared.
-    registered, peers, is_closed
+    registered, writable, peers, is_closed
         What has been made of it.
     """
 
@@ -27,17 +27,22 @@ class StillEngine(TransferEngine):
     def __init__(self, own_name: str) -> None:
         self.own_name = own_name
         self.registered: Counter[tuple[int, int]] = Counter()
+        self.writable: set[tuple[int, int]] = set()
         self.peers: list[str] = []
         self.is_closed = False
         self.opened.append(self)
 
-    def register(self, address: int, size: int) -> None:
+    def register(self, address: int, size: int, *, writable: bool) -> None:
         self.registered[address, size] += 1
+        if writable:
+            self.writable.add((address, size))
 
     def deregister(self, address: int, size: int) -> None:
         if self.registered[address, size] == 0:
             raise KeyError((address, size))
         self.registered[address, size] -= 1
+        if self.registered[address, size] == 0:
+            self.writable.discard((address, size))
 
     def metadata(self) -> bytes:
         return _PREFIX + self.own_name.encode()
@@ -60,7 +65,7 @@ class StillEngine(TransferEngine):
         self._require_open()
         self.peers.remove(peer)
 
-    def read(self, peer: str, local: Descriptors, remote: Descriptors) -> Reading:
+    def write(self, peer: str, local: Descriptors, remote: Descriptors) -> Writing:
         raise EngineFailed("this engine moves nothing")
 
     def progress(self) -> None:

@@ -37,7 +37,7 @@ def hosts(request: pytest.FixtureRequest) -> Iterator[Hosts]:
         request.getfixturevalue("nixl_over_tcp")
         hosts = Hosts(NixlEngine)
     else:
-        hosts = Hosts(Network(owner_proceeds=True).open)
+        hosts = Hosts(Network(target_proceeds=True).open)
     yield hosts
     for engine in hosts.opened:
         engine.close()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from llmdd.transport.engine import Descriptors, Reading, TransferEngine
+from llmdd.transport.engine import Descriptors, TransferEngine, Writing
 
 PATIENCE_S = 30.0
 _numbers = itertools.count()
@@ -26,7 +26,7 @@ def fresh_name() -> str:
 
 @dataclass
 class Host:
-    """An engine and its memory, all of which it has registered."""
+    """An engine and its memory, all of which it has registered and may be written to."""
 
     engine: TransferEngine
     memory: Bytes
@@ -54,27 +54,27 @@ class Hosts:
 
     def host(self, size: int = 1 << 16, fill: int = 0) -> Host:
         host = Host(self.engine(), np.full(size, fill, np.uint8))
-        host.engine.register(*host.region())
+        host.engine.register(*host.region(), writable=True)
         return host
 
     def pair(self, size: int = 1 << 16) -> tuple[Host, Host, str]:
-        """A reader of zeros, an owner of anything else, and the owner's name at the reader."""
-        reader, owner = self.host(size), self.host(size)
-        owner.memory[:] = np.random.default_rng(size).integers(1, 256, size, np.uint8)
-        return reader, owner, connect(reader, owner)
+        """A writer of anything but zeros, a target of zeros, and the target's name at the writer."""
+        writer, target = self.host(size), self.host(size)
+        writer.memory[:] = np.random.default_rng(size).integers(1, 256, size, np.uint8)
+        return writer, target, connect(writer, target)
 
 
-def connect(reader: Host, owner: Host) -> str:
+def connect(writer: Host, target: Host) -> str:
     """Make each known to the other, as a handshake does."""
-    owner.engine.connect(reader.engine.metadata())
-    return reader.engine.connect(owner.engine.metadata())
+    target.engine.connect(writer.engine.metadata())
+    return writer.engine.connect(target.engine.metadata())
 
 
-def complete(reading: Reading, *owners: Host) -> None:
-    """Poll until all has arrived, while the owners let it proceed."""
+def complete(writing: Writing, *targets: Host) -> None:
+    """Poll until all has arrived, while the targets let it proceed."""
     deadline = time.monotonic() + PATIENCE_S
-    while not reading.poll():
-        for owner in owners:
-            owner.engine.progress()
-        assert time.monotonic() < deadline, "the reading has not ended"
-    reading.release()
+    while not writing.poll():
+        for target in targets:
+            target.engine.progress()
+        assert time.monotonic() < deadline, "the writing has not ended"
+    writing.release()

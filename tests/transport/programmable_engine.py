@@ -109,15 +109,18 @@ class ProgrammableEngine(TransferEngine):
         self.network = network
         self.own_name = name
         self.regions: Counter[Region] = Counter()
+        self.writable: set[Region] = set()
         self.peers: dict[str, list[Region]] = {}
         self.leaving: set[str] = set()
         self.proceeded = 0
         self.closed = False
 
-    def register(self, address: int, size: int) -> None:
+    def register(self, address: int, size: int, *, writable: bool) -> None:
         with self.network.lock:
             self._require_open()
             self.regions[address, size] += 1
+            if writable:
+                self.writable.add((address, size))
 
     def deregister(self, address: int, size: int) -> None:
         with self.network.lock:
@@ -126,11 +129,12 @@ class ProgrammableEngine(TransferEngine):
             self._require_open()
             self.regions[address, size] -= 1
             self.regions += Counter()  # drops what is at zero
+            self.writable &= self.regions.keys()
 
     def metadata(self) -> bytes:
         with self.network.lock:
             self._require_open()
-            return json.dumps([self.own_name, list(self.regions)]).encode()
+            return json.dumps([self.own_name, sorted(self.writable)]).encode()
 
     def connect(self, metadata: bytes) -> str:
         with self.network.lock:
@@ -199,6 +203,7 @@ class ProgrammableEngine(TransferEngine):
             self.closed = True
             self.peers.clear()
             self.regions.clear()
+            self.writable.clear()
             for writing in self.network.writings:
                 if self is writing.writer:
                     writing.fail("the engine is closed")
@@ -299,7 +304,7 @@ class ProgrammedWriting(Writing):
                 break
             to, source, size = self._pieces.popleft()
             _require_within(source, size, self.writer.regions, "here")
-            _require_within(to, size, self.target.regions, f"at {self.target.own_name!r}")
+            _require_within(to, size, self.target.writable, f"at {self.target.own_name!r}")
             ctypes.memmove(to, source, size)
             if self._until_failure is not None:
                 self._until_failure -= 1
@@ -314,7 +319,7 @@ class ProgrammedWriting(Writing):
 
 def _require_within(address: int, size: int, regions: Iterable[Region], where: str) -> None:
     if not any(begin <= address and address + size <= begin + length for begin, length in regions):
-        raise EngineFailed(f"no registered region {where} has {size} bytes at {address:#x}")
+        raise EngineFailed(f"no region {where} has {size} bytes at {address:#x}")
 
 
 def _decoded(metadata: bytes) -> tuple[str, list[Region]]:
