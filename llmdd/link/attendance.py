@@ -8,6 +8,7 @@ long as a peer may be reading, and sleeps otherwise.
 from __future__ import annotations
 
 import logging
+import math
 import selectors
 import socket
 import threading
@@ -37,11 +38,11 @@ from .transfer_messages import (
     Frames,
     Gather,
     Gathered,
+    Outbox,
     Request,
     Take,
     Taken,
     Way,
-    frame,
 )
 
 _logger = logging.getLogger("llmdd.link")
@@ -49,6 +50,7 @@ _logger = logging.getLogger("llmdd.link")
 #: Pieces that are smaller than this on the average are gathered into stretches. A larger one is worth a descriptor.
 STAGED_BELOW = 32 * 1024
 
+_OUT_OF_TIME = ExchangeEnded.RESULTS["OUT_OF_TIME"]
 _ENGINE_FAILED = ExchangeEnded.RESULTS["ENGINE_FAILED"]
 _RECEIVED_AT_ONCE = 256 * 1024
 
@@ -57,6 +59,12 @@ _STEPS_IN_A_ROW = 16
 
 # How long to stay awake for the end of a request whose bytes have been said already: it takes as long to be woken.
 _FINISHED_SOON_S = 0.000_2
+
+# How long after its time a request may stand open. Who asked has given it up by then, and perhaps could not say so.
+_GRACE_S = 0.5
+
+# A sleep that may be longer is cut into such.
+_LONGEST_SLEEP_S = 3600.0
 
 # How soon to look again at what takes longer than anybody waits for it.
 _LOOK_AGAIN_S = 0.002
@@ -93,10 +101,17 @@ class Guest:
         self.area: StagingArea | None = None
         self.known_serial = 0
         self.connection_failed = False
-        self.unsent = bytearray()
+        self.last_begun = -1
+        self.last_abandoned = -1
+        self.outbox = Outbox(sock)
         self.frames = Frames()
         self.is_gone = False
         self._attendance = attendance
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether its engine may be reading from us."""
+        return self.open is not None and self.open.is_read_by_peer
 
     def dismiss(self, done: Callable[[], None]) -> None:
         """Serve it no more, and call ``done`` when nothing that it asked for holds memory. From any thread; again is
@@ -216,7 +231,7 @@ class Attendance:
     def _patience(self) -> float | None:
         """How long to sleep, if nobody comes."""
         now = time.monotonic()
-        patience = _LOOK_AGAIN_S if self.areas.has_set_aside else None
+        patience = _LOOK_AGAIN_S if self.areas.has_set_aside or self.areas.may_be_read_late else math.inf
         for guest in self._guests:
             if guest.open is None:
                 continue
@@ -224,19 +239,23 @@ class Attendance:
                 # Who lets a request stand open beyond its time has been held up, or has gone.
                 if now < guest.open.deadline:
                     return 0.0
-                patience = _LOOK_AGAIN_S
+                patience = min(patience, _LOOK_AGAIN_S)
             elif now < guest.open.begun_at + _FINISHED_SOON_S:
                 return 0.0
-        return patience
+            patience = min(patience, max(0.0, guest.open.deadline + _GRACE_S - now))
+        return None if patience == math.inf else min(patience, _LONGEST_SLEEP_S)
 
     def _proceed(self) -> None:
         """Let everything that is under way go on a little."""
         if self.areas.has_set_aside:
             self.areas.poll()
+        now = time.monotonic()
         for guest in list(self._guests):
+            if guest.open is not None and now > guest.open.deadline + _GRACE_S:
+                self._drop(guest)
             if guest.work is not None:
                 self._guarded(guest, self._work_on)
-        if any(guest.open is not None and guest.open.is_read_by_peer for guest in self._guests):
+        if self.areas.may_be_read_late or any(guest.is_reading for guest in self._guests):
             for _ in range(_STEPS_IN_A_ROW):
                 self._engine.progress()
 
@@ -274,6 +293,8 @@ class Attendance:
             guest.work.close()
             guest.work = None
         if guest.open is not None:
+            if guest.is_reading:
+                self.areas.expect_late_reader()
             guest.open.served.abandon()
             guest.open = None
 
@@ -310,18 +331,12 @@ class Attendance:
             self._serve(guest, request)
 
     def _say(self, guest: Guest, answer: Answer) -> None:
-        if guest.unsent:
-            raise ProtocolError("a request before the last answer was taken")
-        guest.unsent += frame(answer)
+        guest.outbox.add(answer)
         self._send_unsent(guest)
 
     def _send_unsent(self, guest: Guest) -> None:
-        try:
-            sent = guest.socket.send(guest.unsent)
-        except BlockingIOError:
-            sent = 0
-        del guest.unsent[:sent]
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if guest.unsent else 0)
+        guest.outbox.send()
+        events = selectors.EVENT_READ | (0 if guest.outbox.is_empty else selectors.EVENT_WRITE)
         if self._selector.get_key(guest.socket).events != events:
             self._selector.modify(guest.socket, events, guest)
 
@@ -329,18 +344,19 @@ class Attendance:
 
     def _serve(self, guest: Guest, request: Request) -> None:
         if isinstance(request, Abandon):
-            if guest.open is not None and guest.open.number == request.number:
-                self._drop(guest)
+            self._abandon(guest, request.number)
             return
-        if guest.work is not None:
+        if guest.work is not None or (not guest.outbox.is_empty and guest.last_begun > guest.last_abandoned):
             raise ProtocolError(f"a {type(request).__name__} before the last request was answered")
         if isinstance(request, Begin):
             self._begin(guest, request)
             return
+        if not guest.last_abandoned < request.number <= guest.last_begun:
+            raise ProtocolError(f"{type(request).__name__} {request.number} is of no request that was begun")
         open_request = guest.open
         if open_request is None or open_request.number != request.number:
-            raise ProtocolError(f"{type(request).__name__} {request.number} is of no request that is open")
-        if isinstance(request, Finish):
+            self._decline(guest, request)
+        elif isinstance(request, Finish):
             guest.open = None
             self._say(guest, Finished(request.number, open_request.served.finish(request.succeeded)))
         elif isinstance(request, Gather):
@@ -348,9 +364,33 @@ class Attendance:
         else:
             self._take(guest, open_request, request)
 
+    def _abandon(self, guest: Guest, number: int) -> None:
+        """Who asked waits no longer, and hears no more of it. What was said of our memory may not have been heard."""
+        if number > guest.last_begun:
+            raise ProtocolError(f"Abandon {number} is of no request that was begun")
+        guest.last_abandoned = max(guest.last_abandoned, number)
+        guest.outbox.withdraw(number)
+        guest.known_serial = 0
+        if guest.open is not None and guest.open.number == number:
+            self._drop(guest)
+
+    def _decline(self, guest: Guest, request: Gather | Take | Finish) -> None:
+        """Answer what is said of a request that has ended: its time was up."""
+        if isinstance(request, Finish):
+            self._say(guest, Finished(request.number, [_OUT_OF_TIME] * len(request.succeeded)))
+        elif isinstance(request, Gather):
+            self._say(guest, Gathered(request.number, request.begin, False))
+        else:
+            if request.metadata:
+                self._take_news(guest, request.metadata)
+            self._say(guest, Taken(request.number, request.begin, False))
+
     def _begin(self, guest: Guest, request: Begin) -> None:
         if guest.open is not None:
             raise ProtocolError(f"Begin {request.number} while {guest.open.number} is open")
+        if request.number <= guest.last_begun:
+            raise ProtocolError(f"Begin {request.number} after {guest.last_begun}")
+        guest.last_begun = request.number
         if request.metadata:
             self._take_news(guest, request.metadata)
         served = self._store.serve(request.items, request.together, request.patience_ms)
@@ -414,7 +454,7 @@ class Attendance:
         if open_request.way is not Way.STAGED or open_request.served.pushes:
             raise ProtocolError("Gather of a request whose bytes do not travel so")
         open_request.served.gather(request.begin, self._area_of(guest).half(request.half, request.size))
-        self._say(guest, Gathered(request.number, request.begin))
+        self._say(guest, Gathered(request.number, request.begin, True))
 
     def _take(self, guest: Guest, open_request: _Open, request: Take) -> None:
         if open_request.way is not Way.STAGED or not open_request.served.pushes:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol, TypeVar
 
 from llmdd._core.distant_peer import ExchangeEnded
-from llmdd.transport.engine import Descriptors, EngineFailed, TransferEngine
+from llmdd.transport.engine import POLLS_IN_A_ROW, Descriptors, EngineFailed, TransferEngine
 from llmdd.transport.staging import HALVES, STRETCH_BYTES, Arrived, Inflow, StagingAreas
 
 from .messages import ProtocolError
@@ -30,12 +30,12 @@ from .transfer_messages import (
     Frames,
     Gather,
     Gathered,
+    Outbox,
     Request,
     Take,
     Taken,
     Wanted,
     Way,
-    frame,
 )
 
 _logger = logging.getLogger("llmdd.link")
@@ -94,7 +94,7 @@ class Conversation:
         self._areas = areas
         self._known_serial = 0
         self._frames = Frames()
-        self._unsent = b""
+        self._outbox = Outbox(sock)
         self._last_number = 0
         self._connection_failed = False
 
@@ -111,17 +111,24 @@ class Conversation:
             The time has run out, the link is lost, the owner says what cannot be, or there are too many blocks.
         """
         wanted = [Wanted(*item) for item in items]
+        if len(wanted) > MAX_ITEMS or max(item.block_count for item in wanted) > MAX_BLOCKS:
+            raise ExchangeEnded("TOO_MANY_AT_ONCE")
         if sum(len(item.your_blocks) + len(item.our_blocks) for item in wanted) > MAX_BLOCKS * _BLOCK_BYTES:
             raise ExchangeEnded("TOO_MANY_AT_ONCE")
         self._last_number = number = self._last_number + 1
-        patience_ms = max(0, deadline - time.monotonic_ns()) // 1_000_000
+        patience_ms = max(0, deadline - time.monotonic_ns()) // _NANOSECONDS_OF_A_MILLISECOND
         data = self._carried(exchange) if exchange.pushes else b""
         try:
-            begun = self._ask(Begin(number, patience_ms, wanted, together, staged, data, b""), Begun, deadline)
-        except ExchangeEnded:
-            self._say(Abandon(number))
+            request = Begin(number, patience_ms, wanted, together, staged, data, b"")
+            begun = self._ask(request, Begun, deadline, exchange.pushes and not data)
+            if exchange.pushes and begun.way is Way.CARRIED and not data:
+                raise ExchangeEnded("PEER_UNSOUND")
+            self._take_news(begun.metadata)
+        except BaseException:
+            self._abandon(number)
+            if exchange.pushes and not data:
+                self._areas.expect_late_reader()
             raise
-        self._take_news(begun.metadata)
         return begun
 
     def carry(self, begun: Begun, exchange: Exchange, deadline: int) -> None:
@@ -138,11 +145,15 @@ class Conversation:
 
     def finish(self, begun: Begun, succeeded: list[bool], deadline: int) -> list[int]:
         """Say which items have arrived; what became of each. Raises as :meth:`begin`: then that is not known."""
-        return self._ask(Finish(begun.number, succeeded), Finished, deadline).results
+        try:
+            return self._ask(Finish(begun.number, succeeded), Finished, deadline).results
+        except BaseException:
+            self._abandon(begun.number)
+            raise
 
     def abandon(self, begun: Begun) -> None:
         """Say that nothing more is wanted."""
-        self._say(Abandon(begun.number))
+        self._abandon(begun.number)
 
     def break_off(self) -> None:
         """End the wait for an answer. From any thread."""
@@ -211,11 +222,16 @@ class Conversation:
                 waiting = True
             if waiting:
                 self._taken(number, deadline)
+        except ExchangeEnded:
+            self._areas.expect_late_reader()
+            raise
         finally:
             self._areas.give_back(area, [])
 
     def _taken(self, number: int, deadline: int) -> None:
-        if not self._answer(Taken, number, deadline).arrived:
+        if not self._answer(Taken, number, deadline, is_read_from=True).arrived:
+            # The owner takes nothing of a request whose time is up.
+            self._require_time(deadline)
             raise ExchangeEnded("ENGINE_FAILED")
 
     def _wait(self, inflow: Inflow, exchange: Exchange, deadline: int) -> Arrived:
@@ -245,34 +261,47 @@ class Conversation:
 
     # -- the messages ---------------------------------------------------------------------------------------------
 
-    def _ask(self, request: Request, kind: type[_A], deadline: int) -> _A:
+    def _ask(self, request: Request, kind: type[_A], deadline: int, is_read_from: bool = False) -> _A:
         self._send(request, deadline)
-        return self._answer(kind, request.number, deadline)
+        return self._answer(kind, request.number, deadline, is_read_from)
 
-    def _answer(self, kind: type[_A], number: int, deadline: int) -> _A:
-        """The answer to a request. Answers to those that were abandoned may come before it."""
+    def _answer(self, kind: type[_A], number: int, deadline: int, is_read_from: bool = False) -> _A:
+        """The answer to a request. Answers to those that were abandoned may come before it.
+
+        ``is_read_from``: the owner's engine reads here before it answers.
+        """
         while True:
             try:
                 answer = self._frames.next_answer()
             except ProtocolError as error:
-                _logger.warning("a conversation is dropped: %s", error)
-                self.break_off()
-                raise ExchangeEnded("PEER_UNSOUND") from None
+                raise self._unsound(str(error)) from None
             if answer is None:
-                self._receive(deadline)
+                self._receive(deadline, is_read_from)
             elif answer.number == number:
                 if not isinstance(answer, kind):
-                    raise ExchangeEnded("PEER_UNSOUND")
+                    raise self._unsound(f"a {type(answer).__name__} is no answer to what was asked")
                 return answer
+            elif answer.number > number:
+                raise self._unsound(f"an answer to request {answer.number}, which was not made")
+            # An owner that answers what was abandoned, on and on, keeps nobody beyond his time.
+            self._require_time(deadline)
 
-    def _receive(self, deadline: int) -> None:
+    def _unsound(self, why: str) -> ExchangeEnded:
+        """The owner breaks the rules: nothing that it says is heard any more."""
+        _logger.warning("a conversation is dropped: %s", why)
+        self.break_off()
+        return ExchangeEnded("PEER_UNSOUND")
+
+    def _receive(self, deadline: int, is_read_from: bool) -> None:
         """Wait for more of an answer."""
         patient_from = time.monotonic_ns() + _IMPATIENT_NS
         while True:
             try:
                 data = self._socket.recv(_RECEIVED_AT_ONCE)
             except BlockingIOError:
-                if time.monotonic_ns() >= patient_from:
+                if is_read_from:
+                    self._let_proceed(deadline)
+                elif time.monotonic_ns() >= patient_from:
                     self._wait_until(select.POLLIN, deadline)
                 continue
             except OSError as error:
@@ -282,39 +311,50 @@ class Conversation:
             self._frames.feed(data)
             return
 
+    def _let_proceed(self, deadline: int) -> None:
+        """Let the owner's engine read on."""
+        self._require_time(deadline)
+        try:
+            for _ in range(POLLS_IN_A_ROW):
+                self._engine.progress()
+        except EngineFailed as error:
+            raise self._engine_failed(error) from None
+        time.sleep(0)  # gives up the GIL, and the processor where another process wants it
+
+    def _require_time(self, deadline: int) -> None:
+        if time.monotonic_ns() >= deadline:
+            raise ExchangeEnded("OUT_OF_TIME")
+
     def _send(self, request: Request, deadline: int) -> None:
         try:
-            self._unsent += frame(request)
+            self._outbox.add(request)
         except ValueError:
             raise ExchangeEnded("TOO_MANY_AT_ONCE") from None
-        # What time did not allow to be sent goes before everything else, so that the messages stay whole.
-        while self._unsent:
-            try:
-                sent = self._socket.send(self._unsent)
-            except BlockingIOError:
-                self._wait_until(select.POLLOUT, deadline)
-                continue
-            except OSError as error:
-                raise _lost(error) from None
-            self._unsent = self._unsent[sent:]
-
-    def _say(self, message: Abandon) -> None:
-        """Tell the owner, as soon as the connection takes it; one that has ended need not be told."""
         try:
-            self._send(message, time.monotonic_ns())
+            while not self._outbox.send():
+                self._wait_until(select.POLLOUT, deadline)
+        except OSError as error:
+            raise _lost(error) from None
+
+    def _abandon(self, number: int) -> None:
+        """Tell the owner, as soon as the connection takes it; one that has ended need not be told."""
+        self._known_serial = 0  # what was to be said of our memory may not have been
+        if self._outbox.withdraw(number):
+            return
+        try:
+            self._send(Abandon(number), time.monotonic_ns())
         except ExchangeEnded as ended:
             _logger.debug("the owner cannot be told now: %s", ended)
 
     def _wait_until(self, event: int, deadline: int) -> None:
         """Sleep until the connection can be read from, or written to."""
-        left_ns = deadline - time.monotonic_ns()
-        if left_ns <= 0:
-            raise ExchangeEnded("OUT_OF_TIME")
+        self._require_time(deadline)
         ready = select.poll()
         try:
             ready.register(self._socket, event)
         except ValueError:
             raise ExchangeEnded("LINK_LOST") from None  # it was closed
+        left_ns = max(0, deadline - time.monotonic_ns())
         ready.poll(left_ns / _NANOSECONDS_OF_A_MILLISECOND)
 
 
@@ -352,7 +392,10 @@ class _Gathering:
         if self._next > 0:
             self.ask_for_next()
             answer = self._conversation._answer(Gathered, self._begun.number, self._deadline)
-            if answer.begin != self._next * STRETCH_BYTES:
+            if not answer.is_there:
+                # The owner gathers nothing of a request whose time is up.
+                self._conversation._require_time(self._deadline)
+            if not answer.is_there or answer.begin != self._next * STRETCH_BYTES:
                 raise ExchangeEnded("PEER_UNSOUND")
         address = self._begun.staging + self._next % HALVES * STRETCH_BYTES
         self._next += 1

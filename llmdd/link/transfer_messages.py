@@ -15,6 +15,9 @@ but ``Abandon`` are answered before the next comes::
         | <------- Finished -------------------- |
         | -------- Abandon --------------------> |   drop every pin, and nothing else
 
+Who asks counts its requests: the number of each is greater than that of the one before. It gives one up when its time
+is up, and so does the owner, a little later and by itself: what is said of it afterwards is answered, in vain.
+
 The *stream* of a request is what it transfers, one item after the other, tensor by tensor, in the order of the lists of
 blocks. It travels in one of three ways (:class:`Way`), which the owner of the cache chooses.
 
@@ -24,6 +27,8 @@ transfer engine. So no transfer that was given up can write into what has been g
 
 from __future__ import annotations
 
+import socket
+from collections import deque
 from enum import IntEnum
 from typing import Annotated, Any, TypeAlias
 
@@ -160,10 +165,11 @@ class Gather(Struct, frozen=True, tag="gather"):
 
 
 class Gathered(Struct, frozen=True, tag="gathered"):
-    """The stretch that was asked for is there."""
+    """The stretch that was asked for is there; or it is not, since the time of the request is up."""
 
     number: UInt64
     begin: UInt64
+    is_there: bool
 
 
 class Take(Struct, frozen=True, tag="take"):
@@ -177,7 +183,7 @@ class Take(Struct, frozen=True, tag="take"):
 
 
 class Taken(Struct, frozen=True, tag="taken"):
-    """The stretch that was to be taken has arrived, or will not."""
+    """The stretch that was to be taken has arrived; or it has not, since the engine failed or the time is up."""
 
     number: UInt64
     begin: UInt64
@@ -218,6 +224,45 @@ def frame(message: Request | Answer) -> bytes:
     if len(payload) > MAX_PAYLOAD:
         raise ValueError(f"{type(message).__name__} takes {len(payload)} bytes, a frame holds {MAX_PAYLOAD}")
     return HEADER.pack(len(payload)) + payload
+
+
+class Outbox:
+    """Messages that a connection, which does not block, has not taken yet. Of the first a part may have gone."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._waiting: deque[tuple[Request | Answer, memoryview]] = deque()
+        self._is_in_part = False
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._waiting
+
+    def add(self, message: Request | Answer) -> None:
+        """Say this after what waits; ValueError if it is larger than may be."""
+        self._waiting.append((message, memoryview(frame(message))))
+
+    def send(self) -> bool:
+        """Say as much as the connection takes now, and whether that was everything. OSError if it has ended."""
+        while self._waiting:
+            message, rest = self._waiting[0]
+            try:
+                sent = self._socket.send(rest)
+            except BlockingIOError:
+                return False
+            self._is_in_part = sent < len(rest)
+            if self._is_in_part:
+                self._waiting[0] = message, rest[sent:]
+            else:
+                self._waiting.popleft()
+        return True
+
+    def withdraw(self, number: int) -> bool:
+        """Take back what waits of a request, but for what has gone in part; whether its ``Begin`` was taken back."""
+        head = [self._waiting.popleft()] if self._is_in_part else []
+        withdrawn = [message for message, _ in self._waiting if message.number == number]
+        self._waiting = deque([*head, *(each for each in self._waiting if each[0].number != number)])
+        return any(isinstance(message, Begin) for message in withdrawn)
 
 
 class Frames:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
@@ -23,6 +24,9 @@ _logger = logging.getLogger("llmdd.transport")
 STRETCH_BYTES = 2 << 20
 
 HALVES = 2
+
+#: How long a peer may go on reading after everybody has lost patience, and is let proceed.
+LATE_READER_S = 60.0
 
 
 class StagingArea:
@@ -60,8 +64,9 @@ class StagingAreas:
     ----------
     engine
         Of the node.
-    when_set_aside
-        Called when there is something for :meth:`poll` to do.
+    when_left
+        Called when something goes on that nobody waits for: an area was set aside, for :meth:`poll` to look after, or
+        a peer may be reading late.
 
     Attributes
     ----------
@@ -69,12 +74,13 @@ class StagingAreas:
         Grows when the engine learns of new memory, of which its peers must then be told.
     """
 
-    def __init__(self, engine: TransferEngine, when_set_aside: Callable[[], None]) -> None:
+    def __init__(self, engine: TransferEngine, when_left: Callable[[], None]) -> None:
         self._engine = engine
-        self._when_set_aside = when_set_aside
+        self._when_left = when_left
         self._changing = threading.Lock()
         self._free: list[StagingArea] = []
         self._set_aside: list[_SetAside] = []
+        self._read_late_until = 0.0
         self.serial = 0
 
     def take(self) -> StagingArea:
@@ -95,13 +101,23 @@ class StagingAreas:
                 self._free.append(area)
                 return
             self._set_aside.append(_SetAside(area, readings))
-        self._when_set_aside()
+        self._when_left()
 
     def news(self, known: int) -> tuple[bytes, int]:
         """The engine's metadata if a peer knows it as of serial number ``known`` only, and as of which it will then."""
         with self._changing:
             serial = self.serial
         return (b"", known) if serial == known else (self._engine.metadata(), serial)
+
+    def expect_late_reader(self) -> None:
+        """A peer was given up which may be reading here: its engine ends that when ours lets it proceed, not before."""
+        self._read_late_until = time.monotonic() + LATE_READER_S
+        self._when_left()
+
+    @property
+    def may_be_read_late(self) -> bool:
+        """Whether our engine is to proceed though nobody waits for it."""
+        return time.monotonic() < self._read_late_until
 
     @property
     def has_set_aside(self) -> bool:
