@@ -32,11 +32,14 @@ class Entrant:
         that forks theirs.
     parameters : mapping, optional
         Given to it as keyword arguments.
+    moves_bytes : bool
+        Whether it moves what the case is about, so that there is a rate; what only shows a part of the cost does not.
     """
 
     name: str
     factory: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    moves_bytes: bool = True
 
     @property
     def module(self) -> str:
@@ -49,10 +52,26 @@ class Entrant:
 
 @dataclass(frozen=True)
 class Target:
-    """What llmdd should reach in a case: of two limits the larger. Missing it is shown, and fails nothing."""
+    """What llmdd should reach in a case: of several limits the largest. Missing it is shown, and fails nothing.
+
+    Parameters
+    ----------
+    max_ratio : float, optional
+        The baseline's time, so many times.
+    max_ns : float, optional
+        Nanoseconds.
+    one_more : str, optional
+        The baseline's time and that of the entrant with this name.
+    ahead_of : tuple of str, optional
+        Less time than each of the entrants with these names takes: this is no limit among others, and stands alone.
+    remark : str, optional
+        What the limit means.
+    """
 
     max_ratio: float | None = None
     max_ns: float | None = None
+    one_more: str | None = None
+    ahead_of: tuple[str, ...] = ()
     remark: str = ""
 
     def __str__(self) -> str:
@@ -61,12 +80,23 @@ class Target:
             limits.append(f"≤ {duration(self.max_ns)}")
         if self.max_ratio is not None:
             limits.append(f"≤ {self.max_ratio:.3g}x")
+        if self.one_more is not None:
+            limits.append(f"≤ 1x and one {self.one_more}")
+        if self.ahead_of:
+            limits.append(f"ahead of {' and of '.join(self.ahead_of)}")
         return " or ".join(limits) + (f" ({self.remark})" if self.remark else "")
 
-    def is_met(self, ratio: float, median_ns: float) -> bool:
-        return (self.max_ratio is not None and ratio <= self.max_ratio) or (
-            self.max_ns is not None and median_ns <= self.max_ns
-        )
+    def is_met(self, median_ns: float, baseline: str, others_ns: Mapping[str, float]) -> bool | None:
+        """Whether a time is within the limit, by the others' times; None if those that it takes have none."""
+        if self.ahead_of:
+            times = [others_ns[name] for name in self.ahead_of if name in others_ns]
+            return median_ns < min(times) if len(times) == len(self.ahead_of) else None
+        limits = [] if self.max_ns is None else [self.max_ns]
+        if self.max_ratio is not None and baseline in others_ns:
+            limits.append(self.max_ratio * others_ns[baseline])
+        if self.one_more is not None and self.one_more in others_ns and baseline in others_ns:
+            limits.append(others_ns[baseline] + others_ns[self.one_more])
+        return median_ns <= max(limits) if limits else None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from .case import Case, Profile
-from .cases import day, first_step, managers, pulls, scale
+from .cases import day, first_step, hosts, managers, pulls, scale
 
 
 class UnknownCase(Exception):
@@ -15,7 +15,7 @@ class UnknownCase(Exception):
 
 def cases_of(profile: Profile) -> list[Case]:
     """The cases of `profile`, in the order in which they run and are shown."""
-    return [case for part in (managers, day, pulls, first_step, scale) for case in part.cases(profile)]
+    return [case for part in (managers, day, pulls, hosts, first_step, scale) for case in part.cases(profile)]
 
 
 def chosen(profile: Profile, patterns: Sequence[str]) -> list[Case]:

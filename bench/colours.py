@@ -21,12 +21,15 @@ LOOKS = {
     "reference model": Look("#CC79A7", "D"),
     "vLLM BlockPool": Look("#009E73", "^"),
     "NIXL": Look("#D55E00", "^"),
+    "NIXL, merged": Look("#CC79A7", "D"),
     "Mooncake": Look("#009E73", "v"),
     "shared memory + pipe": Look("#E69F00", "s"),
+    "sockets": Look("#E69F00", "s"),
     "recomputed": Look("#882255", "X"),
     "dict": Look("#777777", "x", "--"),
     "empty call": Look("#777777", "x", "--"),
     "memcpy": Look("#777777", "x", "--"),
+    "round trip": Look("#777777", "x", "--"),
 }
 
 #: For entrants that are not among those, in the order in which a plot has them: ways to use llmdd itself.

@@ -1,4 +1,4 @@
-"""The three figures of a run that say most, for the README."""
+"""The few figures of a run that say most, for the README."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class Headline:
 
 HEADLINES = (
     Headline("pull", "pull a cache of 1 MiB from another process, by its key", case="pull/1MiB"),
+    Headline("hosts", "pull a cache of {size} from another host, over TCP", case="hosts/16MiB"),
     Headline("gil", "pull {size} while the owner's Python thread computes"),
     Headline(
         "day",

@@ -25,7 +25,7 @@ class Seat:
 
     def __init__(self, entrant: Entrant) -> None:
         self.entrant = entrant
-        self.standing = Standing(name=entrant.name)
+        self.standing = Standing(name=entrant.name, moves_bytes=entrant.moves_bytes)
         self.nursery: Nursery | None = None
         self.times_ns: list[float] = []
 
@@ -171,8 +171,9 @@ class Match:
             result.axis, result.place = case.place.axis, case.place.value
         if case.target is not None:
             result.target = str(case.target)
-            if first.median_ns is not None and first.ratio is not None:
-                result.target_met = case.target.is_met(first.ratio, first.median_ns)
+            times_ns = {one.name: one.median_ns for one in result.standings if one.median_ns is not None}
+            if first.median_ns is not None:
+                result.target_met = case.target.is_met(first.median_ns, case.baseline, times_ns)
         return result
 
 

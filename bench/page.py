@@ -28,7 +28,7 @@ README_BEGIN = "<!-- figures from docs/benchmarks/results.json -->"
 README_END = "<!-- end of figures -->"
 
 #: What does less than a case asks.
-FLOORS = ("dict", "empty call", "memcpy")
+FLOORS = ("dict", "empty call", "memcpy", "round trip")
 
 UNEXPLAINED = "We have not found out why."
 

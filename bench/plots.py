@@ -147,8 +147,10 @@ def times(cases: Sequence[CaseResult]) -> Figure:
 def rates(cases: Sequence[CaseResult]) -> Figure:
     """Bytes a second against what grows."""
 
-    def value(case: CaseResult, one: Standing) -> tuple[float, float, float]:
+    def value(case: CaseResult, one: Standing) -> tuple[float, float, float] | None:
         moved = case.bytes_moved
+        if not one.moves_bytes:
+            return None
         return moved / time_ns(one), moved / high_ns(one), moved / low_ns(one)
 
     figure = lines(cases, value)
@@ -188,13 +190,16 @@ def memory(cases: Sequence[CaseResult]) -> Figure:
     return figure
 
 
-def lines(cases: Sequence[CaseResult], value: Callable[[CaseResult, Standing], tuple[float, float, float]]) -> Figure:
-    """A line for each entrant over the places of `cases`, with a band between the quartiles."""
+def lines(
+    cases: Sequence[CaseResult], value: Callable[[CaseResult, Standing], tuple[float, float, float] | None]
+) -> Figure:
+    """A line for each entrant that has a value over the places of `cases`, with a band between the quartiles."""
     placed = sorted(along_axis(cases), key=lambda case: case.place or 0)
     figure, axes = paper(4.2)
     look = looks(entrants(cases))
     for name in entrants(placed):
-        points = [(case.place, *value(case, one)) for case in placed for one in timed(case) if one.name == name]
+        found = [(case.place, value(case, one)) for case in placed for one in timed(case) if one.name == name]
+        points = [(place, *values) for place, values in found if values is not None]
         if not points:
             continue
         x, middle, low, high = zip(*points, strict=True)

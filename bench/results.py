@@ -36,6 +36,8 @@ class Standing(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The same at its highest."""
     measured: dict[str, Any] = {}
     """What it measured itself."""
+    moves_bytes: bool = True
+    """Whether it moves what the case is about."""
 
     @property
     def correct(self) -> bool:
@@ -73,7 +75,9 @@ class CaseResult(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     def rate_gb_s(self, standing: Standing) -> float | None:
         """Bytes moved over the median time, in 10⁹ bytes a second."""
-        return self.bytes_moved / standing.median_ns if self.bytes_moved and standing.median_ns else None
+        if not (self.bytes_moved and standing.median_ns and standing.moves_bytes):
+            return None
+        return self.bytes_moved / standing.median_ns
 
 
 class Machine(msgspec.Struct, kw_only=True):

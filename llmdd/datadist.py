@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import ClassVar, NoReturn
 
 from llmdd._core.enumerations import LLMRole, RegisterMemStatus
+from llmdd._core.peer import PeerArena
 from llmdd._core.status import LLMException, LLMStatusCode, failure, invalid
 from llmdd._core.tables import ENGINE
 from llmdd._core.validation import check_elements, check_int32, check_type, check_uint64
@@ -191,6 +192,14 @@ class LLMDataDist:
     def listen_address(self) -> tuple[str, int] | None:
         """Where this instance accepts links, with the port that was really taken; None if nowhere."""
         return self._require_ready().address
+
+    @property
+    def transports(self) -> dict[int, str]:
+        """How bytes travel to and from each linked cluster, by cluster id: ``"shared memory"``, or ``"nixl"``."""
+        peers = self._require_ready().peers
+        return {
+            cluster_id: "shared memory" if isinstance(peer, PeerArena) else "nixl" for cluster_id, peer in peers.items()
+        }
 
     def link_clusters(
         self, clusters: Sequence[LLMClusterInfo], timeout: int = DEFAULT_LINK_TIMEOUT_MS

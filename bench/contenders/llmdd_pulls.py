@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from importlib import import_module
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +12,8 @@ from llmdd import BlocksCacheKey, CacheDesc, CacheKey, DataType, LLMRole
 
 from .. import payload
 from ..contender import require
+from ..hosts import OneHost, TwoHosts
 from ..nodes import link, node
-from ..other_end import OtherEnd
 from .pulls import BlockPulls, Owner, Pulls
 
 OWNER, PULLER = 1, 2
@@ -22,14 +23,20 @@ PAGE_SHIFT = 12
 BATCH = 64
 
 
-class Node(Owner):
-    """An owner that is an instance of llmdd which listens, with a pool for `rows` caches of `size` bytes."""
+def require_engine(hosts: OneHost | TwoHosts) -> None:
+    """:class:`~..contender.Unavailable` if a link between `hosts` takes NIXL, and there is none."""
+    if isinstance(hosts, TwoHosts):
+        import_module(f"{__package__}.nixl_pulls")
 
-    def __init__(self, size: int, rows: int) -> None:
+
+class Node(Owner):
+    """An owner that is an instance of llmdd, listening at `host`, with a pool for `rows` caches of `size` bytes."""
+
+    def __init__(self, size: int, rows: int, host: str) -> None:
         super().__init__(np.empty((0, 0), np.uint8))
         self.rows = rows
         self._open = ExitStack()
-        datadist = self._open.enter_context(node(LLMRole.PROMPT, OWNER, size * rows, PAGE_SHIFT))
+        datadist = self._open.enter_context(node(LLMRole.PROMPT, OWNER, size * rows, PAGE_SHIFT, host=host))
         self.manager = datadist.cache_manager
         self.address = datadist.listen_address
 
@@ -48,8 +55,8 @@ class Node(Owner):
 class PoolOwner(Node):
     """Offers a cache of its pool for each request; nothing but the request's key keeps it."""
 
-    def __init__(self, size: int, rows: int) -> None:
-        super().__init__(size, rows)
+    def __init__(self, size: int, rows: int, host: str) -> None:
+        super().__init__(size, rows, host)
         self._desc = CacheDesc(1, (1, size), DataType.DT_UINT8)
 
     def offer(self, first_request_id: int) -> dict[int, int]:
@@ -66,8 +73,8 @@ class RegisteredOwner(PoolOwner):
     A transfer leaves the keys of registered memory bound, and the owner drops them.
     """
 
-    def __init__(self, size: int, rows: int) -> None:
-        super().__init__(size, rows)
+    def __init__(self, size: int, rows: int, host: str) -> None:
+        super().__init__(size, rows, host)
         self.memory = np.zeros((rows, size), np.uint8)
         self._registered: list[int] = []
 
@@ -95,12 +102,15 @@ class CachePulls(Pulls):
         The owner's caches are in registered memory and not in its pool.
     """
 
-    def __init__(self, size: int, count: int, computing: bool = False, registered: bool = False) -> None:
-        super().__init__(size, count, computing)
-        self.owner = self.start(RegisteredOwner if registered else PoolOwner, size, count)
+    def __init__(self, size: int, count: int, registered: bool = False, **how: bool) -> None:
+        super().__init__(size, count, **how)
+        require_engine(self.hosts)
+        self.owner = self.start(RegisteredOwner if registered else PoolOwner, size, count, self.hosts.far)
         self._open = ExitStack()
-        datadist = self._open.enter_context(node(LLMRole.DECODER, PULLER, size * count, PAGE_SHIFT))
-        link(datadist, OWNER, self.owner.call("listen_address"))
+        datadist = self._open.enter_context(
+            node(LLMRole.DECODER, PULLER, size * count, PAGE_SHIFT, host=self.hosts.near)
+        )
+        link(datadist, OWNER, self.owner.call("listen_address"), self.hosts.near)
         self.manager = datadist.cache_manager
         slots = self.slots_of_a_cache()
         desc = CacheDesc(1, (slots, size), DataType.DT_UINT8)
@@ -110,7 +120,7 @@ class CachePulls(Pulls):
 
     def slots_of_a_cache(self) -> int:
         """Of those that requests are pulled into: here one has room for all."""
-        return self.operations
+        return self.count
 
     def prepare(self, number: int) -> None:
         super().prepare(number)
@@ -149,7 +159,7 @@ class PullsAtOnce(BatchesOfPulls):
     def prepare(self, number: int) -> None:
         super().prepare(number)
         request_ids = np.array(self.requests)
-        self.batches = [request_ids[begin : begin + BATCH] for begin in range(0, self.operations, BATCH)]
+        self.batches = [request_ids[begin : begin + BATCH] for begin in range(0, self.count, BATCH)]
         self.statuses: list[npt.NDArray[np.int64]] = []
 
     def run(self) -> None:
@@ -159,15 +169,23 @@ class PullsAtOnce(BatchesOfPulls):
 
     def inspect(self, number: int) -> None:
         succeeded = sum(np.count_nonzero(statuses == 0) for statuses in self.statuses)
-        require(succeeded == self.operations, f"{succeeded} pulls of {self.operations} succeeded")
+        require(succeeded == self.count, f"{succeeded} pulls of {self.count} succeeded")
         super().inspect(number)
+
+
+class CallsForMany(PullsAtOnce):
+    """The same, where the call is the operation and not the pull."""
+
+    def __init__(self, size: int, count: int, **how: bool) -> None:
+        super().__init__(size, count, **how)
+        self.operations = len(self.caches)
 
 
 class BlocksOwner(Node):
     """Offers one blocks cache, whose blocks it writes anew before each round."""
 
-    def __init__(self, blocks: int, tensors: int, size: int) -> None:
-        super().__init__(blocks * size, tensors)
+    def __init__(self, blocks: int, tensors: int, size: int, host: str) -> None:
+        super().__init__(blocks * size, tensors, host)
         desc = CacheDesc(tensors, (blocks, size), DataType.DT_UINT8)
         self.cache = self.manager.allocate_blocks_cache(desc, BlocksCacheKey(OWNER))
 
@@ -179,12 +197,15 @@ class BlocksOwner(Node):
 class BlocksCachePulls(BlockPulls):
     """One ``pull_blocks`` for all blocks of all tensors."""
 
-    def __init__(self, blocks: int, tensors: int, size: int) -> None:
-        super().__init__(blocks, tensors, size)
-        self.owner = OtherEnd(BlocksOwner, blocks, tensors, size)
+    def __init__(self, blocks: int, tensors: int, size: int, run: int = 1, apart: bool = False) -> None:
+        super().__init__(blocks, tensors, size, run, apart)
+        require_engine(self.hosts)
+        self.owner = self.start(BlocksOwner, blocks, tensors, size, self.hosts.far)
         self._open = ExitStack()
-        datadist = self._open.enter_context(node(LLMRole.DECODER, PULLER, blocks * tensors * size, PAGE_SHIFT))
-        link(datadist, OWNER, self.owner.call("listen_address"))
+        datadist = self._open.enter_context(
+            node(LLMRole.DECODER, PULLER, blocks * tensors * size, PAGE_SHIFT, host=self.hosts.near)
+        )
+        link(datadist, OWNER, self.owner.call("listen_address"), self.hosts.near)
         self.manager = datadist.cache_manager
         self.cache = self.manager.allocate_blocks_cache(CacheDesc(tensors, (blocks, size), DataType.DT_UINT8))
         self.pulled = self.cache.tensors

@@ -9,7 +9,6 @@ import mmap
 
 import numpy as np
 
-from ..other_end import OtherEnd
 from .pulls import BlockPulls, Bytes, Owner, Pulls
 
 
@@ -54,7 +53,7 @@ class BlockCopies(BlockPulls):
         source, memory = shared(tensors, blocks * size)
         target, pulled = shared(tensors, blocks * size)
         self.pulled = pulled.reshape(tensors, blocks, size)
-        self.owner = OtherEnd(PlainOwner, memory)
+        self.owner = self.start(PlainOwner, memory)
         self.copies = self.views(memoryview(target), memoryview(source))
 
     def views(self, ours: memoryview, theirs: memoryview) -> list[tuple[memoryview, memoryview]]:

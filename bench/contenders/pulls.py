@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from .. import payload
 from ..contender import Contender, require
+from ..hosts import OneHost, TwoHosts
 from ..other_end import OtherEnd
 from .computation import Computation
 
@@ -75,7 +76,33 @@ class Owner:
         return self._computation.end()
 
 
-class Pulls(Contender):
+class BetweenProcesses(Contender):
+    """Moves what an owner in another process has into memory of this one.
+
+    Parameters
+    ----------
+    apart : bool
+        The owner is on another host.
+    """
+
+    owner: OtherEnd
+
+    def __init__(self, apart: bool) -> None:
+        self.apart = apart
+        self.hosts = TwoHosts() if apart else OneHost()
+
+    def start(self, make: Callable[..., Any], *arguments: Any) -> OtherEnd:
+        """The owner's process. It is forked: call this before anything that has threads is made here."""
+        return OtherEnd(self.hosts.other(make), *arguments)
+
+    def close(self) -> None:
+        self.owner.close()
+
+    def other_processes(self) -> Sequence[int]:
+        return [self.owner.pid]
+
+
+class Pulls(BetweenProcesses):
     """Pull the cache of each request of a round into a row of :attr:`pulled`, and release its key.
 
     Parameters
@@ -84,32 +111,39 @@ class Pulls(Contender):
         Bytes of a cache, and requests in a round.
     computing : bool
         The owner's Python computes during each round without releasing its GIL.
+    shuffled : bool
+        What is pulled one after the other the owner does not have one after the other.
+    apart : bool
+        The owner is on another host.
     """
 
-    owner: OtherEnd
     pulled: Memories
 
-    def __init__(self, size: int, count: int, computing: bool = False) -> None:
+    def __init__(
+        self, size: int, count: int, computing: bool = False, shuffled: bool = False, apart: bool = False
+    ) -> None:
+        super().__init__(apart)
         self.size = size
-        self.operations = count
+        self.operations = self.count = count
         self._computing = computing
-        self.requests = range(0)
+        self._order = np.arange(count)
+        if shuffled:
+            np.random.default_rng(0).shuffle(self._order)
+        self.requests: list[int] = []
         self.places: dict[int, int] = {}
         self._computes = mmap.mmap(-1, 1)
 
     def start(self, make: Callable[..., Owner], *arguments: Any) -> OtherEnd:
-        """The owner's process. It is forked: call this before anything that has threads is made here."""
-
         def owner() -> Owner:
             made = make(*arguments)
             made.computes = self._computes
             return made
 
-        return OtherEnd(owner)
+        return super().start(owner)
 
     def prepare(self, number: int) -> None:
-        first = number * self.operations
-        self.requests = range(first, first + self.operations)
+        first = number * self.count
+        self.requests = (first + self._order).tolist()
         self.places = self.owner.call("offer", first)
         if self._computing:
             self.owner.call("begin_computing")
@@ -134,18 +168,21 @@ class Pulls(Contender):
         return found
 
     def verify(self) -> None:
-        require(len(self.requests) == self.operations, "no round was played")
+        require(len(self.requests) == self.count, "no round was played")
         require(self.left() == 0, "the owner has keys left")
 
-    def close(self) -> None:
-        self.owner.close()
 
-    def other_processes(self) -> Sequence[int]:
-        return [self.owner.pid]
-
-
-class BlockPulls(Contender):
+class BlockPulls(BetweenProcesses):
     """Pull `blocks` blocks of each of `tensors` tensors in one operation, from and to random places.
+
+    Parameters
+    ----------
+    blocks, tensors, size : int
+        Bytes of a block, and how many there are.
+    run : int
+        So many blocks lie one after the other at both ends, as when memory was handed out in larger pieces.
+    apart : bool
+        The owner is on another host.
 
     Attributes
     ----------
@@ -155,13 +192,13 @@ class BlockPulls(Contender):
         For each tensor an array of shape (blocks, size).
     """
 
-    owner: OtherEnd
     pulled: Memories
 
-    def __init__(self, blocks: int, tensors: int, size: int) -> None:
+    def __init__(self, blocks: int, tensors: int, size: int, run: int = 1, apart: bool = False) -> None:
+        super().__init__(apart)
         self.blocks, self.tensors, self.size = blocks, tensors, size
         order = np.random.default_rng(0)
-        self.sources, self.targets = order.permutation(blocks).tolist(), order.permutation(blocks).tolist()
+        self.sources, self.targets = (_in_runs(order.permutation(blocks // run), run) for _ in range(2))
         self._rounds = 0
 
     def prepare(self, number: int) -> None:
@@ -178,8 +215,8 @@ class BlockPulls(Contender):
     def verify(self) -> None:
         require(self._rounds > 0, "no round was played")
 
-    def close(self) -> None:
-        self.owner.close()
 
-    def other_processes(self) -> Sequence[int]:
-        return [self.owner.pid]
+def _in_runs(order: npt.NDArray[np.int64], run: int) -> list[int]:
+    """The blocks of the runs with the numbers `order`."""
+    numbers: list[int] = (order[:, np.newaxis] * run + np.arange(run)).ravel().tolist()
+    return numbers

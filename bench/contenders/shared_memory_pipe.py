@@ -15,7 +15,6 @@ from multiprocessing.shared_memory import SharedMemory
 import numpy as np
 
 from ..contender import Incorrect, Unavailable
-from ..other_end import OtherEnd
 from .memcpy import BlockCopies, shared
 from .pulls import Bytes, Owner, Pulls
 
@@ -121,7 +120,7 @@ class PipeBlockPulls(BlockCopies):
         target, pulled = shared(tensors, blocks * size)
         self.pulled = pulled.reshape(tensors, blocks, size)
         self.pipe, theirs = Pipe()
-        self.owner = OtherEnd(ServingBlocksOwner, rows, theirs)
+        self.owner = self.start(ServingBlocksOwner, rows, theirs)
         theirs.close()
         self.copies = self.views(memoryview(target), source)
 

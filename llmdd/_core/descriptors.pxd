@@ -1,4 +1,4 @@
-"""The lists that a transfer engine is handed: which bytes here are to be read from where at the other end."""
+"""The lists that a transfer engine is handed: which bytes here are to be written to where at the other end."""
 
 from libc.stdint cimport uint64_t
 

@@ -24,7 +24,7 @@ cdef class DescriptorLists:
         free(self.there)
 
     cdef int add(self, uint64_t here, uint64_t there, uint64_t size) except -1 nogil:
-        """`size` bytes at `there` are to be read to `here`."""
+        """`size` bytes at `here` are to be written to `there`."""
         cdef uint64_t *last_here
         cdef uint64_t *last_there
         if self.count:

@@ -18,12 +18,11 @@ cdef class Exchange:
     cdef Slot *found               # what the owner has said of its caches
     cdef uint64_t *stream_items
     cdef Stream stream
-    cdef Stream owners_stream      # of a direct pull: the same at the other end
     cdef const uint64_t *broken
     cdef int64_t deadline
     cdef int add(self, Transfer *transfer, TransferResult *result) except -1
     cdef int begin(self, bint together) except -1
-    cdef object wanted(self, Transfer *transfer, bint staged)
+    cdef object wanted(self, Transfer *transfer)
     cdef int take_answer(self) except -1
     cdef int take_found(self, uint64_t position, object found) except -1
     cdef int lay_out(self, uint64_t position) except -1

@@ -2,7 +2,7 @@
 """Peers on other hosts (see ``distant_peer.pxd``)."""
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from cython cimport final
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -12,7 +12,7 @@ from llmdd._core.copying cimport COPIED, Bounds
 from llmdd._core.descriptors cimport DescriptorLists
 from llmdd._core.layout cimport KEY_NONE, Slot
 from llmdd._core.pair_set cimport NOT_SEEN
-from llmdd._core.streams cimport Stream, StreamItem, far_place, run_capacity, runs_of_ours, runs_of_theirs
+from llmdd._core.streams cimport Stream, StreamItem, run_capacity, runs_of_ours
 from llmdd._core.transfer cimport (
     BLOCKS_TO_BLOCKS,
     BY_ADDRESS,
@@ -107,14 +107,9 @@ cdef class Exchange:
 
     cdef int begin(self, bint together) except -1:
         """Ask for all of them. What is refused has its result now; the others are NOT_BEGUN still, and pinned there."""
-        cdef uint64_t i
-        cdef bint staged = False
-        cdef list items
-        for i in range(self.count):
-            staged = staged or self.transfers[i].local_slot.registered
-        items = [self.wanted(self.transfers[<uint64_t>position], staged) for position in range(self.count)]
+        cdef list items = [self.wanted(self.transfers[<uint64_t>position]) for position in range(self.count)]
         try:
-            self.begun = self.conversation.begin(items, together, staged, self, self.deadline)
+            self.begun = self.conversation.begin(items, together, self, self.deadline)
         except ExchangeEnded as ended:
             return self.end_all(ended.result)
         self.take_answer()
@@ -124,23 +119,10 @@ cdef class Exchange:
                 self.end_all(TRANSFERRED)
         return 0
 
-    cdef object wanted(self, Transfer *transfer, bint staged):
+    cdef object wanted(self, Transfer *transfer):
         """One item as its message has it, in the order of its fields."""
         cdef Slot *ours = transfer.local_slot
         cdef bint lists_theirs = transfer.form == BLOCKS_TO_BLOCKS or (transfer.form == SLOT_TO_BLOCKS and transfer.push)
-        cdef bint lists_ours = transfer.form == BLOCKS_TO_BLOCKS or (transfer.form == SLOT_TO_BLOCKS and not transfer.push)
-        cdef uint64_t first = 0 if transfer.all_local else transfer.local_first
-        cdef uint64_t end = ours.num_tensors if transfer.all_local else transfer.local_end
-        cdef bytes places = b""
-        cdef uint64_t *addresses
-        cdef uint64_t i
-        if transfer.push and not staged and not transfer.locally_refused:
-            places = PyBytes_FromStringAndSize(NULL, (end - first) * ITEM_WORD)
-            addresses = <uint64_t *>PyBytes_AS_STRING(places)
-            for i in range(end - first):
-                addresses[i] = <uint64_t>place_here(
-                    transfer.local_arena, ours, transfer.local_pool, first + i
-                ).base
         return (
             bool(transfer.push),
             bool(transfer.keeps_keys),
@@ -161,14 +143,10 @@ cdef class Exchange:
             transfer.block_count,
             transfer.block_bytes,
             packed(transfer.remote_blocks, transfer.block_count) if lists_theirs else b"",
-            packed(transfer.local_blocks, transfer.block_count) if lists_ours and transfer.push else b"",
-            transfer.local_batch_index,
             ours.num_tensors,
             ours.row_bytes,
             ours.row_count,
             bool(ours.accessible),
-            transfer.block_count if lists_ours else 1,
-            places,
         )
 
     def lay_out_push(self):
@@ -294,35 +272,20 @@ cdef class Exchange:
             PyBuffer_Release(&view)
         return 0
 
-    def lay_out_owners(self):
-        """Note where the owner's tensors are, for `reading`; of a direct pull."""
-        cdef Transfer *transfer
-        cdef StreamItem *item
-        cdef bytes places
-        cdef const uint64_t *theirs
-        cdef uint64_t position, tensors, i
-        self.owners_stream = Stream(self.count)
-        for position in range(self.count):
-            if self.stream_items[position] == NOT_SEEN:
-                continue
-            transfer = self.transfers[position]
-            places = self.begun.items[position].places
-            tensors = self.stream.items[self.stream_items[position]].tensors
-            if <uint64_t>len(places) != tensors * ITEM_WORD:
-                raise ExchangeEnded("PEER_UNSOUND")
-            theirs = <const uint64_t *>PyBytes_AS_STRING(places)
-            item = self.owners_stream.add(tensors, run_capacity(transfer))
-            for i in range(tensors):
-                item.places[i] = far_place(theirs[i])
-            item.run_count = runs_of_theirs(transfer, transfer.local_slot, self.found + position, item.runs)
-            self.owners_stream.close_item(item)
-        if self.owners_stream.bytes != self.stream.bytes:
-            raise ExchangeEnded("PEER_UNSOUND")
+    @property
+    def pieces(self):
+        """Of how many runs of bytes the stream consists."""
+        return self.stream.pieces()
 
-    def reading(self, uint64_t begin, uint64_t size, uint64_t here):
-        """The lists of descriptors by which a stretch of a pull is read from the owner's pools to `here`."""
+    @property
+    def all_mapped(self):
+        """Whether nothing of the stream is memory that the program registered."""
+        return self.stream.all_mapped
+
+    def writing(self, uint64_t begin, uint64_t size, uint64_t there):
+        """The lists of descriptors by which a stretch of a push is written from our pools to `there`."""
         cdef DescriptorLists lists = DescriptorLists()
-        self.owners_stream.describe(begin, size, here, lists)
+        self.stream.describe(begin, size, there, lists)
         return lists.arrays()
 
     # ------------------------------------------------------------ the end

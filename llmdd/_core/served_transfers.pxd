@@ -24,9 +24,7 @@ cdef class ServedTransfers:
     cdef TransferResult *codes
     cdef uint64_t *stream_items    # which item of the stream each is; NOT_SEEN: none
     cdef Stream stream
-    cdef Stream askers_stream      # of a push: the same at the other end
     cdef list kept                 # lists of blocks
-    cdef list asker_places
     cdef readonly bint pushes
     cdef bint together
     cdef readonly bint is_open

@@ -2,7 +2,7 @@
 """Transfers for peers on other hosts (see ``served_transfers.pxd``)."""
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.object cimport PyObject
 from cython cimport final, no_gc_clear
 from libc.stdint cimport int64_t, uint64_t
@@ -18,7 +18,7 @@ from llmdd._core.layout cimport KEY_NONE, Slot, header_of
 from llmdd._core.node_memory cimport NodeMemory
 from llmdd._core.pair_set cimport NOT_SEEN, PairSet, pair_set_drop, pair_set_make
 from llmdd._core.status import LLMStatusCode, failure
-from llmdd._core.streams cimport Stream, StreamItem, far_place, run_capacity, runs_of_ours, runs_of_theirs
+from llmdd._core.streams cimport Stream, StreamItem, run_capacity, runs_of_theirs
 from llmdd._core.transfer cimport (
     ADDRESS_UNKNOWN,
     BLOCKS_TO_BLOCKS,
@@ -47,7 +47,6 @@ cdef enum:
     HOST = 0
     DEVICE = 1
     ITEM_WORD = 8                  # bytes of a packed number
-    MOST_PIECES = 1 << 24          # of a tensor, that are told apart
 
 
 @final
@@ -85,7 +84,6 @@ cdef class ServedTransfers:
             self.stream_items[<uint64_t>position] = NOT_SEEN
             self.begun[<uint64_t>position].holder = NOT_SEEN
         self.kept = []
-        self.asker_places = []
         self.stream = Stream(count)
 
     def __dealloc__(self):
@@ -133,7 +131,6 @@ cdef class ServedTransfers:
         transfer.bytes = wanted.bytes_of_tensor
         transfer.block_count = wanted.block_count
         transfer.block_bytes = wanted.block_bytes
-        transfer.local_batch_index = wanted.our_batch_index
         transfer.local_slot = asker
         asker.num_tensors = wanted.our_tensors
         asker.row_bytes = wanted.our_row_bytes
@@ -148,7 +145,6 @@ cdef class ServedTransfers:
         if by_address:
             self.require_addressable(position)
         self.keep_blocks(position, wanted)
-        self.asker_places.append(wanted.our_places)
         return 0
 
     cdef int require_addressable(self, uint64_t position) except -1:
@@ -163,22 +159,16 @@ cdef class ServedTransfers:
         return 0
 
     cdef int keep_blocks(self, uint64_t position, object wanted) except -1:
-        """The lists of blocks, whose bytes are kept as long as they are used."""
+        """The list of our blocks, whose bytes are kept as long as they are used."""
         cdef Transfer *transfer = self.transfers + position
-        cdef bytes yours = wanted.your_blocks
-        cdef bytes ours = wanted.our_blocks
-        cdef bint lists_theirs = transfer.form == BLOCKS_TO_BLOCKS or (transfer.form == SLOT_TO_BLOCKS and transfer.push)
-        cdef uint64_t expected = transfer.block_count * ITEM_WORD
-        # Of a push that the sender refuses, unless there is no such cache, the lists may be anything.
-        if <uint64_t>len(yours) != (expected if lists_theirs else 0) and not transfer.locally_refused:
-            raise ValueError(f"{len(yours) // ITEM_WORD} blocks are listed, {transfer.block_count} were announced")
-        if ours and <uint64_t>len(ours) != expected:
-            raise ValueError(f"{len(ours) // ITEM_WORD} blocks of the sender are listed, {transfer.block_count} were announced")
-        self.kept.append((yours, ours))
-        if yours:
-            transfer.remote_blocks = <const uint64_t *>PyBytes_AS_STRING(yours)
-        if ours:
-            transfer.local_blocks = <const uint64_t *>PyBytes_AS_STRING(ours)
+        cdef bytes blocks = wanted.your_blocks
+        cdef bint are_listed = transfer.form == BLOCKS_TO_BLOCKS or (transfer.form == SLOT_TO_BLOCKS and transfer.push)
+        # Of a push that the sender refuses, unless there is no such cache, the list may be anything.
+        if <uint64_t>len(blocks) != (transfer.block_count * ITEM_WORD if are_listed else 0) and not transfer.locally_refused:
+            raise ValueError(f"{len(blocks) // ITEM_WORD} blocks are listed, {transfer.block_count} were announced")
+        self.kept.append(blocks)
+        if blocks:
+            transfer.remote_blocks = <const uint64_t *>PyBytes_AS_STRING(blocks)
         return 0
 
     # ------------------------------------------------------------ begin
@@ -261,32 +251,18 @@ cdef class ServedTransfers:
     @property
     def pieces(self):
         """Of how many runs of bytes the stream consists."""
-        cdef uint64_t i
-        cdef uint64_t total = 0
-        for i in range(self.stream.count):
-            total += self.stream.items[i].tensors * self.stream.items[i].run_count
-        return total
-
-    def pieces_elsewhere(self, list counts):
-        """Of how many runs it consists at the other end, where a tensor of each item is of so many."""
-        cdef uint64_t i
-        cdef uint64_t total = 0
-        for i in range(self.count):
-            if self.codes[i] == TRANSFERRED:
-                total += self.stream.items[self.stream_items[i]].tensors * <uint64_t>min(counts[i], MOST_PIECES)
-        return total
+        return self.stream.pieces()
 
     def is_accepted(self, uint64_t position):
         """Whether an item can be transferred."""
         return self.codes[position] == TRANSFERRED
 
-    def describe(self, uint64_t position, bint with_places):
-        """What an item names: result, whether blocks, tensors, bytes and number of rows, whether accessible, batch index,
-        and where its tensors begin, packed."""
+    def describe(self, uint64_t position):
+        """What an item names: result, whether blocks, tensors, bytes and number of rows, whether accessible, batch index."""
         cdef Slot *found = self.found_slot(position)
         cdef TransferResult result = self.codes[position]
         if result != TRANSFERRED:
-            return int(result), False, 0, 0, 0, False, 0, b""
+            return int(result), False, 0, 0, 0, False, 0
         return (
             int(result),
             bool(found.blocks),
@@ -295,18 +271,7 @@ cdef class ServedTransfers:
             found.row_count,
             bool(found.accessible),
             self.transfers[position].batch_index,
-            self.places(position) if with_places else b"",
         )
-
-    def places(self, uint64_t position):
-        """Where the tensors of an item begin in this process, eight bytes each."""
-        cdef StreamItem *item = self.stream.items + self.stream_items[position]
-        cdef bytes packed = PyBytes_FromStringAndSize(NULL, item.tensors * ITEM_WORD)
-        cdef uint64_t *addresses = <uint64_t *>PyBytes_AS_STRING(packed)
-        cdef uint64_t i
-        for i in range(item.tensors):
-            addresses[i] = <uint64_t>item.places[i].base
-        return packed
 
     cdef Slot *found_slot(self, uint64_t position) noexcept:
         """Our cache that an item names; at addresses, the one at the first."""
@@ -341,38 +306,10 @@ cdef class ServedTransfers:
             PyBuffer_Release(&view)
         return 0
 
-    def lay_out_askers(self):
-        """Whether a push can be read straight from the asker's pools, by what it has told of its own caches."""
-        cdef Transfer *transfer
-        cdef StreamItem *item
-        cdef bytes packed
-        cdef const uint64_t *theirs
-        cdef uint64_t position, tensors, i
-        self.askers_stream = Stream(self.count)
-        for position in range(self.count):
-            if self.codes[position] != TRANSFERRED:
-                continue
-            transfer = self.transfers + position
-            packed = self.asker_places[position]
-            if not packed:
-                return False
-            tensors = self.stream.items[self.stream_items[position]].tensors
-            if <uint64_t>len(packed) != tensors * ITEM_WORD:
-                raise ValueError(f"{len(packed) // ITEM_WORD} places were given for {tensors} tensors")
-            if transfer.form == BLOCKS_TO_BLOCKS and transfer.local_blocks == NULL:
-                raise ValueError("the blocks of the sender are not listed")
-            theirs = <const uint64_t *>PyBytes_AS_STRING(packed)
-            item = self.askers_stream.add(tensors, run_capacity(transfer))
-            for i in range(tensors):
-                item.places[i] = far_place(theirs[i])
-            item.run_count = runs_of_ours(transfer, transfer.local_slot, self.found_slot(position), item.runs)
-            self.askers_stream.close_item(item)
-        return self.askers_stream.bytes == self.stream.bytes
-
-    def reading(self, uint64_t begin, uint64_t size, uint64_t here):
-        """The lists of descriptors by which a stretch of a push is read from the asker's pools to `here`."""
+    def writing(self, uint64_t begin, uint64_t size, uint64_t there):
+        """The lists of descriptors by which a stretch of a pull is written from our pools to `there`."""
         cdef DescriptorLists lists = DescriptorLists()
-        self.askers_stream.describe(begin, size, here, lists)
+        self.stream.describe(begin, size, there, lists)
         return lists.arrays()
 
     # ------------------------------------------------------------ the end

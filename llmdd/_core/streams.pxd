@@ -5,7 +5,7 @@ Both ends cut the stream in the same way, each from its own cache, so a stretch 
 
 from libc.stdint cimport int64_t, uint64_t
 
-from llmdd._core.copying cimport FOREIGN, Bounds, CopyResult, Place
+from llmdd._core.copying cimport Bounds, CopyResult, Place
 from llmdd._core.descriptors cimport DescriptorLists
 from llmdd._core.layout cimport Slot
 from llmdd._core.transfer cimport Transfer
@@ -32,18 +32,10 @@ cdef class Stream:
     cdef bint all_mapped           # nothing of it is memory that the program registered
     cdef StreamItem *add(self, uint64_t tensors, uint64_t run_capacity) except NULL
     cdef int close_item(self, StreamItem *item) except -1
-    cdef int describe(self, uint64_t begin, uint64_t size, uint64_t here, DescriptorLists lists) except -1
+    cdef int describe(self, uint64_t begin, uint64_t size, uint64_t there, DescriptorLists lists) except -1
+    cdef uint64_t pieces(self) noexcept
     cdef void copy(self, uint64_t begin, char *buffer, uint64_t size, bint into_tensors, const Bounds *bounds) noexcept nogil
 
 cdef uint64_t run_capacity(const Transfer *transfer) noexcept nogil
 cdef uint64_t runs_of_ours(const Transfer *transfer, const Slot *ours, const Slot *theirs, Run *runs) noexcept nogil
 cdef uint64_t runs_of_theirs(const Transfer *transfer, const Slot *ours, const Slot *theirs, Run *runs) noexcept nogil
-
-cdef inline Place far_place(uint64_t address) noexcept nogil:
-    """Where a tensor of the other end begins, in its process: only an engine gets there."""
-    cdef Place place
-    place.base = <char *>address
-    place.reach = FOREIGN
-    place.pid = 0
-    place.pidfd = -1
-    return place

@@ -156,6 +156,14 @@ cdef class Stream:
             self.all_mapped = self.all_mapped and item.places[i].reach == MAPPED
         return 0
 
+    cdef uint64_t pieces(self) noexcept:
+        """Of how many runs it consists."""
+        cdef uint64_t i
+        cdef uint64_t total = 0
+        for i in range(self.count):
+            total += self.items[i].tensors * self.items[i].run_count
+        return total
+
     cdef void copy(self, uint64_t begin, char *buffer, uint64_t size, bint into_tensors, const Bounds *bounds) noexcept nogil:
         """Move the stretch [begin, begin + size) of the stream between the tensors and `buffer`.
 
@@ -175,9 +183,9 @@ cdef class Stream:
             size -= part
 
 
-    cdef int describe(self, uint64_t begin, uint64_t size, uint64_t here, DescriptorLists lists) except -1:
-        """Enter the stretch [begin, begin + size) of a stream whose places are those of the other end, to be read to `here`
-        and behind it. No more than the stream has: what the caller asks for is within it."""
+    cdef int describe(self, uint64_t begin, uint64_t size, uint64_t there, DescriptorLists lists) except -1:
+        """Enter the stretch [begin, begin + size) of the stream, to be written to `there`, at the other end, and behind it.
+        No more than the stream has: what the caller asks for is within it."""
         cdef uint64_t i, offset, part
         for i in range(self.count):
             if size == 0:
@@ -187,15 +195,15 @@ cdef class Stream:
             offset = begin - self.items[i].begin
             part = min(size, self.items[i].tensors * self.items[i].tensor_bytes - offset)
             with nogil:
-                describe_item(self.items + i, offset, part, here, lists)
+                describe_item(self.items + i, offset, part, there, lists)
             begin += part
-            here += part
+            there += part
             size -= part
         return 0
 
 
 cdef int describe_item(
-    const StreamItem *item, uint64_t offset, uint64_t size, uint64_t here, DescriptorLists lists
+    const StreamItem *item, uint64_t offset, uint64_t size, uint64_t there, DescriptorLists lists
 ) except -1 nogil:
     cdef uint64_t tensor = offset // item.tensor_bytes
     cdef uint64_t run = 0
@@ -206,8 +214,8 @@ cdef int describe_item(
             offset -= item.runs[run].size
             run += 1
         part = min(size, item.runs[run].size - offset)
-        lists.add(here, <uint64_t>item.places[tensor].base + item.runs[run].begin + offset, part)
-        here += part
+        lists.add(<uint64_t>item.places[tensor].base + item.runs[run].begin + offset, there, part)
+        there += part
         size -= part
         offset = 0
         run += 1

@@ -6,12 +6,25 @@ import importlib
 import json
 from enum import Enum
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import typer
 from rich.console import Console
 
-from llmdd.demo.orchestrator import DemoFailed, run
+from llmdd.demo import decode_end, orchestrator, prefill_end
+from llmdd.demo.choices import (
+    DEFAULT_BATCH,
+    DEFAULT_SEED,
+    DEFAULT_SLOTS,
+    DEFAULT_TOKENS,
+    MAX_BATCH,
+    MAX_SEED,
+    MAX_SLOTS,
+    MAX_TOKENS,
+    Choices,
+)
+from llmdd.demo.introduction import Address
+from llmdd.demo.orchestrator import DemoFailed
 from llmdd.demo.prompts import UnusablePrompts, bundled_prompts, read_prompts
 from llmdd.demo.settings import Settings
 
@@ -28,6 +41,9 @@ app = typer.Typer(
 
 # Installed from bench/, which is no part of this package in the source.
 app.add_typer(importlib.import_module("llmdd.bench.command").app, name="bench")
+
+
+TWO_HOSTS = "On two hosts"
 
 
 class Victim(str, Enum):
@@ -52,6 +68,27 @@ def llmdd(
     pass
 
 
+class Role(str, Enum):
+    """The end of a run on two hosts that a command starts."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class Transport(str, Enum):
+    """What KV caches can be told to travel by."""
+
+    NIXL = "nixl"
+
+
+def read_address(text: str) -> Address:
+    """An option's value as an address."""
+    try:
+        return Address.parse(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 @app.command()
 def demo(
     prompts: Annotated[
@@ -62,18 +99,80 @@ def demo(
             show_default="those that come with llmdd",
         ),
     ] = None,
-    tokens: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Tokens to answer each prompt with.")] = 48,
-    batch: Annotated[int, typer.Option(metavar="N", min=1, max=64, help="Requests in one prefill batch.")] = 4,
-    slots: Annotated[int, typer.Option(metavar="N", min=1, max=64, help="Sequences that decode runs at once.")] = 8,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the model's random weights.")] = 0,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=MAX_TOKENS,
+            help="Tokens to answer each prompt with.",
+            show_default=str(DEFAULT_TOKENS),
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, max=MAX_BATCH, help="Requests in one prefill batch.", show_default=str(DEFAULT_BATCH)
+        ),
+    ] = None,
+    slots: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=MAX_SLOTS,
+            help="Sequences that decode runs at once.",
+            show_default=str(DEFAULT_SLOTS),
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=0, max=MAX_SEED, help="Seed of the model's random weights.", show_default=str(DEFAULT_SEED)
+        ),
+    ] = None,
     kill: Annotated[
         Victim | None,
         typer.Option(
             help="Kill this process (SIGKILL) when half of the requests have been pulled.", show_default=False
         ),
     ] = None,
+    transport: Annotated[
+        Transport | None,
+        typer.Option(
+            help="Move KV caches by NIXL even where memory could be shared.", show_default="what the hosts allow"
+        ),
+    ] = None,
+    role: Annotated[
+        Role | None,
+        typer.Option(help="Run this end only; the other one is started on another host.", rich_help_panel=TWO_HOSTS),
+    ] = None,
+    listen: Annotated[
+        Address | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            parser=read_address,
+            help="Where the prefill end waits for the other; llmdd listens at the next port.",
+            rich_help_panel=TWO_HOSTS,
+        ),
+    ] = None,
+    connect: Annotated[
+        Address | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            parser=read_address,
+            help="Where the decode end finds the other.",
+            rich_help_panel=TWO_HOSTS,
+        ),
+    ] = None,
+    wait: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS", min=0, help="How long either end waits for the other.", rich_help_panel=TWO_HOSTS
+        ),
+    ] = 120,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else.")
+        bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else on standard output.")
     ] = False,
 ) -> None:
     """Serve prompts with two linked processes, and check them against one.
@@ -81,23 +180,64 @@ def demo(
     A prefill process reads the prompts and offers each request's KV cache under a key. A decode process pulls it into
     its running batch and generates. The model is small and untrained, but real, and every token must be the one that
     a single process generates. The exit status is 0 only if that is so and no memory is left over.
+
+    On two hosts: `llmdd demo --role prefill --listen 10.0.0.1:26000` on the one that has that address, and `llmdd demo
+    --role decode --connect 10.0.0.1:26000` on the other. The prompts are the prefill end's. What else is chosen may be
+    said at either end, and is shown at both.
     """
+    require_consistent_role(role, listen, connect, prompts is not None)
     errors = Console(stderr=True)
-    try:
-        chosen = bundled_prompts() if prompts is None else read_prompts(prompts, prompts.name)
-    except UnusablePrompts as unusable:
-        raise typer.BadParameter(str(unusable), param_hint="--prompts") from None
-    settings = Settings.for_prompts(chosen, tokens, seed, batch, slots)
+    choices = Choices(
+        tokens, batch, slots, seed, None if transport is None else transport.value, kill_decode=kill is Victim.DECODE
+    )
+
+    def invite(address: Address) -> None:
+        words = f"waiting for the other end: llmdd demo --role decode --connect {address}"
+        errors.print(words, markup=False, highlight=False, soft_wrap=True)
+
     try:
         with ProgressDisplay(errors, quiet=as_json) as progress:
-            report = run(chosen, settings, kill is Victim.DECODE, progress.show)
-    except DemoFailed as failure:
+            if connect is not None:
+                report = decode_end.run(choices, connect, wait, progress.show)
+            elif listen is not None:
+                report = prefill_end.run(chosen_prompts(prompts), choices, listen, wait, invite, progress.show)
+            else:
+                chosen = chosen_prompts(prompts)
+                settings = Settings.for_prompts(chosen, choices)
+                report = orchestrator.run(chosen, settings, choices.kill_decode, progress.show)
+    except DemoFailed as failed:
         errors.print("[bold red]The demo failed:[/] ", end="")
-        errors.print(str(failure), markup=False, highlight=False, soft_wrap=True)
+        errors.print(str(failed), markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     if as_json:
         typer.echo(json.dumps(report.as_object()))
     else:
-        show_report(Console(), report, settings)
+        show_report(Console(), report)
     if not report.passed:
         raise typer.Exit(1)
+
+
+def require_consistent_role(
+    role: Role | None, listen: Address | None, connect: Address | None, has_prompts: bool
+) -> None:
+    """Refuse options that do not belong to the end of the run that is started."""
+    if role is None and (listen or connect):
+        raise typer.BadParameter("it needs --role, which says which end this is", param_hint="--listen or --connect")
+    if role is Role.PREFILL and (listen is None or connect is not None):
+        raise typer.BadParameter(
+            "the prefill end waits for the other: it takes --listen HOST:PORT, and no --connect", param_hint="--role"
+        )
+    if role is Role.DECODE and (connect is None or listen is not None):
+        raise typer.BadParameter(
+            "the decode end calls the other: it takes --connect HOST:PORT, and no --listen", param_hint="--role"
+        )
+    if role is Role.DECODE and has_prompts:
+        raise typer.BadParameter("the prompts are the prefill end's: give them there", param_hint="--prompts")
+
+
+def chosen_prompts(stream: BinaryIO | None) -> list[bytes]:
+    """The prompts of the user, or those that come with llmdd."""
+    try:
+        return bundled_prompts() if stream is None else read_prompts(stream, stream.name)
+    except UnusablePrompts as unusable:
+        raise typer.BadParameter(str(unusable), param_hint="--prompts") from None

@@ -5,15 +5,15 @@ from __future__ import annotations
 from types import TracebackType
 
 from rich.console import Console, Group
+from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from llmdd.demo import orchestrator
-from llmdd.demo.messages import PoolState, Recovery
+from llmdd.demo import messages
+from llmdd.demo.released import PoolState, Recovery
 from llmdd.demo.report import Report
-from llmdd.demo.settings import Settings
 
 MIB = 1 << 20
 
@@ -51,7 +51,7 @@ class ProgressDisplay:
         if self._shown:
             self._bars.stop()
 
-    def show(self, progress: orchestrator.Progress) -> None:
+    def show(self, progress: messages.Progress) -> None:
         """Bring the bars up to date."""
         waiting = progress.prefilled - progress.pulled
         self._bars.update(
@@ -64,7 +64,7 @@ class ProgressDisplay:
             self._bars.update(self._verify, completed=progress.verified, total=progress.to_verify, visible=True)
 
 
-def show_report(console: Console, report: Report, settings: Settings) -> None:
+def show_report(console: Console, report: Report) -> None:
     """Print what the run has shown."""
     rows = Table.grid(padding=(0, 3))
     rows.add_column(style="bold", no_wrap=True)
@@ -72,11 +72,13 @@ def show_report(console: Console, report: Report, settings: Settings) -> None:
     rows.add_row("identical", identity(report))
     rows.add_row("requests", f"{report.requests:,}")
     rows.add_row("tokens", f"{report.tokens:,}")
-    rows.add_row("bytes moved", f"{mebibytes(report.bytes_moved)}, {mebibytes(settings.slot_bytes)} for each request")
+    rows.add_row("bytes moved", f"{mebibytes(report.bytes_moved)}, {mebibytes(report.slot_bytes)} for each request")
+    rows.add_row("transport", report.transport)
     rows.add_row(
         "pull latency", f"median {report.pull_latency_us(50):,.0f} µs, p99 {report.pull_latency_us(99):,.0f} µs"
     )
     rows.add_row("pull rate", f"{report.rate_gb_s:.1f} GB/s")
+    rows.add_row("time", f"{report.seconds:,.1f} s from the first prompt to the last release")
     rows.add_row("backpressure", f"prefill waited {report.prefill.waits:,} times for a pull to give memory back")
     if report.prefill.recovery is not None:
         rows.add_row("decode", Text("killed", style="yellow").append(f" after {report.requests} pulls", style="none"))
@@ -89,13 +91,21 @@ def show_report(console: Console, report: Report, settings: Settings) -> None:
     console.print(
         Panel(
             Group(rows, Text(), remark),
-            title="[bold]llmdd demo[/]: prefill and decode in two processes",
+            title=f"[bold]llmdd demo[/]: {places(report)}",
             title_align="left",
             border_style="green" if report.passed else "red",
             padding=(1, 2),
             expand=False,
         )
     )
+
+
+def places(report: Report) -> str:
+    """Where prefill and decode ran."""
+    if report.hosts is None:
+        return "prefill and decode in two processes"
+    prefill, decode = map(escape, report.hosts)
+    return f"prefill at {prefill}, decode at {decode}"
 
 
 def identity(report: Report) -> Text:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from dataclasses import dataclass
+from types import TracebackType
 
 from llmdd import Cache, CacheManager, LLMClusterInfo, LLMDataDist, LLMRole, LLMStatusCode
 
 from .channel import Channel
-from .messages import DecodeReleased, Finish, Generated, Listening, PoolState, Prefilled, Pulled, UnexpectedMessage
-from .prefill import request_key
+from .messages import Finish, Generated, Linked, Listening, Prefilled, Pulled, UnexpectedMessage
+from .prefill import initialise, request_key
+from .process import GivenUp
+from .released import DecodeReleased, PoolState
 from .settings import DECODE_CLUSTER_ID, PREFILL_CLUSTER_ID, Settings
 from .transformer import SequenceCache, greedy
 
-LINK_TIMEOUT_MS = 5000
+LINK_TIMEOUT_MS = 20_000
 
 
 def run(channel: Channel, settings: Settings, requests: int) -> None:
     """Link to prefill, generate for as many ``requests`` as there will be, then let go of everything."""
     with LLMDataDist(LLMRole.DECODER, DECODE_CLUSTER_ID) as datadist:
-        datadist.init(settings.decode_config().generate_options())
+        initialise(datadist, settings.decode_config())
         manager = datadist.cache_manager
         cache = manager.allocate_cache(settings.cache_desc(settings.slots))
         listening = channel.receive()
@@ -28,9 +32,12 @@ def run(channel: Channel, settings: Settings, requests: int) -> None:
             raise UnexpectedMessage(listening)
         prefill = prefill_cluster(listening)
 
-        expect_success("link", datadist.link_clusters([prefill], timeout=LINK_TIMEOUT_MS))
+        with LinkLog() as log:
+            log.expect_success(datadist.link_clusters([prefill], timeout=LINK_TIMEOUT_MS))
+        channel.send(Linked(datadist.transports[PREFILL_CLUSTER_ID]))
         RunningBatch(channel, settings, manager, cache).serve(requests)
-        expect_success("unlink", datadist.unlink_clusters([prefill], timeout=LINK_TIMEOUT_MS))
+        with LinkLog() as log:
+            log.expect_success(datadist.unlink_clusters([prefill], timeout=LINK_TIMEOUT_MS))
 
         manager.deallocate_cache(cache)
         manager.check()
@@ -46,15 +53,35 @@ def prefill_cluster(listening: Listening) -> LLMClusterInfo:
     host, port = listening.address
     cluster = LLMClusterInfo()
     cluster.remote_cluster_id = PREFILL_CLUSTER_ID
-    cluster.append_local_ip_info("127.0.0.1", 0)
+    cluster.append_local_ip_info(listening.local_host, 0)
     cluster.append_remote_ip_info(host, port)
     return cluster
 
 
-def expect_success(action: str, result: tuple[LLMStatusCode, list[LLMStatusCode]]) -> None:
-    overall, _ = result
-    if overall != LLMStatusCode.LLM_SUCCESS:
-        raise RuntimeError(f"decode could not {action} with prefill: {overall}")
+class LinkLog(logging.Handler):
+    """What llmdd says of links while the context lasts: the calls return codes, and their reasons are in its log."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._reasons: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._reasons.append(record.getMessage())
+
+    def __enter__(self) -> LinkLog:
+        logging.getLogger("llmdd.link").addHandler(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        logging.getLogger("llmdd.link").removeHandler(self)
+
+    def expect_success(self, result: tuple[LLMStatusCode, list[LLMStatusCode]]) -> None:
+        """:class:`GivenUp` if a call that links or unlinks has not succeeded."""
+        code, _ = result
+        if code != LLMStatusCode.LLM_SUCCESS:
+            raise GivenUp("\n".join(self._reasons) or code.name)
 
 
 @dataclass

@@ -1,149 +1,211 @@
 """Everything the processes of a run say to each other. The bytes of a KV cache are never among it: llmdd moves those.
 
+On one host:
+
 ==============  ==========================  ===========================================================================
 from            to                          messages
 ==============  ==========================  ===========================================================================
 prefill         orchestrator                Listening, Prefilled, PrefillReleased
 orchestrator    prefill                     Pulled, AllServed, DecodeDied, Finish
 orchestrator    decode                      Listening, Prefilled, Finish
-decode          orchestrator                Pulled, Generated, DecodeReleased
+decode          orchestrator                Linked, Pulled, Generated, DecodeReleased
 orchestrator    reference                   Verify, Finish
 reference       orchestrator                Generated
 any             orchestrator                Failed
 ==============  ==========================  ===========================================================================
+
+On two hosts the *prefill end* has the orchestrator, and the *decode end* starts the decode process and passes on what
+that and the orchestrator say to each other. Besides, over the connection that the decode end has made:
+
+==============  ==========================  ===========================================================================
+from            to                          messages
+==============  ==========================  ===========================================================================
+decode end      prefill end                 Hello; then DecodeDied, Ended
+prefill end     decode end                  Agreed or Declined; then KillDecode, Progress, Report
+either          the other                   Failed
+==============  ==========================  ===========================================================================
+
+A message is MessagePack of at most :data:`MAX_PAYLOAD` bytes, with bounds for everything in it: nothing that comes from
+another host is unpickled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Annotated, TypeAlias
+
+import msgspec
+from msgspec import Meta, Struct
+
+from .choices import MAX_SLOTS, MAX_TOKENS, Choices
+from .prompts import LONGEST_PROMPT, MAX_PROMPTS
+from .released import Count, DecodeReleased, PrefillReleased
+from .report import Report
+
+MAX_PAYLOAD = 1 << 20
+MAX_TEXT = 16 * 1024
+
+ReqId = Annotated[int, Meta(ge=0, le=MAX_PROMPTS)]
+Token = Annotated[int, Meta(ge=0, lt=2**32)]
+Port = Annotated[int, Meta(ge=1, le=65535)]
+Host = Annotated[str, Meta(max_length=64)]
+Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 
 
-@dataclass(frozen=True)
-class Request:
+class Hello(Struct, frozen=True, tag="hello"):
+    """The end with ``role`` is there, runs ``version`` of llmdd, and was told ``choices``."""
+
+    role: Annotated[str, Meta(max_length=16)]
+    version: Annotated[str, Meta(max_length=64)]
+    choices: Choices
+
+
+class Agreed(Struct, frozen=True, tag="agreed"):
+    """The run has so many ``requests`` with room for ``context`` tokens each, and ``choices`` hold at both ends."""
+
+    choices: Choices
+    context: Annotated[int, Meta(ge=1, le=2 * (LONGEST_PROMPT + MAX_TOKENS))]
+    requests: Annotated[int, Meta(ge=1, le=MAX_PROMPTS)]
+
+
+class Declined(Struct, frozen=True, tag="declined"):
+    """There will be no run, for a ``reason`` that both ends show."""
+
+    reason: Text
+
+
+class Request(Struct, frozen=True):
     """A prompt to answer. ``req_id`` is also the request's number in its cache key."""
 
-    req_id: int
-    prompt: bytes
+    req_id: ReqId
+    prompt: Annotated[bytes, Meta(max_length=LONGEST_PROMPT)]
 
 
-@dataclass(frozen=True)
-class Listening:
-    """Prefill can be linked to at ``address``."""
+class Listening(Struct, frozen=True, tag="listening"):
+    """Prefill can be linked to at ``address``, from ``local_host``."""
 
-    address: tuple[str, int]
+    address: tuple[Host, Port]
+    local_host: Host = "127.0.0.1"
 
 
-@dataclass(frozen=True)
-class Prefilled:
+class Linked(Struct, frozen=True, tag="linked"):
+    """Decode has linked to prefill; KV caches travel by ``transport``."""
+
+    transport: Annotated[str, Meta(max_length=64)]
+
+
+class Prefilled(Struct, frozen=True, tag="prefilled"):
     """The KV cache of a request's ``length`` prompt tokens can be pulled by its key; ``token`` is to follow them."""
 
-    req_id: int
-    length: int
-    token: int
+    req_id: ReqId
+    length: Annotated[int, Meta(ge=1, le=LONGEST_PROMPT)]
+    token: Token
 
 
-@dataclass(frozen=True)
-class Pulled:
+class Pulled(Struct, frozen=True, tag="pulled"):
     """Decode has pulled a request's KV cache, in ``nanoseconds``; prefill's key for it is gone."""
 
-    req_id: int
-    nanoseconds: int
+    req_id: ReqId
+    nanoseconds: Count
 
 
-@dataclass(frozen=True)
-class Generated:
+class Generated(Struct, frozen=True, tag="generated"):
     """One more token for each of some requests, by ``req_id``, and how many requests stay in the running batch."""
 
-    tokens: Mapping[int, int]
-    running: int
+    tokens: Annotated[dict[ReqId, Token], Meta(max_length=MAX_SLOTS)]
+    running: Annotated[int, Meta(ge=0, le=MAX_SLOTS)]
 
 
-@dataclass(frozen=True)
-class AllServed:
+class AllServed(Struct, frozen=True, tag="all served"):
     """Decode has pulled everything, answered every request and unlinked."""
 
 
-@dataclass(frozen=True)
-class DecodeDied:
+class KillDecode(Struct, frozen=True, tag="kill decode"):
+    """The decode process is to be killed, whatever it is doing."""
+
+
+class DecodeDied(Struct, frozen=True, tag="decode died"):
     """The decode process has died: nobody will pull what is on offer."""
 
 
-@dataclass(frozen=True)
-class Verify:
+class Verify(Struct, frozen=True, tag="verify"):
     """Answer ``request`` with ``count`` tokens in a process that has everything to itself."""
 
     request: Request
-    count: int
+    count: Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
 
 
-@dataclass(frozen=True)
-class Finish:
+class Finish(Struct, frozen=True, tag="finish"):
     """Nothing more will be asked of this process: it may end."""
 
 
-@dataclass(frozen=True)
-class PoolState:
-    """How much of a pool is free."""
-
-    total_bytes: int
-    free_bytes: int
-
-    @property
-    def taken_bytes(self) -> int:
-        return self.total_bytes - self.free_bytes
+class Ended(Struct, frozen=True, tag="ended"):
+    """The decode process has ended in good order."""
 
 
-@dataclass(frozen=True)
-class Recovery:
-    """What prefill took back after decode's death.
+class Progress(Struct, tag="progress"):
+    """How far a run has come."""
 
-    ``orphaned_bytes`` were taken, and ``orphaned_keys`` bound, for nobody; ``seconds`` later nothing was, or prefill
-    stopped waiting.
-    """
-
-    orphaned_bytes: int
-    orphaned_keys: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class PrefillReleased:
-    """Prefill has let go of everything. ``waits`` is how often it had to wait for memory before."""
-
-    pool: PoolState
-    waits: int
-    recovery: Recovery | None
+    requests: Count
+    tokens: Count
+    prefilled: Count = 0
+    pulled: Count = 0
+    generated: Count = 0
+    running: Count = 0
+    verified: Count = 0
+    to_verify: Count = 0
+    decode_killed: bool = False
 
 
-@dataclass(frozen=True)
-class DecodeReleased:
-    """Decode has let go of everything."""
+class Failed(Struct, frozen=True, tag="failed"):
+    """The sender ends because of an error, of which this is the traceback, or the reason where that says enough."""
 
-    pool: PoolState
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The process ends because of an error, of which this is the traceback."""
-
-    traceback: str
+    text: Text
 
 
-Message = (
-    Listening
+Message: TypeAlias = (
+    Hello
+    | Agreed
+    | Declined
+    | Listening
+    | Linked
     | Prefilled
     | Pulled
     | Generated
     | AllServed
+    | KillDecode
     | DecodeDied
     | Verify
     | Finish
+    | Ended
     | PrefillReleased
     | DecodeReleased
+    | Progress
+    | Report
     | Failed
 )
 
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Message)
+
 
 class UnexpectedMessage(Exception):
-    """A message that makes no sense where it arrived."""
+    """A message that makes no sense where it arrived, or none at all."""
+
+
+def encode(message: Message) -> bytes:
+    """``message`` as it crosses a pipe or a connection."""
+    return _encoder.encode(message)
+
+
+def decode(payload: bytes) -> Message:
+    """The message in ``payload``; :class:`UnexpectedMessage` if there is none."""
+    try:
+        message: Message = _decoder.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UnexpectedMessage(f"not a message: {error}") from None
+    return message
+
+
+def failure(text: str) -> Failed:
+    """A :class:`Failed` with the end of ``text``, where a traceback says most, if all of it is too long."""
+    return Failed(text[-MAX_TEXT:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from llmdd import Cache, CacheKey, CacheManager, LLMDataDist, LLMException, LLMRole, LLMStatusCode
+from llmdd import Cache, CacheKey, CacheManager, LLMConfig, LLMDataDist, LLMException, LLMRole, LLMStatusCode
 
 from .channel import Channel
 from .messages import (
@@ -14,15 +14,14 @@ from .messages import (
     Finish,
     Listening,
     Message,
-    PoolState,
     Prefilled,
-    PrefillReleased,
     Pulled,
-    Recovery,
     Request,
     UnexpectedMessage,
 )
-from .settings import PREFILL_CLUSTER_ID, Settings
+from .process import GivenUp
+from .released import PoolState, PrefillReleased, Recovery
+from .settings import ANY_FREE_PORT, PREFILL_CLUSTER_ID, Settings
 from .transformer import SequenceCache, greedy
 
 NO_REQUEST = 2**64 - 1
@@ -37,10 +36,10 @@ def request_key(req_id: int) -> CacheKey:
     return CacheKey(PREFILL_CLUSTER_ID, req_id=req_id)
 
 
-def run(channel: Channel, settings: Settings, requests: Sequence[Request]) -> None:
-    """Serve ``requests``, then let go of everything."""
+def run(channel: Channel, settings: Settings, requests: Sequence[Request], listen_at: str = ANY_FREE_PORT) -> None:
+    """Listen for decode at ``listen_at``, serve ``requests``, then let go of everything."""
     with LLMDataDist(LLMRole.PROMPT, PREFILL_CLUSTER_ID) as datadist:
-        datadist.init(settings.prefill_config().generate_options())
+        initialise(datadist, settings.prefill_config(listen_at))
         if datadist.listen_address is None:
             raise RuntimeError("prefill was told to listen and does not")
         worker = PrefillWorker(channel, settings, datadist.cache_manager)
@@ -50,6 +49,14 @@ def run(channel: Channel, settings: Settings, requests: Sequence[Request]) -> No
         farewell = channel.receive()
         if not isinstance(farewell, Finish):
             raise UnexpectedMessage(farewell)
+
+
+def initialise(datadist: LLMDataDist, config: LLMConfig) -> None:
+    """Initialise an instance of llmdd; :class:`GivenUp` with its reason if it refuses."""
+    try:
+        datadist.init(config.generate_options())
+    except LLMException as refusal:
+        raise GivenUp(str(refusal)) from refusal
 
 
 class PrefillWorker:

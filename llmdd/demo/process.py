@@ -10,7 +10,11 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from .channel import Channel, OtherEndGone
-from .messages import Failed
+from .messages import failure
+
+
+class GivenUp(Exception):
+    """A process cannot do its part; the message is the whole reason, and needs no traceback."""
 
 
 def run_process(target: Callable[..., None], connection: Connection, *arguments: Any) -> None:
@@ -24,7 +28,8 @@ def run_process(target: Callable[..., None], connection: Connection, *arguments:
         target(channel, *arguments)
     except OtherEndGone:
         sys.exit(1)
-    except Exception:
+    except Exception as error:
+        reason = str(error) if isinstance(error, GivenUp) else traceback.format_exc()
         with suppress(OtherEndGone):
-            channel.send(Failed(traceback.format_exc()))
+            channel.send(failure(reason))
         sys.exit(1)

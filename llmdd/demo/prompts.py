@@ -6,6 +6,7 @@ from importlib.resources import files
 from typing import BinaryIO
 
 LONGEST_PROMPT = 1024
+MAX_PROMPTS = 65_536
 
 
 class UnusablePrompts(ValueError):
@@ -28,7 +29,7 @@ def split_prompts(text: bytes, origin: str) -> list[bytes]:
     Raises
     ------
     UnusablePrompts
-        There is none, or one is longer than :data:`LONGEST_PROMPT` bytes.
+        There is none, or more than :data:`MAX_PROMPTS`, or one is longer than :data:`LONGEST_PROMPT` bytes.
     """
     prompts = []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -41,4 +42,6 @@ def split_prompts(text: bytes, origin: str) -> list[bytes]:
             prompts.append(prompt)
     if not prompts:
         raise UnusablePrompts(f"{origin} has no prompt: give one on each line")
+    if len(prompts) > MAX_PROMPTS:
+        raise UnusablePrompts(f"{origin} has {len(prompts)} prompts; the demo serves at most {MAX_PROMPTS}")
     return prompts

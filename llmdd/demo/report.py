@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypedDict
+from typing import Annotated, TypedDict
 
 import numpy as np
+from msgspec import Meta, Struct
 
-from .messages import DecodeReleased, PrefillReleased
+from .prompts import MAX_PROMPTS
+from .released import Count, DecodeReleased, PrefillReleased
+
+Host = Annotated[str, Meta(max_length=64)]
 
 
 class PullLatency(TypedDict):
@@ -24,13 +27,14 @@ class ReportObject(TypedDict):
     requests: int
     tokens: int
     bytes_moved: int
+    transport: str
+    seconds: float
     pull_latency_us: PullLatency
     rate_gb_s: float
     leaked_bytes: int
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(Struct, frozen=True, tag="report"):
     """The outcome of a run.
 
     Parameters
@@ -47,15 +51,24 @@ class Report:
         How long each pull took.
     prefill, decode
         What was left in the pools after the last reference was dropped. A killed decode process leaves no pool.
+    transport
+        What the KV caches travelled by.
+    seconds
+        From the moment when prefill could be linked to until it had let go of everything.
+    hosts
+        Where prefill and decode ran, if not in processes started by one command.
     """
 
-    requests: int
-    tokens: int
-    different: tuple[int, ...]
-    slot_bytes: int
-    pull_nanoseconds: tuple[int, ...]
+    requests: Count
+    tokens: Count
+    different: Annotated[tuple[Count, ...], Meta(max_length=MAX_PROMPTS)]
+    slot_bytes: Count
+    pull_nanoseconds: Annotated[tuple[Count, ...], Meta(min_length=1, max_length=MAX_PROMPTS)]
     prefill: PrefillReleased
     decode: DecodeReleased | None
+    transport: Annotated[str, Meta(max_length=64)]
+    seconds: float
+    hosts: tuple[Host, Host] | None = None
 
     @property
     def identical(self) -> bool:
@@ -90,6 +103,8 @@ class Report:
             requests=self.requests,
             tokens=self.tokens,
             bytes_moved=self.bytes_moved,
+            transport=self.transport,
+            seconds=round(self.seconds, 3),
             pull_latency_us=PullLatency(
                 median=round(self.pull_latency_us(50), 1), p99=round(self.pull_latency_us(99), 1)
             ),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from llmdd import CacheDesc, DataType, LLMConfig
 
+from .choices import DEFAULT_BATCH, DEFAULT_SEED, DEFAULT_SLOTS, DEFAULT_TOKENS, Choices, Transport
 from .transformer import Transformer, TransformerShape
 
 PREFILL_CLUSTER_ID = 1
@@ -17,6 +18,11 @@ CONTEXT_STEP = 64
 PAGE_SHIFT = 16
 PREFILL_CACHES = 2
 """Prefill's pool holds this many caches, so that it must soon wait for decode to pull what it has offered."""
+
+ANY_FREE_PORT = "127.0.0.1:0"
+
+TRANSFER_TIMEOUT_MS = 20_000
+"""How long a pull may take: hosts may be far apart, and a machine busy."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class Settings:
         Batch slots of decode's running batch.
     context
         Tokens for which every batch slot has room.
+    transport
+        What KV caches must travel by, though the two processes may share memory.
     """
 
     tokens: int
@@ -42,13 +50,26 @@ class Settings:
     batch: int
     slots: int
     context: int
+    transport: Transport | None = None
     shape: TransformerShape = field(default_factory=TransformerShape)
 
     @classmethod
-    def for_prompts(cls, prompts: Sequence[bytes], tokens: int, seed: int, batch: int, slots: int) -> Settings:
-        """Settings with just enough context for the longest of ``prompts`` and its answer."""
-        longest = max(map(len, prompts)) + tokens
-        return cls(tokens, seed, batch, slots, context=-(-longest // CONTEXT_STEP) * CONTEXT_STEP)
+    def for_prompts(cls, prompts: Sequence[bytes], choices: Choices) -> Settings:
+        """As chosen, with just enough context for the longest of ``prompts`` and its answer."""
+        longest = max(map(len, prompts)) + _or_default(choices.tokens, DEFAULT_TOKENS)
+        return cls.chosen(choices, context=-(-longest // CONTEXT_STEP) * CONTEXT_STEP)
+
+    @classmethod
+    def chosen(cls, choices: Choices, context: int) -> Settings:
+        """As chosen, with the defaults where nothing was."""
+        return cls(
+            tokens=_or_default(choices.tokens, DEFAULT_TOKENS),
+            seed=_or_default(choices.seed, DEFAULT_SEED),
+            batch=_or_default(choices.batch, DEFAULT_BATCH),
+            slots=_or_default(choices.slots, DEFAULT_SLOTS),
+            context=context,
+            transport=choices.transport,
+        )
 
     def transformer(self) -> Transformer:
         """The model, the same in every process."""
@@ -65,10 +86,10 @@ class Settings:
         """Bytes of one sequence's keys and values: what one pull moves."""
         return self.shape.kv_tensors * self.cache_desc(1).size
 
-    def prefill_config(self) -> LLMConfig:
-        """Prefill listens at any free port of this host and has room for a few batches."""
+    def prefill_config(self, listen_at: str) -> LLMConfig:
+        """Prefill listens at an address, ``host:port``, and has room for a few batches."""
         config = self._config(caches=PREFILL_CACHES, batch_size=self.batch)
-        config.listen_ip_info = "127.0.0.1:0"
+        config.listen_ip_info = listen_at
         return config
 
     def decode_config(self) -> LLMConfig:
@@ -82,4 +103,11 @@ class Settings:
         config = LLMConfig()
         config.enable_cache_manager = True
         config.mem_pool_cfg = json.dumps({"memory_size": memory_size, "page_shift": PAGE_SHIFT})
+        config.sync_kv_timeout = TRANSFER_TIMEOUT_MS
+        if self.transport is not None:
+            config.transfer_backend = self.transport
         return config
+
+
+def _or_default(choice: int | None, default: int) -> int:
+    return default if choice is None else choice

@@ -581,6 +581,7 @@ ADDITIONS: dict[str, dict[str, str]] = {
     },
     "LLMDataDist": {
         "listen_address": "Where links are accepted, with the port that was really taken.",
+        "transports": "How bytes travel to and from each linked cluster: `shared memory`, or `nixl`.",
     },
 }
 INTERNAL: dict[str, frozenset[str]] = {

@@ -23,35 +23,39 @@ from llmdd._core.served_transfers import ServedTransfers
 from llmdd._core.status import LLMException
 from llmdd._core.store import CacheStore
 from llmdd.transport.engine import EngineFailed, TransferEngine
-from llmdd.transport.staging import STRETCH_BYTES, Inflow, StagingArea, StagingAreas
+from llmdd.transport.staging import STRETCH_BYTES, Inbox, Outbox, StagingAreas
 
 from .messages import ProtocolError
+from .stretches import Stretches, stretch_count, stretch_size
 from .transfer_messages import (
     MAX_CARRIED,
     Abandon,
     Answer,
     Begin,
     Begun,
+    Copied,
     Finish,
     Finished,
     Found,
     Frames,
-    Gather,
-    Gathered,
-    Outbox,
     Request,
-    Take,
-    Taken,
     Way,
+    Written,
+    frame,
 )
 
 _logger = logging.getLogger("llmdd.link")
 
-#: Pieces that are smaller than this on the average are gathered into stretches. A larger one is worth a descriptor.
-STAGED_BELOW = 32 * 1024
+#: How long a request may stand open beyond the patience of who has made it: then it is taken for given up.
+GRACE_S = 1.0
+
+#: How long the engine goes on receiving what may be written here for a pull that was given up.
+RECEIVED_LATE_S = 60.0
+
+#: What may wait to be sent to one peer.
+MAX_UNSENT = 16 << 20
 
 _OUT_OF_TIME = ExchangeEnded.RESULTS["OUT_OF_TIME"]
-_ENGINE_FAILED = ExchangeEnded.RESULTS["ENGINE_FAILED"]
 _RECEIVED_AT_ONCE = 256 * 1024
 
 # Steps between two looks at the connections, while something moves.
@@ -73,17 +77,18 @@ _LOOK_AGAIN_S = 0.002
 class _Open:
     """A request that has begun and not ended."""
 
-    def __init__(self, number: int, served: ServedTransfers, way: Way, patience_s: float) -> None:
-        self.number = number
+    def __init__(self, request: Begin, served: ServedTransfers, way: Way) -> None:
+        self.number = request.number
         self.served = served
         self.way = way
         self.begun_at = time.monotonic()
-        self.deadline = self.begun_at + patience_s
+        self.deadline = self.begun_at + request.patience_ms / 1000
+        self.stretches_of_push = 0
 
     @property
-    def is_read_by_peer(self) -> bool:
-        """Whether the peer's engine may be reading from us."""
-        return self.way in (Way.DIRECT, Way.STAGED) and not self.served.pushes
+    def is_written_by_peer(self) -> bool:
+        """Whether the peer's engine may be writing to us."""
+        return self.way is Way.WRITTEN and self.served.pushes
 
 
 class Guest:
@@ -97,13 +102,12 @@ class Guest:
         self.engine_peer = engine_peer
         self.on_end = on_end
         self.open: _Open | None = None
+        self.last_number = 0
+        self.inbox = Inbox(attendance.areas)
+        self.outbox = Outbox(attendance.engine, engine_peer, attendance.areas)
+        self.stretches: Stretches | None = None
         self.work: Generator[None] | None = None
-        self.area: StagingArea | None = None
-        self.known_serial = 0
-        self.connection_failed = False
-        self.last_begun = -1
-        self.last_abandoned = -1
-        self.outbox = Outbox(sock)
+        self.unsent = bytearray()
         self.frames = Frames()
         self.is_gone = False
         self._attendance = attendance
@@ -131,13 +135,13 @@ class Attendance:
 
     Attributes
     ----------
-    areas
-        The node's staging memory.
+    engine, areas
+        The node's engine, and its staging memory.
     """
 
     def __init__(self, store: CacheStore, engine: TransferEngine) -> None:
         self._store = store
-        self._engine = engine
+        self.engine = engine
         self._selector = selectors.DefaultSelector()
         self._wake, self._woken = socket.socketpair()
         self._wake.setblocking(False)
@@ -147,7 +151,8 @@ class Attendance:
         self._guests: set[Guest] = set()
         self._posting = threading.Lock()
         self._closed = self._ended = False
-        self.areas = StagingAreas(engine, self._ring)
+        self.areas = StagingAreas(engine)
+        self._receive_until = 0.0
         self._thread = threading.Thread(target=self._run, name=f"llmdd attendance {store.cluster_id}", daemon=True)
         self._thread.start()
 
@@ -228,36 +233,44 @@ class Attendance:
         while self._errands:
             self._errands.popleft()()
 
+    def receive_late(self) -> None:
+        """A pull of ours was given up, and a peer may be writing for it still. From any thread."""
+        self._receive_until = time.monotonic() + RECEIVED_LATE_S
+        self._ring()
+
     def _patience(self) -> float | None:
         """How long to sleep, if nobody comes."""
         now = time.monotonic()
-        patience = _LOOK_AGAIN_S if self.areas.has_set_aside or self.areas.may_be_read_late else math.inf
+        patience = _LOOK_AGAIN_S if now < self._receive_until else None
         for guest in self._guests:
+            if guest.outbox.has_under_way:
+                patience = _LOOK_AGAIN_S
             if guest.open is None:
                 continue
-            if guest.work is not None or guest.open.is_read_by_peer:
-                # Who lets a request stand open beyond its time has been held up, or has gone.
-                if now < guest.open.deadline:
-                    return 0.0
-                patience = min(patience, _LOOK_AGAIN_S)
-            elif now < guest.open.begun_at + _FINISHED_SOON_S:
+            if (guest.work is not None or guest.open.is_written_by_peer) and now < guest.open.deadline:
                 return 0.0
-            patience = min(patience, max(0.0, guest.open.deadline + _GRACE_S - now))
-        return None if patience == math.inf else min(patience, _LONGEST_SLEEP_S)
+            if guest.open.way is Way.CARRIED and now < guest.open.begun_at + _FINISHED_SOON_S:
+                return 0.0
+            left = max(_LOOK_AGAIN_S, guest.open.deadline + GRACE_S - now)
+            patience = left if patience is None else min(patience, left)
+        return patience
 
     def _proceed(self) -> None:
         """Let everything that is under way go on a little."""
-        if self.areas.has_set_aside:
-            self.areas.poll()
         now = time.monotonic()
+        receiving = now < self._receive_until
         for guest in list(self._guests):
-            if guest.open is not None and now > guest.open.deadline + _GRACE_S:
+            if guest.open is not None and now > guest.open.deadline + GRACE_S:
+                _logger.debug("request %d is dropped: whoever wanted it has not ended it", guest.open.number)
                 self._drop(guest)
             if guest.work is not None:
                 self._guarded(guest, self._work_on)
-        if self.areas.may_be_read_late or any(guest.is_reading for guest in self._guests):
+            elif guest.outbox.has_under_way:
+                self._guarded(guest, lambda guest: guest.outbox.is_idle)
+            receiving = receiving or (guest.open is not None and guest.open.is_written_by_peer)
+        if receiving:
             for _ in range(_STEPS_IN_A_ROW):
-                self._engine.progress()
+                self.engine.progress()
 
     def _work_on(self, guest: Guest) -> None:
         assert guest.work is not None
@@ -281,17 +294,15 @@ class Attendance:
             self._guests.discard(guest)
             self._selector.unregister(guest.socket)
             self._drop(guest)
-            if guest.area is not None:
-                self.areas.give_back(guest.area, [])
+            guest.inbox.close()
+            guest.outbox.close()
             guest.socket.close()
         guest.is_gone = True
         done()
 
     def _drop(self, guest: Guest) -> None:
         """End the request that is open without dropping a key."""
-        if guest.work is not None:
-            guest.work.close()
-            guest.work = None
+        guest.work = guest.stretches = None
         if guest.open is not None:
             if guest.is_reading:
                 self.areas.expect_late_reader()
@@ -304,7 +315,7 @@ class Attendance:
         if guest in self._guests and events & selectors.EVENT_READ:
             self._guarded(guest, self._hear)
 
-    def _guarded(self, guest: Guest, work: Callable[[Guest], None]) -> None:
+    def _guarded(self, guest: Guest, work: Callable[[Guest], object]) -> None:
         """Whatever goes wrong with one guest ends its visit, and touches no other."""
         try:
             work(guest)
@@ -331,7 +342,10 @@ class Attendance:
             self._serve(guest, request)
 
     def _say(self, guest: Guest, answer: Answer) -> None:
-        guest.outbox.add(answer)
+        guest.unsent += frame(answer)
+        # Those to requests that were given up may wait there for their reader.
+        if len(guest.unsent) > MAX_UNSENT:
+            raise ConnectionAbortedError("the peer does not take what it is sent")
         self._send_unsent(guest)
 
     def _send_unsent(self, guest: Guest) -> None:
@@ -343,26 +357,24 @@ class Attendance:
     # -- requests -------------------------------------------------------------------------------------------------
 
     def _serve(self, guest: Guest, request: Request) -> None:
-        if isinstance(request, Abandon):
-            self._abandon(guest, request.number)
-            return
-        if guest.work is not None or (not guest.outbox.is_empty and guest.last_begun > guest.last_abandoned):
-            raise ProtocolError(f"a {type(request).__name__} before the last request was answered")
         if isinstance(request, Begin):
             self._begin(guest, request)
             return
-        if not guest.last_abandoned < request.number <= guest.last_begun:
-            raise ProtocolError(f"{type(request).__name__} {request.number} is of no request that was begun")
-        open_request = guest.open
-        if open_request is None or open_request.number != request.number:
-            self._decline(guest, request)
-        elif isinstance(request, Finish):
-            guest.open = None
-            self._say(guest, Finished(request.number, open_request.served.finish(request.succeeded)))
-        elif isinstance(request, Gather):
-            self._gather(guest, open_request, request)
+        is_open = guest.open is not None and guest.open.number == request.number
+        if request.number > guest.last_number:
+            raise ProtocolError(f"{type(request).__name__} {request.number} is of no request that has begun")
+        if isinstance(request, Finish):
+            results = self._finish(guest, request) if is_open else [_OUT_OF_TIME] * len(request.succeeded)
+            self._say(guest, Finished(request.number, results))
+        elif not is_open:
+            return  # of one that we have given up since
+        elif isinstance(request, Abandon):
+            self._drop(guest)
+        elif isinstance(request, Copied):
+            if guest.stretches is not None:
+                guest.stretches.allow_one_more()
         else:
-            self._take(guest, open_request, request)
+            self._copy_on(guest, request)
 
     def _abandon(self, guest: Guest, number: int) -> None:
         """Who asked waits no longer, and hears no more of it. What was said of our memory may not have been heard."""
@@ -388,134 +400,94 @@ class Attendance:
     def _begin(self, guest: Guest, request: Begin) -> None:
         if guest.open is not None:
             raise ProtocolError(f"Begin {request.number} while {guest.open.number} is open")
-        if request.number <= guest.last_begun:
-            raise ProtocolError(f"Begin {request.number} after {guest.last_begun}")
-        guest.last_begun = request.number
+        if request.number <= guest.last_number:
+            raise ProtocolError(f"Begin {request.number} after {guest.last_number}")
+        guest.last_number = request.number
         if request.metadata:
             self._take_news(guest, request.metadata)
         served = self._store.serve(request.items, request.together, request.patience_ms)
         try:
             way = self._way(request, served)
-            guest.open = _Open(request.number, served, way, request.patience_ms / 1000)
-            if way is Way.DIRECT and served.pushes:
-                guest.work = self._take_in(guest, request, served)
-                return
-            self._say(guest, self._answer_to(guest, request, served, way))
+            begun = self._answer_to(guest, request, served, way)
+            if not begun.has_ended(served.pushes):
+                guest.open = _Open(request, served, way)
+            self._say(guest, begun)
+            if guest.open is None:
+                served.abandon()
+            elif way is Way.WRITTEN and not served.pushes:
+                guest.stretches = Stretches(served, guest.outbox, request.staging)
+                guest.work = self._write(guest, request.number, guest.stretches)
         except BaseException:
             served.abandon()
             raise
-        if way is Way.NONE or (way is Way.CARRIED and served.pushes):
-            served.abandon()
-            guest.open = None
 
     def _way(self, request: Begin, served: ServedTransfers) -> Way:
-        """How the bytes travel, the request being what it is and what it names where it is."""
+        """How the bytes travel."""
         accepted = [served.is_accepted(number) for number in range(len(request.items))]
         if not any(accepted) or (request.together and not all(accepted)):
             return Way.NONE
-        if served.pushes and request.data:
-            return Way.CARRIED
-        if not served.pushes and served.stream_bytes <= MAX_CARRIED:
-            return Way.CARRIED
-        pieces = max(served.pieces, served.pieces_elsewhere([item.our_pieces for item in request.items]))
-        straight = not request.staged and served.lay_out_askers() if served.pushes else served.all_mapped
-        if straight and served.stream_bytes >= STAGED_BELOW * pieces:
-            return Way.DIRECT
-        return Way.STAGED
+        carried = bool(request.data) if served.pushes else served.stream_bytes <= MAX_CARRIED
+        return Way.CARRIED if carried else Way.WRITTEN
 
     def _answer_to(self, guest: Guest, request: Begin, served: ServedTransfers, way: Way) -> Begun:
-        data = b""
-        staging = 0
-        pulls = not served.pushes
-        if way is Way.CARRIED and pulls:
-            carried = bytearray(served.stream_bytes)
-            served.gather(0, carried)
-            data = bytes(carried)
-        elif way is Way.STAGED and pulls:
-            area = self._area_of(guest)
-            served.gather(0, area.half(0, min(STRETCH_BYTES, served.stream_bytes)))
-            staging = area.address
-        items = [Found(*served.describe(number, way is Way.DIRECT and pulls)) for number in range(len(request.items))]
+        items = [Found(*served.describe(number)) for number in range(len(request.items))]
+        data, staging, news = b"", 0, b""
         if way is Way.CARRIED and served.pushes:
             if len(request.data) != served.stream_bytes:
                 raise ProtocolError(f"{len(request.data)} bytes came with a push of {served.stream_bytes}")
             served.scatter(0, request.data)
             results = served.finish([True] * len(items))
             items = [replace(item, result=result) for item, result in zip(items, results, strict=True)]
-        news, guest.known_serial = self.areas.news(guest.known_serial) if staging else (b"", guest.known_serial)
+        elif way is Way.CARRIED:
+            carried = bytearray(served.stream_bytes)
+            served.gather(0, carried)
+            data = bytes(carried)
+        elif way is Way.WRITTEN and served.pushes:
+            staging, news = guest.inbox.open()
         return Begun(request.number, items, way, data, staging, news)
 
-    def _area_of(self, guest: Guest) -> StagingArea:
-        if guest.area is None:
-            guest.area = self.areas.take()
-        return guest.area
-
-    def _gather(self, guest: Guest, open_request: _Open, request: Gather) -> None:
-        if open_request.way is not Way.STAGED or open_request.served.pushes:
-            raise ProtocolError("Gather of a request whose bytes do not travel so")
-        open_request.served.gather(request.begin, self._area_of(guest).half(request.half, request.size))
-        self._say(guest, Gathered(request.number, request.begin, True))
-
-    def _take(self, guest: Guest, open_request: _Open, request: Take) -> None:
-        if open_request.way is not Way.STAGED or not open_request.served.pushes:
-            raise ProtocolError("Take of a request whose bytes do not travel so")
-        if request.metadata:
-            self._take_news(guest, request.metadata)
-        guest.work = self._take_stretch(guest, open_request.served, request)
-
-    def _take_stretch(self, guest: Guest, served: ServedTransfers, request: Take) -> Generator[None]:
-        """Read one stretch of a push from the peer's staging memory."""
-        arrived = True
+    def _write(self, guest: Guest, number: int, stretches: Stretches) -> Generator[None]:
+        """Write what is pulled, stretch by stretch, and tell of each."""
         try:
-            self._mend_connection(guest)
-            with Inflow(self._engine, guest.engine_peer, self.areas) as inflow:
-                inflow.begin_run(request.begin, request.size, request.address)
-                while (stretch := inflow.poll()) is None:
-                    yield
-                served.scatter(stretch.begin, stretch.data)
+            while not guest.outbox.is_idle:
+                yield
+            guest.outbox.prepare()
+            while not stretches.are_written:
+                for stretch in stretches.proceed():
+                    self._say(guest, Written(number, stretch, True))
+                yield
         except EngineFailed as error:
-            arrived = self._note_failure(guest, error)
-        self._say(guest, Taken(request.number, request.begin, arrived))
+            _logger.warning("the transfer engine has failed: %s", error)
+            self._say(guest, Written(number, 0, False))
 
-    def _take_in(self, guest: Guest, request: Begin, served: ServedTransfers) -> Generator[None]:
-        """Read a push straight from the peer's pools, all of it, then answer."""
-        total = served.stream_bytes
-        begun_bytes = arrived_bytes = 0
-        try:
-            self._mend_connection(guest)
-            with Inflow(self._engine, guest.engine_peer, self.areas) as inflow:
-                while arrived_bytes < total:
-                    while inflow.has_room and begun_bytes < total:
-                        size = min(STRETCH_BYTES, total - begun_bytes)
-                        inflow.begin(begun_bytes, size, *served.reading(begun_bytes, size, inflow.next_address))
-                        begun_bytes += size
-                    while (stretch := inflow.poll()) is None:
-                        yield
-                    served.scatter(stretch.begin, stretch.data)
-                    arrived_bytes += len(stretch.data)
-        except EngineFailed as error:
-            self._note_failure(guest, error)
-        answer = self._answer_to(guest, request, served, Way.DIRECT)
-        if arrived_bytes < total:
-            served.abandon()
-            guest.open = None
-            items = [replace(item, result=_ENGINE_FAILED) for item in answer.items]
-            answer = replace(answer, items=items, way=Way.NONE)
-        self._say(guest, answer)
+    def _copy_on(self, guest: Guest, request: Written) -> None:
+        """A stretch of a push is in our staging memory."""
+        assert guest.open is not None
+        served, total = guest.open.served, guest.open.served.stream_bytes
+        if not guest.open.is_written_by_peer or request.stretch != guest.open.stretches_of_push:
+            raise ProtocolError(f"Written {request.stretch} of a request that has no such stretch now")
+        if request.stretch >= stretch_count(total):
+            raise ProtocolError(f"Written {request.stretch} of a push of {stretch_count(total)} stretches")
+        served.scatter(
+            request.stretch * STRETCH_BYTES, guest.inbox.stretch(request.stretch, stretch_size(request.stretch, total))
+        )
+        guest.open.stretches_of_push += 1
+        self._say(guest, Copied(request.number, request.stretch))
 
-    def _note_failure(self, guest: Guest, error: EngineFailed) -> bool:
-        _logger.warning("the transfer engine has failed: %s", error)
-        guest.connection_failed = True
-        return False
-
-    def _mend_connection(self, guest: Guest) -> None:
-        """After the engine has failed, reach the peer's anew."""
-        if guest.connection_failed:
-            self._engine.reconnect(guest.engine_peer)
-            guest.connection_failed = False
+    def _finish(self, guest: Guest, request: Finish) -> list[int]:
+        assert guest.open is not None
+        finished = guest.open
+        guest.open = guest.work = guest.stretches = None
+        if finished.is_written_by_peer:
+            is_whole = finished.stretches_of_push == stretch_count(finished.served.stream_bytes)
+            if any(request.succeeded) and not is_whole:
+                finished.served.abandon()
+                raise ProtocolError("Finish of a push that has not been written whole")
+            guest.inbox.may_be_written = guest.inbox.may_be_written and not is_whole
+        return finished.served.finish(request.succeeded)
 
     def _take_news(self, guest: Guest, metadata: bytes) -> None:
         try:
-            self._engine.refresh(guest.engine_peer, metadata)
+            self.engine.refresh(guest.engine_peer, metadata)
         except EngineFailed as error:
             raise ProtocolError(f"what the peer's engine says of itself cannot be used: {error}") from None

@@ -140,7 +140,8 @@ def _session(
     """The session of an end that asks on the one connection, and is asked on the other."""
     watch_for_a_dead_host(asking)
     watch_for_a_dead_host(asked)
-    conversation = Conversation(asking, running.engine, engine_peer, running.attendance.areas)
+    attendance = running.attendance
+    conversation = Conversation(asking, running.engine, engine_peer, attendance.areas, attendance.receive_late)
     memory = DistantPeer(conversation, theirs.remote_accessible)
     grant = GuestGrant(running.attendance, asked, engine_peer)
     return DistantSession(channel, theirs, memory, grant, conversation, asking, lambda: running.forget(theirs))

@@ -1,28 +1,33 @@
 """Every byte that crosses a conversation: how the clusters of two hosts agree about a transfer.
 
 A frame is a length (four bytes, network order) and so many bytes of MessagePack: one message. Two clusters that share
-no memory have two such connections, one for the transfers of each end. One request is under way on each at a time; all
-but ``Abandon`` are answered before the next comes::
+no memory have two such connections, one for the transfers of each end. On each, one request is open at a time::
 
     who wants the transfer                    who has the cache that the key names
         | -------- Begin ----------------------> |   find, pin and check what each item names
         | <------- Begun ----------------------- |   what became of each, and how the bytes travel
-        | -------- Gather ---------------------> |   a stretch of the stream that is pulled, into staging memory
-        | <------- Gathered -------------------- |
-        | -------- Take -----------------------> |   a stretch of the stream that is pushed waits in staging memory
-        | <------- Taken ----------------------- |
+        |                                        |
+        | <======= the bytes of a pull ========= |   by the engine, into staging memory
+        | <------- Written --------------------- |   a stretch is there
+        | -------- Copied ---------------------> |   and is needed there no longer
+        |                                        |
+        | ======== the bytes of a push ========> |   by the engine, into staging memory
+        | -------- Written --------------------> |
+        | <------- Copied ---------------------- |
+        |                                        |
         | -------- Finish ---------------------> |   what has arrived: drop its keys, and every pin
         | <------- Finished -------------------- |
-        | -------- Abandon --------------------> |   drop every pin, and nothing else
+        | -------- Abandon --------------------> |   or: drop every pin, and nothing else
 
 Who asks counts its requests: the number of each is greater than that of the one before. It gives one up when its time
 is up, and so does the owner, a little later and by itself: what is said of it afterwards is answered, in vain.
 
 The *stream* of a request is what it transfers, one item after the other, tensor by tensor, in the order of the lists of
-blocks. It travels in one of three ways (:class:`Way`), which the owner of the cache chooses.
+blocks. Small ones travel on the messages themselves (:class:`Way`); of others, at most two stretches are under way.
 
-Memory is written by its own process alone: whoever's memory the bytes go into reads them from the other end, by the
-transfer engine. So no transfer that was given up can write into what has been given to another meanwhile.
+An engine writes into staging memory alone, never into a cache: a write cannot be called back when its transfer is given
+up. Each direction of a link has staging memory of its own, and whoever writes there begins the stretches of a request
+only when those of earlier ones have ended. So what a ``Written`` tells of is there, whatever was given up before.
 """
 
 from __future__ import annotations
@@ -36,7 +41,6 @@ import msgspec
 from msgspec import Meta, Struct
 
 from llmdd.transport.engine import MAX_METADATA
-from llmdd.transport.staging import STRETCH_BYTES
 
 from .messages import HEADER, ProtocolError, UInt64
 
@@ -44,7 +48,7 @@ from .messages import HEADER, ProtocolError, UInt64
 MAX_CARRIED = 64 * 1024
 
 #: Transfers that share the messages of one request.
-MAX_ITEMS = 1024
+MAX_ITEMS = 1 << 16
 
 #: Blocks that the items of one request list in all. More than that are left to further requests, or refused.
 MAX_BLOCKS = 1 << 21
@@ -63,11 +67,9 @@ class Way(IntEnum):
 
     CARRIED = 0
     """On the messages themselves: ``Begun`` of a pull, ``Begin`` of a push."""
-    STAGED = 1
-    """By the engine, in stretches through staging memory: many small pieces, or memory that the program registered."""
-    DIRECT = 2
-    """By the engine, from pool to pool."""
-    NONE = 3
+    WRITTEN = 1
+    """By the engine of the end that has them, in stretches, into staging memory of the other."""
+    NONE = 2
     """Nothing is to be transferred: no item was accepted, or they were only looked at."""
 
 
@@ -97,14 +99,10 @@ class Wanted(Struct, frozen=True, array_like=True):
     block_count: Annotated[int, Meta(ge=0, le=MAX_BLOCKS)]
     block_bytes: UInt64
     your_blocks: Numbers
-    our_blocks: Numbers  # of a push
-    our_batch_index: UInt64
     our_tensors: Annotated[int, Meta(ge=1, le=2**32 - 1)]
     our_row_bytes: Positive
     our_rows: Positive
     accessible: bool
-    our_pieces: Positive  # how many runs of bytes a tensor of ours consists of
-    our_places: Numbers  # of a push: where the tensors in question begin; empty: in memory that must be staged
 
 
 class Found(Struct, frozen=True, array_like=True):
@@ -117,30 +115,30 @@ class Found(Struct, frozen=True, array_like=True):
     rows: UInt64
     accessible: bool
     batch_index: UInt64
-    places: Numbers  # of a direct pull: where the tensors in question begin
 
 
 class Begin(Struct, frozen=True, tag="begin"):
     """Asks for transfers, which the sender will wait for ``patience_ms``.
 
-    ``together``: all of them or none. ``staged``: the bytes of a push are in memory that must be. ``metadata``: what
-    the receiver's engine must know besides, or nothing.
+    ``together``: all of them or none. ``data``: of a push, the stream, if it is carried. ``staging``: of a pull, where
+    the sender's staging memory is. ``metadata``: what the receiver's engine must know before it writes there, if
+    anything.
     """
 
     number: UInt64
     patience_ms: Annotated[int, Meta(ge=0, le=2**31 - 1)]
     items: Annotated[list[Wanted], Meta(min_length=1, max_length=MAX_ITEMS)]
     together: bool
-    staged: bool
     data: Carried
+    staging: UInt64
     metadata: Metadata
 
 
 class Begun(Struct, frozen=True, tag="begun"):
     """What the items of ``Begin`` name, and how their bytes travel.
 
-    Of a carried pull, ``data`` is the stream. Of a staged one, the first stretch waits in the first of the two halves
-    of staging memory at ``staging``. A carried push has ended with this message, a direct one has arrived.
+    ``data``: of a carried pull, the stream. A carried push has ended with this message. ``staging`` and ``metadata``:
+    of a push that is written, as in ``Begin``.
     """
 
     number: UInt64
@@ -155,39 +153,19 @@ class Begun(Struct, frozen=True, tag="begun"):
         return self.way is Way.NONE or (pushes and self.way is Way.CARRIED)
 
 
-class Gather(Struct, frozen=True, tag="gather"):
-    """Asks for a stretch of the stream in a half of the receiver's staging memory."""
+class Written(Struct, frozen=True, tag="written"):
+    """The stretch with this number is in the receiver's staging memory; or it will not be, and none after it."""
 
     number: UInt64
-    begin: UInt64
-    size: Annotated[int, Meta(ge=1, le=STRETCH_BYTES)]
-    half: Annotated[int, Meta(ge=0, le=1)]
-
-
-class Gathered(Struct, frozen=True, tag="gathered"):
-    """The stretch that was asked for is there; or it is not, since the time of the request is up."""
-
-    number: UInt64
-    begin: UInt64
-    is_there: bool
-
-
-class Take(Struct, frozen=True, tag="take"):
-    """A stretch of the stream waits at ``address`` in the sender's staging memory."""
-
-    number: UInt64
-    begin: UInt64
-    size: Annotated[int, Meta(ge=1, le=STRETCH_BYTES)]
-    address: UInt64
-    metadata: Metadata
-
-
-class Taken(Struct, frozen=True, tag="taken"):
-    """The stretch that was to be taken has arrived; or it has not, since the engine failed or the time is up."""
-
-    number: UInt64
-    begin: UInt64
+    stretch: UInt64
     arrived: bool
+
+
+class Copied(Struct, frozen=True, tag="copied"):
+    """The stretch with this number is needed in the sender's staging memory no longer."""
+
+    number: UInt64
+    stretch: UInt64
 
 
 class Finish(Struct, frozen=True, tag="finish"):
@@ -210,8 +188,8 @@ class Abandon(Struct, frozen=True, tag="abandon"):
     number: UInt64
 
 
-Request: TypeAlias = Begin | Gather | Take | Finish | Abandon
-Answer: TypeAlias = Begun | Gathered | Taken | Finished
+Request: TypeAlias = Begin | Written | Copied | Finish | Abandon
+Answer: TypeAlias = Begun | Written | Copied | Finished
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

@@ -1,9 +1,9 @@
 """What llmdd needs of an engine that moves bytes between the memory of two hosts.
 
 A node has one engine. It registers the memory that may take part, gives its *metadata* to the engines of its peers,
-and reads from a peer's registered memory into its own. There is no writing into a peer's memory: who wants the bytes
-fetches them, so that whatever goes wrong, memory is written by its own process alone, and :meth:`Reading.poll` says
-when it is written no more.
+and writes from its own memory into a peer's. Nothing is read from a peer: UCX, over TCP, lets a process abort from
+which another reads that dies meanwhile. Nor can a write be called back, so no engine is ever pointed at a cache: what
+may be written to is staging memory (:mod:`.staging`).
 
 :mod:`llmdd.transport.engines` knows which engines there are.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
@@ -24,8 +23,13 @@ Descriptors = NDArray[np.uint64]
 #: The longest metadata, in bytes, that an engine gives or takes.
 MAX_METADATA = 1 << 20
 
-#: How often a reading is polled before the other threads of the process have a turn.
+#: How often a writing is polled before the other threads of the process have a turn.
 POLLS_IN_A_ROW = 8
+
+#: How long a reading is polled without a pause, and the pause between polls from then on, in seconds. A peer that takes
+#: longer is slow or frozen, and not worth a whole core; what comes meanwhile waits in the buffers of the network.
+EAGER_S = 0.02
+PAUSE_S = 0.0002
 
 
 class EngineUnavailable(Exception):
@@ -36,12 +40,12 @@ class EngineFailed(Exception):
     """The engine has given up. Nothing of the transfer that it speaks of is written any more."""
 
 
-class Reading(ABC):
-    """One read under way: bytes of a peer come into memory of this process."""
+class Writing(ABC):
+    """One write under way: bytes of this process come into memory of a peer."""
 
     @abstractmethod
     def poll(self) -> bool:
-        """Whether all bytes have arrived. Lets the engine proceed, too: what is not polled does not move.
+        """Whether all bytes are in the peer's memory. Lets the engine proceed, too: what is not polled does not move.
 
         Raises
         ------
@@ -52,7 +56,7 @@ class Reading(ABC):
 
     @abstractmethod
     def release(self) -> None:
-        """Give back what the engine keeps for this read; only when `poll` has said True or raised. Again is nothing."""
+        """Give back what the engine keeps for it; only when `poll` has said True or raised. Again is nothing."""
 
 
 class TransferEngine(ABC):
@@ -68,7 +72,7 @@ class TransferEngine(ABC):
 
     @abstractmethod
     def register(self, address: int, size: int) -> None:
-        """Let memory of this process be read by peers, and written by what is read from them.
+        """Let memory of this process be written to by peers, and from it to them.
 
         Regions may overlap, and each is registered as often as it is asked for. One piece of a transfer lies within
         one region.
@@ -81,7 +85,7 @@ class TransferEngine(ABC):
 
     @abstractmethod
     def deregister(self, address: int, size: int) -> None:
-        """Take back one registration: exactly what was registered, and no read under way uses it.
+        """Take back one registration: exactly what was registered, and nothing under way uses it.
 
         Raises
         ------
@@ -91,7 +95,7 @@ class TransferEngine(ABC):
 
     @abstractmethod
     def metadata(self) -> bytes:
-        """What a peer's engine needs to read what is registered now; at most `MAX_METADATA` bytes.
+        """What a peer's engine needs to write to what is registered now; at most `MAX_METADATA` bytes.
 
         Raises
         ------
@@ -127,27 +131,27 @@ class TransferEngine(ABC):
         Raises
         ------
         EngineFailed
-            If it cannot be reached, or reads from it are under way still.
+            If it cannot be reached, or writes to it are under way still.
         """
 
     @abstractmethod
     def disconnect(self, peer: str) -> None:
         """Forget a peer. Again is nothing.
 
-        Readings from it that are under way go on, and are to be polled until they have ended: an engine need not be
+        Writings to it that are under way go on, and are to be polled until they have ended: an engine need not be
         able to end them. New ones are refused, and so is `connect`, until the last has ended.
         """
 
     @abstractmethod
-    def read(self, peer: str, local: Descriptors, remote: Descriptors) -> Reading:
-        """Begin to read pieces of a peer's memory into pieces of this process's.
+    def write(self, peer: str, local: Descriptors, remote: Descriptors) -> Writing:
+        """Begin to write pieces of this process's memory into pieces of a peer's.
 
         Parameters
         ----------
         peer
             As `connect` has named it.
         local, remote
-            Where to, and where from: as many rows, and equal numbers of bytes row by row. They are not kept.
+            Where from, and where to: as many rows, and equal numbers of bytes row by row. They are not kept.
 
         Raises
         ------
@@ -157,32 +161,27 @@ class TransferEngine(ABC):
 
     @abstractmethod
     def progress(self) -> None:
-        """Let proceed what peers read here. Cheap; called again and again while a peer reads."""
+        """Let proceed what peers write here. Cheap; called again and again while a peer writes."""
 
     @abstractmethod
     def close(self) -> None:
         """End all that is under way: nothing is written any more. Later polls and calls fail. Again is nothing."""
 
 
-def wait(reading: Reading, deadline: float, broken: Callable[[], bool]) -> bool:
-    """Poll until all bytes have arrived, and say so; False if the deadline or a break came first.
+class Pace:
+    """How often to look at what is under way, and give the GIL and the processor to others: all the time at first."""
 
-    Parameters
-    ----------
-    deadline
-        As ``time.monotonic()`` counts; ``math.inf`` for none. At least one poll is made in any case.
-    broken
-        Whether there is nobody left to wait for.
+    def __init__(self) -> None:
+        self.restart()
 
-    Raises
-    ------
-    EngineFailed
-        If the bytes will not arrive.
-    """
-    while True:
-        for _ in range(POLLS_IN_A_ROW):
-            if reading.poll():
-                return True
-        if broken() or time.monotonic() >= deadline:
-            return False
-        time.sleep(0)  # gives up the GIL, and the processor where another process wants it
+    def restart(self) -> None:
+        """Something has moved: look often again."""
+        self._looks = 0
+        self._eager_until = time.monotonic() + EAGER_S
+
+    def rest(self) -> None:
+        """Between two looks."""
+        self._looks += 1
+        if self._looks % POLLS_IN_A_ROW == 0:
+            # Even no pause at all gives up the GIL, and the processor where another process wants it.
+            time.sleep(0 if time.monotonic() < self._eager_until else PAUSE_S)

@@ -3,8 +3,10 @@
 What was found out about it, and is built upon here:
 
 - A transfer that is *released* while it is under way counts as ended and goes on writing; so does one whose peer is
-  removed. So nothing is released and no peer is removed before the last of its readings has ended. Only the end of the
+  removed. So nothing is released and no peer is removed before the last of its writings has ended. Only the end of the
   whole agent ends its writing at once.
+- Over TCP a READ is answered by the process that is read from, which UCX aborts if the reader has died meanwhile. So
+  nothing is read: the agent writes, which in no case ended either process, and is faster.
 - An agent that is left to the end of the interpreter, or to a forked child, crashes there or disturbs its parent. So it
   is destroyed by :meth:`NixlEngine.close` and by nothing else.
 - The progress thread that NIXL offers takes a whole core for ever. The agent has none: it proceeds when it is polled.
@@ -32,7 +34,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from .engine import MAX_METADATA, Descriptors, EngineFailed, EngineUnavailable, Reading, TransferEngine
+from .engine import MAX_METADATA, Descriptors, EngineFailed, EngineUnavailable, TransferEngine, Writing
 
 #: The packages that NIXL comes in, one for each kind of accelerator; any of them serves the memory of a host.
 PACKAGES = ("nixl_cu12", "nixl_cu13", "nixl_rocm")
@@ -43,7 +45,7 @@ HOW_TO_INSTALL = "pip install 'llmdd[nixl]', or without a GPU: pip install --no-
 
 #: How UCX is set where the user has not set it.
 UCX_SETTINGS = {
-    "UCX_TCP_TX_SEG_SIZE": "64k",  # twice the rate of its 8k, and no more than what every receiver takes
+    "UCX_TCP_TX_SEG_SIZE": "64k",  # a higher rate than its 8k, and no more than what every receiver takes
     "UCX_TCP_CONN_NB": "y",  # else an address that nobody answers at holds the whole process up for minutes
     "UCX_TCP_KEEPCNT": "10",  # with the two seconds between them, and the ten before the first, half a minute
     "UCX_TCP_USER_TIMEOUT": "30s",  # without it a link that is cut in mid-transfer is not noticed
@@ -72,10 +74,10 @@ class _Introduction(msgspec.Struct, array_like=True):
 
 @dataclass
 class _Peer:
-    """A connected peer: its newest metadata, how many readings from it are under way, and whether it is to be gone."""
+    """A connected peer: its newest metadata, how many writings to it are under way, and whether it is to be gone."""
 
     metadata: bytes
-    readings: int = 0
+    writings: int = 0
     leaving: bool = False
 
 
@@ -179,8 +181,8 @@ class NixlEngine(TransferEngine):
     def reconnect(self, peer: str) -> None:
         with self._lock:
             known = self._known(peer)
-            if known.readings:
-                raise EngineFailed(f"{known.readings} readings from {peer!r} are under way still")
+            if known.writings:
+                raise EngineFailed(f"{known.writings} writings to {peer!r} are under way still")
             self._ask(f"leave {peer!r}", self._agent.invalidateRemoteMD, peer)
             self._load(peer, known.metadata)
             self._ask(f"reach {peer!r}", self._agent.makeConnection, peer, _NOTHING)
@@ -191,19 +193,19 @@ class NixlEngine(TransferEngine):
             if self._agent is None or known is None:
                 return
             known.leaving = True
-            if not known.readings:
+            if not known.writings:
                 self._forget(peer)
 
-    def read(self, peer: str, local: Descriptors, remote: Descriptors) -> Reading:
+    def write(self, peer: str, local: Descriptors, remote: Descriptors) -> Writing:
         nixl = self._nixl
         _require_pairs(local, remote)
         with self._lock:
             known = self._known(peer)
             agent = self._agent
             handle = self._ask(
-                f"read from {peer!r}",
+                f"write to {peer!r}",
                 agent.createXferReq,
-                nixl.NIXL_READ,
+                nixl.NIXL_WRITE,
                 nixl.nixlXferDList(nixl.DRAM_SEG, local),
                 nixl.nixlXferDList(nixl.DRAM_SEG, remote),
                 peer,
@@ -211,15 +213,15 @@ class NixlEngine(TransferEngine):
                 _NOTHING,
             )
             try:
-                state = self._ask(f"read from {peer!r}", agent.postXferReq, handle)
+                state = self._ask(f"write to {peer!r}", agent.postXferReq, handle)
             except EngineFailed:
                 agent.releaseXferReq(handle)
                 raise
-            known.readings += 1
-            reading = _NixlReading(self, peer, handle)
+            known.writings += 1
+            writing = _NixlWriting(self, peer, handle)
             if state != nixl.NIXL_IN_PROG:
-                reading.end(arrived=True)
-            return reading
+                writing.end(arrived=True)
+            return writing
 
     def progress(self) -> None:
         with self._lock:
@@ -236,15 +238,15 @@ class NixlEngine(TransferEngine):
 
     def state_of(self, handle: int, peer: str) -> bool:
         """Whether a transfer is done; the lock is held."""
-        state = self._ask(f"read from {peer!r}", self._opened().getXferStatus, handle)
+        state = self._ask(f"write to {peer!r}", self._opened().getXferStatus, handle)
         return bool(state == self._nixl.NIXL_SUCCESS)
 
     def ended(self, handle: int, peer: str) -> None:
         """Give back the handle of a transfer that has ended; the lock is held."""
         self._agent.releaseXferReq(handle)
         known = self._peers[peer]
-        known.readings -= 1
-        if known.leaving and not known.readings:
+        known.writings -= 1
+        if known.leaving and not known.writings:
             self._forget(peer)
 
     @property
@@ -295,8 +297,8 @@ class NixlEngine(TransferEngine):
             raise EngineFailed(f"NIXL could not {what}: {_said(error)}") from error
 
 
-class _NixlReading(Reading):
-    """The handle of one READ."""
+class _NixlWriting(Writing):
+    """The handle of one WRITE."""
 
     def __init__(self, engine: NixlEngine, peer: str, handle: int) -> None:
         self._engine = engine
@@ -328,7 +330,7 @@ class _NixlReading(Reading):
 
     def release(self) -> None:
         if not self._arrived and self._failure is None:
-            raise RuntimeError("the reading is under way: poll it until it has ended")
+            raise RuntimeError("the writing is under way: poll it until it has ended")
 
 
 _open_engines: weakref.WeakSet[NixlEngine] = weakref.WeakSet()

@@ -1,8 +1,8 @@
-"""Memory into which a node's engine reads, and from which its peers may: what is read is copied on from there.
+"""Memory into which a node's peers write, and from which its engine writes: what arrives is copied on from there.
 
-An engine cannot be made to stop: what it was asked to read may arrive long after everybody has lost patience. So it
-never reads into a cache, but into an *area* that is nobody's; and an area with readings under way is set aside until
-they have ended.
+A write that is under way cannot be called back: the bytes may arrive long after everybody has lost patience. So no
+peer ever writes into a cache, but into an *area* of one conversation, where what comes late is overwritten by what
+comes next.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from .engine import Descriptors, EngineFailed, Reading, TransferEngine, wait
+from .engine import Descriptors, EngineFailed, TransferEngine, Writing
 
 _logger = logging.getLogger("llmdd.transport")
 
-#: Bytes of a half of an area, which is the most that is read at a time.
+#: Bytes of a half of an area, which is the most that is written at a time.
 STRETCH_BYTES = 2 << 20
 
 HALVES = 2
@@ -43,45 +42,32 @@ class StagingArea:
         self.address = int(self._memory.ctypes.data)
         self.size = self._memory.nbytes
 
-    def address_of(self, half: int) -> int:
-        return self.address + half * STRETCH_BYTES
-
     def half(self, number: int, size: int) -> memoryview:
         """The first ``size`` bytes of a half."""
-        begin = number * STRETCH_BYTES
+        begin = address_of_half(0, number)
         return self._memory.data[begin : begin + size]
 
 
-class _SetAside(NamedTuple):
-    area: StagingArea
-    readings: list[Reading]
+def address_of_half(address: int, number: int) -> int:
+    """Where a half of the area at ``address`` begins."""
+    return address + number * STRETCH_BYTES
 
 
 class StagingAreas:
-    """The areas of one node. An area is registered with the engine for good: a peer may read late, too.
+    """The areas of one node. They are registered with its engine until that is closed.
 
     Parameters
     ----------
     engine
         Of the node.
-    when_left
-        Called when something goes on that nobody waits for: an area was set aside, for :meth:`poll` to look after, or
-        a peer may be reading late.
-
-    Attributes
-    ----------
-    serial
-        Grows when the engine learns of new memory, of which its peers must then be told.
     """
 
-    def __init__(self, engine: TransferEngine, when_left: Callable[[], None]) -> None:
+    def __init__(self, engine: TransferEngine) -> None:
         self._engine = engine
-        self._when_left = when_left
         self._changing = threading.Lock()
         self._free: list[StagingArea] = []
-        self._set_aside: list[_SetAside] = []
-        self._read_late_until = 0.0
-        self.serial = 0
+        self._given_up: list[StagingArea] = []
+        self._serial = 0
 
     def take(self) -> StagingArea:
         """An area that nobody uses; :class:`~.engine.EngineFailed` if the engine cannot have more memory."""
@@ -91,139 +77,148 @@ class StagingAreas:
         area = StagingArea()
         self._engine.register(area.address, area.size)
         with self._changing:
-            self.serial += 1
+            self._serial += 1
         return area
 
-    def give_back(self, area: StagingArea, readings: list[Reading]) -> None:
-        """Nobody uses ``area`` any more; it is set aside until the ``readings`` that go on into it have ended."""
+    def give_back(self, area: StagingArea) -> None:
+        """Nobody uses ``area`` any more, and nothing is being written to it."""
         with self._changing:
-            if not readings:
-                self._free.append(area)
-                return
-            self._set_aside.append(_SetAside(area, readings))
-        self._when_left()
+            self._free.append(area)
+
+    def give_up(self, area: StagingArea) -> None:
+        """A peer that has been lost may be writing to ``area`` still: nobody is to use it again."""
+        with self._changing:
+            self._given_up.append(area)
 
     def news(self, known: int) -> tuple[bytes, int]:
-        """The engine's metadata if a peer knows it as of serial number ``known`` only, and as of which it will then."""
+        """The engine's metadata if a peer knows only those areas that there were when ``known`` was its answer to this;
+        and what is so now."""
         with self._changing:
-            serial = self.serial
+            serial = self._serial
         return (b"", known) if serial == known else (self._engine.metadata(), serial)
 
-    def expect_late_reader(self) -> None:
-        """A peer was given up which may be reading here: its engine ends that when ours lets it proceed, not before."""
-        self._read_late_until = time.monotonic() + LATE_READER_S
-        self._when_left()
 
-    @property
-    def may_be_read_late(self) -> bool:
-        """Whether our engine is to proceed though nobody waits for it."""
-        return time.monotonic() < self._read_late_until
+class Inbox:
+    """Where one peer writes to: an area that its conversation has for good, once it is needed.
 
-    @property
-    def has_set_aside(self) -> bool:
-        """Whether there is anything for :meth:`poll` to do."""
-        return bool(self._set_aside)
+    Attributes
+    ----------
+    may_be_written
+        Whether the peer has been asked to write there, and has not said since that nothing is under way any more.
+    """
 
-    def poll(self) -> None:
-        """Look after the areas that are set aside."""
-        with self._changing:
-            waiting, self._set_aside = self._set_aside, []
-        under_way = [aside for aside in waiting if not _all_ended(aside.readings)]
-        with self._changing:
-            self._free += [aside.area for aside in waiting if not aside.readings]
-            self._set_aside += under_way
+    def __init__(self, areas: StagingAreas) -> None:
+        self._areas = areas
+        self._area: StagingArea | None = None
+        self._known = 0
+        self.may_be_written = False
 
+    def open(self) -> tuple[int, bytes]:
+        """Where the peer may write, and what its engine must be told first, if anything."""
+        if self._area is None:
+            self._area = self._areas.take()
+        self.may_be_written = True
+        news, self._known = self._areas.news(self._known)
+        return self._area.address, news
 
-def _all_ended(readings: list[Reading]) -> bool:
-    """Whether the engine is done with all of them; those with which it is are taken off the list."""
-    readings[:] = [reading for reading in readings if not _has_ended(reading)]
-    return not readings
+    def stretch(self, number: int, size: int) -> memoryview:
+        """What the peer has written as its stretch of that number; ``EngineFailed`` once it is closed."""
+        area = self._area
+        if area is None:
+            raise EngineFailed("the conversation has ended")
+        return area.half(number % HALVES, size)
 
-
-def _has_ended(reading: Reading) -> bool:
-    try:
-        if not reading.poll():
-            return False
-    except EngineFailed as error:
-        _logger.debug("a reading that nobody waits for any more has failed: %s", error)
-    reading.release()
-    return True
-
-
-class Arrived(NamedTuple):
-    """A stretch that has arrived: where it begins in its stream, and its bytes, until the next one is begun."""
-
-    begin: int
-    data: memoryview
+    def close(self) -> None:
+        """The peer has parted, or is lost."""
+        area, self._area = self._area, None
+        if area is not None:
+            (self._areas.give_up if self.may_be_written else self._areas.give_back)(area)
 
 
 class _UnderWay(NamedTuple):
-    reading: Reading
-    begin: int
-    data: memoryview
+    writing: Writing
+    number: int
 
 
-class Inflow:
-    """Stretches that are read from one peer, two at most at a time, and taken in the order in which they were begun.
+class Outbox:
+    """What is written to one peer: the stretches of one stream at a time.
 
-    Usable as a context manager, which ends it.
+    Those of the next one are begun when all that were begun before have ended: so whoever is told that a stretch has
+    been written finds that, and nothing older.
     """
 
     def __init__(self, engine: TransferEngine, peer: str, areas: StagingAreas) -> None:
         self._engine = engine
         self._peer = peer
         self._areas = areas
-        self._area = areas.take()
+        self._area: StagingArea | None = None
         self._under_way: deque[_UnderWay] = deque()
-        self._begun = 0
+        self._connection_failed = False
 
     @property
-    def has_room(self) -> bool:
-        """Whether another stretch can be begun. What was taken last must have been copied on by then."""
-        return len(self._under_way) < HALVES
+    def is_idle(self) -> bool:
+        """Whether nothing is under way. Looks after what is."""
+        while self._under_way:
+            try:
+                if not self._under_way[0].writing.poll():
+                    return False
+            except EngineFailed as error:
+                _logger.debug("what nobody waits for any more was not written: %s", error)
+                self._connection_failed = True
+            self._under_way.popleft().writing.release()
+        return True
 
     @property
-    def next_address(self) -> int:
-        """Where the next stretch goes."""
-        return self._area.address_of(self._begun % HALVES)
+    def has_under_way(self) -> bool:
+        """Whether anything is under way, as far as is known."""
+        return bool(self._under_way)
 
-    def begin(self, begin: int, size: int, here: Descriptors, there: Descriptors) -> None:
-        """Begin to read a stretch: what lies ``there`` comes ``here``, to :attr:`next_address` and behind it."""
-        half = self._begun % HALVES
-        reading = self._engine.read(self._peer, here, there)
-        self._under_way.append(_UnderWay(reading, begin, self._area.half(half, size)))
-        self._begun += 1
+    def prepare(self) -> None:
+        """Begin a new stream; after the engine has failed, reach the peer's anew."""
+        if self._connection_failed:
+            self._engine.reconnect(self._peer)
+            self._connection_failed = False
 
-    def begin_run(self, begin: int, size: int, address: int) -> None:
-        """Begin to read a stretch that lies side by side at ``address``."""
-        self.begin(begin, size, _run(self.next_address, size), _run(address, size))
+    def gathered(self, number: int, size: int) -> memoryview:
+        """Where to gather a stretch that is not written straight from where it is."""
+        if self._area is None:
+            self._area = self._areas.take()
+        return self._area.half(number % HALVES, size)
 
-    def poll(self) -> Arrived | None:
-        """The oldest stretch if it has arrived; :class:`~.engine.EngineFailed` if it will not."""
-        return self._take() if self._under_way[0].reading.poll() else None
+    def write_gathered(self, number: int, size: int, there: int) -> None:
+        """Begin to write a stretch that was gathered."""
+        assert self._area is not None
+        here = address_of_half(self._area.address, number % HALVES)
+        self.write(number, _run(here, size), _run(there, size))
 
-    def wait(self, deadline: float, broken: Callable[[], bool]) -> Arrived | None:
-        """Wait for the oldest stretch, as :func:`~.engine.wait` does; None if it has not arrived by then."""
-        return self._take() if wait(self._under_way[0].reading, deadline, broken) else None
+    def write(self, number: int, here: Descriptors, there: Descriptors) -> None:
+        """Begin to write a stretch: what lies ``here`` goes ``there``."""
+        self._under_way.append(_UnderWay(self._engine.write(self._peer, here, there), number))
 
-    def _take(self) -> Arrived:
-        oldest = self._under_way.popleft()
-        oldest.reading.release()
-        return Arrived(oldest.begin, oldest.data)
+    def poll(self) -> int | None:
+        """The number of the oldest stretch under way if it has been written.
 
-    def end(self) -> None:
-        """Want no more of it."""
-        readings = [each.reading for each in self._under_way]
-        self._under_way.clear()
-        # One that has failed has ended, and one that has arrived as well.
-        _all_ended(readings)
-        self._areas.give_back(self._area, readings)
+        Raises
+        ------
+        EngineFailed
+            If it will not be. Nothing of it is written any more.
+        """
+        oldest = self._under_way[0]
+        try:
+            if not oldest.writing.poll():
+                return None
+        except EngineFailed:
+            self._connection_failed = True
+            self._under_way.popleft().writing.release()
+            raise
+        self._under_way.popleft().writing.release()
+        return oldest.number
 
-    def __enter__(self) -> Inflow:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.end()
+    def close(self) -> None:
+        """The peer has parted, or is lost: what is under way goes nowhere that matters, and need not be waited for."""
+        area, self._area = self._area, None
+        if area is not None:
+            (self._areas.give_back if self.is_idle else self._areas.give_up)(area)
 
 
 def _run(address: int, size: int) -> Descriptors:

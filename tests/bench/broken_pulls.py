@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from llmdd.bench import payload
+from llmdd.bench.cases.hosts import SOCKETS
 from llmdd.bench.cases.pulls import LLMDD, MEMCPY, MOONCAKE, NIXL, SHARED_MEMORY_PIPE
 from llmdd.bench.contenders.pulls import BlockPulls, Owner, Pulls
 from llmdd.bench.other_end import OtherEnd
@@ -22,6 +23,7 @@ ITEMS = {
     f"{SHARED_MEMORY_PIPE}:PipePulls": "targets",
     f"{NIXL}:NixlPulls": "requests",
     f"{MOONCAKE}:MooncakePulls": "requests",
+    f"{SOCKETS}:SocketPulls": "targets",
 }
 
 
@@ -98,21 +100,25 @@ def nixl_leaves_a_key(base: Any) -> Any:
     class Broken(base):
         def __init__(self, **parameters: Any) -> None:
             super().__init__(**parameters)
-            read = self.connection.read
+            connection = self.connection
+            connection.begin, connection.read_merged = map(self.forgetful, (connection.begin, connection.read_merged))
 
-            def forgetful(local: list[int], remote: list[int], message: bytes) -> None:
-                read(local, remote, b"" if int(message) == self.requests[-1] else message)
+        def forgetful(self, transfer: Callable[..., Any]) -> Callable[..., Any]:
+            def without_the_last(local: Any, remote: Any, message: bytes) -> Any:
+                others = [number for number in message.split() if int(number) != self.requests[-1]]
+                return transfer(local, remote, b" ".join(others))
 
-            self.connection.read = forgetful
+            return without_the_last
 
     return Broken
 
 
 def skips_a_release(base: Any) -> Any:
     class Broken(base):
-        def release(self, request_id: int) -> None:
-            if request_id != self.requests[-1]:
-                super().release(request_id)
+        def release(self, *request_ids: int) -> None:
+            others = [request_id for request_id in request_ids if request_id != self.requests[-1]]
+            if others:
+                super().release(*others)
 
     return Broken
 
@@ -170,6 +176,19 @@ class NothingPulled:
             def run(self) -> None:
                 if self._number == 0:
                     super().run()
+
+        return Broken(**parameters)
+
+
+class TripLeftOut:
+    """It goes there and back once less than it says."""
+
+    def __new__(cls, factory: str, **parameters: Any) -> Any:
+        class Broken(contender(factory)):
+            def run(self) -> None:
+                self.operations -= 1
+                super().run()
+                self.operations += 1
 
         return Broken(**parameters)
 

@@ -55,6 +55,26 @@ def test_times_are_for_one_operation_and_ratios_against_the_baseline(stable: Sta
     assert stable.versions == {"toys": "1.2"}
 
 
+LIMITS = [
+    (Target(max_ratio=2), "≤ 2x", 200, 201),
+    (Target(max_ns=150), "≤ 150 ns", 150, 151),
+    (Target(max_ratio=2, max_ns=250), "≤ 250 ns or ≤ 2x", 250, 251),
+    (Target(one_more="trip"), "≤ 1x and one trip", 130, 131),
+    (Target(ahead_of=("peer", "trip"), remark="both"), "ahead of peer and of trip (both)", 29, 30),
+]
+
+
+@pytest.mark.parametrize(
+    ("target", "text", "met", "missed"), LIMITS, ids=lambda one: one if isinstance(one, str) else ""
+)
+def test_a_target_is_judged_by_the_times_of_others(target: Target, text: str, met: float, missed: float) -> None:
+    times_ns = {"peer": 100.0, "trip": 30.0}
+    assert str(target) == text
+    assert target.is_met(met, "peer", times_ns) is True
+    assert target.is_met(missed, "peer", times_ns) is False
+    assert target.is_met(met, "peer", {}) is (None if target.max_ns is None else met <= target.max_ns)
+
+
 def test_without_time_the_least_number_of_rounds_is_played(stable: Stable) -> None:
     result = play(stable, GOOD, seconds=1e-9)
     assert len(result.standings[0].times_ns) == LEAST_ROUNDS

@@ -13,6 +13,7 @@ from llmdd.bench import page, plots, results
 from llmdd.bench.case import Profile
 from llmdd.bench.catalogue import cases_of
 from llmdd.bench.pictures import Picture, pictures, series, size_name, telling
+from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from llmdd.cli import app
@@ -209,6 +210,26 @@ def test_a_group_has_the_pictures_that_it_has_figures_for() -> None:
     nobody = made_up.case("gil/4KiB", {"llmdd": 1})
     nobody.standings = [made_up.wrong("llmdd")]
     assert pictures([nobody]) == []
+
+
+def test_what_moves_nothing_has_a_time_and_no_rate() -> None:
+    cases = [
+        made_up.case(name, {"llmdd": 9000, "round trip": 50, "NIXL": 8000}, bytes_moved=place, place=place)
+        for name, place in (("hosts/4KiB", 4096), ("hosts/64KiB", 65536))
+    ]
+    for case in cases:
+        trip = case.standings[1]
+        trip.moves_bytes = False
+        assert case.rate_gb_s(trip) is None
+        assert case.rate_gb_s(case.standings[0]) is not None
+    assert labels(plots.times(cases)) == ["llmdd", "round trip", "NIXL"]
+    assert labels(plots.rates(cases)) == ["llmdd", "NIXL"]
+
+
+def labels(figure: Figure) -> list[str]:
+    """The entrants that a plot shows."""
+    (legend,) = figure.legends
+    return [text.get_text() for text in legend.get_texts()]
 
 
 def test_plots_are_pictures(tmp_path: Path) -> None:

@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from llmdd.cli import app, application
-from llmdd.demo.messages import DecodeReleased, PoolState, PrefillReleased
+from llmdd.cli import app
+from llmdd.demo import orchestrator
+from llmdd.demo.choices import Choices
 from llmdd.demo.orchestrator import DemoFailed
 from llmdd.demo.prompts import bundled_prompts
+from llmdd.demo.released import DecodeReleased, PoolState, PrefillReleased
 from llmdd.demo.report import Report
 from llmdd.demo.settings import Settings
 
@@ -27,7 +29,17 @@ LIMIT_SECONDS = 120
 #: Not the repository, whose source folder would come before the installed package.
 ELSEWHERE = "/"
 
-KEYS = {"identical", "requests", "tokens", "bytes_moved", "pull_latency_us", "rate_gb_s", "leaked_bytes"}
+KEYS = {
+    "identical",
+    "requests",
+    "tokens",
+    "bytes_moved",
+    "transport",
+    "seconds",
+    "pull_latency_us",
+    "rate_gb_s",
+    "leaked_bytes",
+}
 
 
 def llmdd(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
@@ -49,6 +61,8 @@ def succeed(completed: subprocess.CompletedProcess[bytes]) -> dict[str, Any]:
     assert result["leaked_bytes"] == 0
     assert 0 < result["pull_latency_us"]["median"] <= result["pull_latency_us"]["p99"]
     assert result["rate_gb_s"] > 0
+    assert result["transport"] == "shared memory"
+    assert result["seconds"] > 0
     return result
 
 
@@ -57,7 +71,7 @@ def test_the_bundled_prompts() -> None:
     result = succeed(llmdd("demo", "--json", "--tokens", "12"))
     assert result["requests"] == len(prompts)
     assert result["tokens"] == 12 * len(prompts)
-    settings = Settings.for_prompts(prompts, tokens=12, seed=0, batch=4, slots=8)
+    settings = Settings.for_prompts(prompts, Choices(tokens=12))
     assert result["bytes_moved"] == len(prompts) * settings.slot_bytes
 
 
@@ -101,6 +115,8 @@ def test_the_summary_for_people() -> None:
         "identical",
         "requests",
         "tokens",
+        "transport",
+        "time",
         "pull latency",
         "pull rate",
         "prefill pool",
@@ -169,8 +185,8 @@ def test_the_exit_status(
     monkeypatch: pytest.MonkeyPatch, form: str, different: tuple[int, ...], prefill_pool: PoolState, status: int
 ) -> None:
     prefill, decode = PrefillReleased(prefill_pool, 0, None), DecodeReleased(WHOLE)
-    report = Report(2, 6, different, 100, (1000, 3000), prefill, decode)
-    monkeypatch.setattr(application, "run", lambda *_: report)
+    report = Report(2, 6, different, 100, (1000, 3000), prefill, decode, "shared memory", 1.5)
+    monkeypatch.setattr(orchestrator, "run", lambda *_: report)
     result = CliRunner().invoke(app, ["demo", *([form] if form == "--json" else [])])
     assert result.exit_code == status
     if form == "--json":
@@ -188,7 +204,7 @@ def test_a_failure_is_told_on_standard_error(
     def fail(*_: object) -> Report:
         raise DemoFailed("the decode process failed:\nTraceback [bold] of it")
 
-    monkeypatch.setattr(application, "run", fail)
+    monkeypatch.setattr(orchestrator, "run", fail)
     with pytest.raises(SystemExit, match="1"):
         app(["demo", "--json"])
     output, errors = capfd.readouterr()
@@ -198,6 +214,7 @@ def test_a_failure_is_told_on_standard_error(
 
 ANNOUNCING_PROGRESS = """
 from llmdd.demo import orchestrator
+from llmdd.demo.choices import Choices
 from llmdd.demo.settings import Settings
 
 def announce(progress):
@@ -206,7 +223,7 @@ def announce(progress):
 
 if __name__ == "__main__":
     prompts = [b"prompt number %d" % number for number in range(200)]
-    orchestrator.run(prompts, Settings.for_prompts(prompts, 64, 0, 4, 8), False, announce)
+    orchestrator.run(prompts, Settings.for_prompts(prompts, Choices(tokens=64)), False, announce)
 """
 
 

@@ -12,13 +12,15 @@ import pytest
 
 from llmdd.demo import decode, orchestrator, prefill, reference
 from llmdd.demo.channel import OtherEndGone
+from llmdd.demo.choices import Choices
 from llmdd.demo.messages import Failed, Finish, Generated
-from llmdd.demo.orchestrator import Child, DemoFailed
+from llmdd.demo.orchestrator import DemoFailed
 from llmdd.demo.report import Report
 from llmdd.demo.settings import Settings
+from llmdd.demo.worker import Child
 
 PROMPTS = [b"one", b"two", b"three"]
-SETTINGS = Settings.for_prompts(PROMPTS, tokens=3, seed=0, batch=2, slots=2)
+SETTINGS = Settings.for_prompts(PROMPTS, Choices(tokens=3, batch=2, slots=2))
 
 
 @contextmanager
@@ -28,7 +30,7 @@ def child(target: object, *arguments: object) -> Iterator[Child]:
     try:
         yield started
     finally:
-        started.kill()
+        started.dismiss()
 
 
 def run() -> Report:
@@ -40,8 +42,8 @@ def test_an_error_arrives_with_its_traceback() -> None:
         subject.tell(Finish())
         message = subject.channel.receive()
         assert isinstance(message, Failed)
-        assert "in fail_when_told" in message.traceback
-        assert "LookupError: failed on purpose" in message.traceback
+        assert "in fail_when_told" in message.text
+        assert "LookupError: failed on purpose" in message.text
         assert subject.end() == 1
 
 
@@ -107,6 +109,9 @@ def test_a_run_with_both_pools_free() -> None:
     assert report.passed
     assert report.requests == 3
     assert report.tokens == 9
+    assert report.transport == "shared memory"
+    assert report.seconds > 0
+    assert report.hosts is None
     assert report.decode is not None
     for pool in (report.prefill.pool, report.decode.pool):
         assert pool.free_bytes == pool.total_bytes > 0
@@ -114,7 +119,7 @@ def test_a_run_with_both_pools_free() -> None:
 
 def test_prefill_waits_for_memory_and_gets_it_back() -> None:
     prompts = [b"prompt %d" % number for number in range(9)]
-    settings = Settings.for_prompts(prompts, tokens=64, seed=0, batch=1, slots=1)
+    settings = Settings.for_prompts(prompts, Choices(tokens=64, batch=1, slots=1))
     report = orchestrator.run(prompts, settings, False, lambda progress: None)
     assert report.passed
     assert report.requests == 9
@@ -125,7 +130,7 @@ def test_prefill_waits_for_memory_and_gets_it_back() -> None:
 
 def test_a_kill_leaves_keys_that_prefill_takes_back() -> None:
     prompts = [b"prompt %d" % number for number in range(9)]
-    settings = Settings.for_prompts(prompts, tokens=32, seed=0, batch=1, slots=1)
+    settings = Settings.for_prompts(prompts, Choices(tokens=32, batch=1, slots=1))
     report = orchestrator.run(prompts, settings, True, lambda progress: None)
     assert report.passed
     assert report.decode is None

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +14,7 @@ from typing import Any, NamedTuple
 import instance_process
 import msgspec
 import pytest
-from conversing_nodes import ConversingNode, Line
+from commanded_process import CommandedProcess
 from instance_process import Instance
 from programmable_engine import Course, Network
 from still_engine import StillEngine
@@ -99,62 +96,6 @@ def make_node() -> Iterator[Callable[..., Node]]:
     yield make
     for node in nodes:
         node.close()
-
-
-class CommandedProcess:
-    """A process that does what it is told, line by line."""
-
-    def __init__(self, script: str | Path, settings: dict[str, Any]) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, str(script), json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._children: list[int] = []
-
-    def ask(self, call: str, *arguments: object) -> None:
-        """Have a call made; :meth:`answer` waits for its result."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([call, *arguments]) + "\n")
-        self._process.stdin.flush()
-
-    def answer(self) -> Any:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, "the peer process has ended"
-        return json.loads(line)
-
-    def call(self, call: str, *arguments: object) -> Any:
-        self.ask(call, *arguments)
-        return self.answer()
-
-    def fork(self) -> int:
-        child: int = self.call("fork")
-        self._children.append(child)
-        return child
-
-    def freeze(self) -> None:
-        self._process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)
-
-    def thaw(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-    def end(self) -> None:
-        """End in good order if the process lives; leave no child of it behind."""
-        for child in self._children:
-            os.kill(child, signal.SIGKILL)
-        if self._process.poll() is None:
-            self.thaw()
-            self._process.communicate(timeout=PATIENCE_S)
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
 
 
 class Peer(CommandedProcess):

@@ -1,10 +1,16 @@
-"""The machines that are run: all nodes in one process, and each in a process of its own."""
+"""The machines that are run: all nodes in one process, each on a host of its own, and each in a process of its own."""
 
 from __future__ import annotations
+
+import itertools
+import random
+from contextlib import ExitStack
 
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 from llmdd.spec.values import CacheKeyByIdAndIndex
+from programmable_engine import Course, Network
+from separate_hosts import Favoured, separate_hosts
 
 from .child_process import ChildProcess, Children
 from .library_side import LibrarySide
@@ -32,6 +38,27 @@ class LockstepInOneProcess(AllRules):
 
     def leave(self, failing: bool) -> None:
         self._side.forget()
+
+
+class LockstepBetweenHosts(LockstepInOneProcess):
+    """The same, but they take each other for nodes of other hosts: an engine is between them.
+
+    Each search takes another way for the bytes, and an engine that delivers pieces late and in another order.
+    """
+
+    _numbers = itertools.count()
+
+    def __init__(self, tally: Tally) -> None:
+        super().__init__(tally)
+        number = next(self._numbers)
+        course = Course(polls=number % 5, order=random.Random(number))
+        favoured = list(Favoured)[number % len(Favoured)]
+        self._hosts = ExitStack()
+        self._hosts.enter_context(separate_hosts(Network(usual=course).open, favoured))
+
+    def leave(self, failing: bool) -> None:
+        super().leave(failing)
+        self._hosts.close()
 
 
 class LockstepAcrossProcesses(AllRules):

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from .child_process import Children
-from .clusters import LockstepAcrossProcesses, LockstepInOneProcess
+from .clusters import LockstepAcrossProcesses, LockstepBetweenHosts, LockstepInOneProcess
 from .machine import Lockstep
 from .tally import Tally
 
@@ -21,6 +21,11 @@ def run(make_machine: Callable[[], Lockstep], profile: settings) -> None:
 
 def test_nodes_in_one_process(profile: settings, tally: Tally) -> None:
     run(lambda: LockstepInOneProcess(tally), profile)
+
+
+def test_nodes_on_hosts_of_their_own(profile: settings, tally: Tally) -> None:
+    a_third = settings(profile, max_examples=profile.max_examples // 3)
+    run(lambda: LockstepBetweenHosts(tally), a_third)
 
 
 def test_nodes_in_processes_of_their_own(profile: settings, tally: Tally, children: Children) -> None:

@@ -1,8 +1,8 @@
 """Engines in memory, for the nodes of one process, which behave as a test has programmed.
 
-A `Network` holds the engines that can reach each other. Each reading that is begun takes the next `Course` of the
+A `Network` holds the engines that can reach each other. Each writing that is begun takes the next `Course` of the
 network's programme, or the usual one: how many polls it takes, in which order the pieces come, whether it waits to be
-told, and where it fails. Nothing but polls moves a reading (or `Network.deliver`, for bytes that come unasked), so that
+told, and where it fails. Nothing but polls moves a writing (or `Network.deliver`, for bytes that come unasked), so that
 a test decides when memory is written.
 """
 
@@ -19,21 +19,21 @@ from typing import ClassVar
 
 import numpy as np
 
-from llmdd.transport.engine import MAX_METADATA, Descriptors, EngineFailed, Reading, TransferEngine
+from llmdd.transport.engine import MAX_METADATA, Descriptors, EngineFailed, TransferEngine, Writing
 
 Region = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Course:
-    """What one reading does.
+    """What one writing does.
 
     Attributes
     ----------
     polls
         How many polls it is under way; the last of them says True or raises. The pieces are spread over them.
     gate
-        If given, no piece comes, and it does not end, before this is set. An event that is never set makes a reading
+        If given, no piece comes, and it does not end, before this is set. An event that is never set makes a writing
         that hangs until its engine or its peer's is closed.
     fails
         Whether it fails in the end, and after how many pieces; None if it does not.
@@ -57,19 +57,19 @@ class Network:
     Attributes
     ----------
     usual
-        The course of readings for which none is programmed.
+        The course of writings for which none is programmed.
     programme
-        The courses of the next readings, whoever begins them.
-    owner_proceeds
-        Whether a reading moves only when its owner has called `progress` since it moved last, as over TCP.
-    readings
-        Every reading that was begun, in order.
+        The courses of the next writings, whoever begins them.
+    target_proceeds
+        Whether a writing moves only when its target has called `progress` since it moved last, as over TCP.
+    writings
+        Every writing that was begun, in order.
     """
 
     usual: Course = Course()
     programme: deque[Course] = field(default_factory=deque)
-    owner_proceeds: bool = False
-    readings: list[ProgrammedReading] = field(default_factory=list)
+    target_proceeds: bool = False
+    writings: list[ProgrammedWriting] = field(default_factory=list)
     engines: dict[str, ProgrammableEngine] = field(default_factory=dict)
     frozen: set[str] = field(default_factory=set)
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -83,21 +83,21 @@ class Network:
             return self.engines[name]
 
     def follow(self, courses: Iterable[Course]) -> None:
-        """Programme the next readings."""
+        """Programme the next writings."""
         with self.lock:
             self.programme.extend(courses)
 
     def deliver(self) -> None:
-        """Move every reading under way by one step, as hardware does without being polled."""
+        """Move every writing under way by one step, as hardware does without being polled."""
         with self.lock:
-            for reading in self.readings:
-                reading.step()
+            for writing in self.writings:
+                writing.step()
 
     @property
-    def under_way(self) -> list[ProgrammedReading]:
-        """The readings that have not ended."""
+    def under_way(self) -> list[ProgrammedWriting]:
+        """The writings that have not ended."""
         with self.lock:
-            return [reading for reading in self.readings if not reading.has_ended]
+            return [writing for writing in self.writings if not writing.has_ended]
 
 
 class ProgrammableEngine(TransferEngine):
@@ -152,8 +152,8 @@ class ProgrammableEngine(TransferEngine):
     def reconnect(self, peer: str) -> None:
         with self.network.lock:
             self._require_connected(peer)
-            if self._readings_of(peer):
-                raise EngineFailed(f"readings from {peer!r} are under way still")
+            if self._writings_of(peer):
+                raise EngineFailed(f"writings to {peer!r} are under way still")
             if self.network.engines[peer].closed:
                 raise EngineFailed(f"{peer!r} is gone")
 
@@ -164,7 +164,7 @@ class ProgrammableEngine(TransferEngine):
             self.leaving.add(peer)
             self.forget_who_left()
 
-    def read(self, peer: str, local: Descriptors, remote: Descriptors) -> Reading:
+    def write(self, peer: str, local: Descriptors, remote: Descriptors) -> Writing:
         if local.ndim != 2 or local.shape[1] != 3 or local.shape != remote.shape or not len(local):
             raise ValueError(f"descriptors must be equal numbers of rows of 3, not {local.shape} and {remote.shape}")
         if not np.array_equal(local[:, 1], remote[:, 1]):
@@ -172,18 +172,18 @@ class ProgrammableEngine(TransferEngine):
         with self.network.lock:
             self._require_connected(peer)
             course = self.network.programme.popleft() if self.network.programme else self.network.usual
-            owner = self.network.engines[peer]
-            if course.refused or owner.closed:
-                raise EngineFailed(f"{peer!r} cannot be read from")
+            target = self.network.engines[peer]
+            if course.refused or target.closed:
+                raise EngineFailed(f"{peer!r} cannot be written to")
             pieces = [
-                (int(to), int(source), int(size)) for (to, size, _), (source, _, _) in zip(local, remote, strict=True)
+                (int(to), int(source), int(size)) for (source, size, _), (to, _, _) in zip(local, remote, strict=True)
             ]
             for to, source, size in pieces:
-                _require_within(to, size, self.regions, "here")
-                _require_within(source, size, self.peers[peer], f"at {peer!r}, as far as is known here")
-            reading = ProgrammedReading(self, owner, course, pieces)
-            self.network.readings.append(reading)
-            return reading
+                _require_within(source, size, self.regions, "here")
+                _require_within(to, size, self.peers[peer], f"at {peer!r}, as far as is known here")
+            writing = ProgrammedWriting(self, target, course, pieces)
+            self.network.writings.append(writing)
+            return writing
 
     def progress(self) -> None:
         with self.network.lock:
@@ -195,22 +195,22 @@ class ProgrammableEngine(TransferEngine):
             self.closed = True
             self.peers.clear()
             self.regions.clear()
-            for reading in self.network.readings:
-                if self is reading.reader:
-                    reading.fail("the engine is closed")
+            for writing in self.network.writings:
+                if self is writing.writer:
+                    writing.fail("the engine is closed")
 
     def forget_who_left(self) -> None:
-        """Forget the peers that are to be gone and from which nothing is under way."""
+        """Forget the peers that are to be gone and to which nothing is under way."""
         for peer in list(self.leaving):
-            if not self._readings_of(peer):
+            if not self._writings_of(peer):
                 self.leaving.discard(peer)
                 self.peers.pop(peer, None)
 
-    def _readings_of(self, peer: str) -> list[ProgrammedReading]:
+    def _writings_of(self, peer: str) -> list[ProgrammedWriting]:
         return [
-            reading
-            for reading in self.network.readings
-            if reading.reader is self and reading.owner.own_name == peer and not reading.has_ended
+            writing
+            for writing in self.network.writings
+            if writing.writer is self and writing.target.own_name == peer and not writing.has_ended
         ]
 
     def _require_open(self) -> None:
@@ -223,14 +223,14 @@ class ProgrammableEngine(TransferEngine):
             raise EngineFailed(f"the engine is not connected to {peer!r}")
 
 
-class ProgrammedReading(Reading):
-    """A reading that follows its course."""
+class ProgrammedWriting(Writing):
+    """A writing that follows its course."""
 
     def __init__(
-        self, reader: ProgrammableEngine, owner: ProgrammableEngine, course: Course, pieces: list[tuple[int, int, int]]
+        self, writer: ProgrammableEngine, target: ProgrammableEngine, course: Course, pieces: list[tuple[int, int, int]]
     ) -> None:
-        self.reader = reader
-        self.owner = owner
+        self.writer = writer
+        self.target = target
         self.course = course
         self.polls = 0
         self.released = False
@@ -241,7 +241,7 @@ class ProgrammedReading(Reading):
             course.order.shuffle(self._pieces)
         self._until_failure = course.fails
         self._portion = max(1, -(-len(pieces) // max(1, course.polls)))
-        self._seen = owner.proceeded
+        self._seen = target.proceeded
 
     @property
     def has_ended(self) -> bool:
@@ -249,30 +249,30 @@ class ProgrammedReading(Reading):
         return self.arrived or self.failure is not None
 
     def poll(self) -> bool:
-        with self.reader.network.lock:
+        with self.writer.network.lock:
             self.step()
             if self.failure is not None:
                 raise self.failure
             return self.arrived
 
     def release(self) -> None:
-        with self.reader.network.lock:
+        with self.writer.network.lock:
             if not self.has_ended:
-                raise RuntimeError("the reading is under way: poll it until it has ended")
+                raise RuntimeError("the writing is under way: poll it until it has ended")
             self.released = True
 
     def fail(self, why: str) -> None:
         """End it, if it has not ended."""
         if not self.has_ended:
             self.failure = EngineFailed(why)
-            self.reader.forget_who_left()
+            self.writer.forget_who_left()
 
     def step(self) -> None:
         """Move it by one step; the network's lock is held."""
         if self.has_ended:
             return
-        if self.owner.closed:
-            self.fail(f"{self.owner.own_name!r} is gone")
+        if self.target.closed:
+            self.fail(f"{self.target.own_name!r} is gone")
         elif self._may_move():
             self.polls += 1
             try:
@@ -281,12 +281,12 @@ class ProgrammedReading(Reading):
                 self.fail(str(failure))
 
     def _may_move(self) -> bool:
-        network = self.reader.network
-        if self.owner.own_name in network.frozen or (self.course.gate is not None and not self.course.gate.is_set()):
+        network = self.writer.network
+        if self.target.own_name in network.frozen or (self.course.gate is not None and not self.course.gate.is_set()):
             return False
-        if network.owner_proceeds and self._seen == self.owner.proceeded:
+        if network.target_proceeds and self._seen == self.target.proceeded:
             return False
-        self._seen = self.owner.proceeded
+        self._seen = self.target.proceeded
         return True
 
     def _move(self) -> None:
@@ -294,8 +294,8 @@ class ProgrammedReading(Reading):
             if self._until_failure == 0:
                 break
             to, source, size = self._pieces.popleft()
-            _require_within(source, size, self.owner.regions, f"at {self.owner.own_name!r}")
-            _require_within(to, size, self.reader.regions, "here")
+            _require_within(source, size, self.writer.regions, "here")
+            _require_within(to, size, self.target.regions, f"at {self.target.own_name!r}")
             ctypes.memmove(to, source, size)
             if self._until_failure is not None:
                 self._until_failure -= 1
@@ -305,7 +305,7 @@ class ProgrammedReading(Reading):
             raise EngineFailed("it was programmed to fail")
         if not self._pieces:
             self.arrived = True
-            self.reader.forget_who_left()
+            self.writer.forget_who_left()
 
 
 def _require_within(address: int, size: int, regions: Iterable[Region], where: str) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from enum import Enum
 from unittest import mock
 
-from llmdd.link import attendance, conversation
+from llmdd.link import attendance, conversation, stretches
 from llmdd.transport import local
 from llmdd.transport.engine import TransferEngine
 from llmdd.transport.engines import ENGINES
@@ -19,20 +19,20 @@ _numbers = itertools.count()
 class Favoured(Enum):
     """The way that bytes travel wherever they can: by their number, or always the same."""
 
-    BY_SIZE = (attendance.MAX_CARRIED, attendance.STAGED_BELOW)
-    STAGED = (0, 1 << 62)
+    BY_SIZE = (attendance.MAX_CARRIED, stretches.GATHERED_BELOW)
+    GATHERED = (0, 1 << 62)
     DIRECT = (0, 0)
 
 
 @contextmanager
 def separate_hosts(open_engine: Callable[[str], TransferEngine], favoured: Favoured) -> Iterator[None]:
     """Every node that is initialised in here has a host of its own, and engines as ``open_engine`` opens them."""
-    most_carried, staged_below = favoured.value
+    most_carried, gathered_below = favoured.value
     with (
         mock.patch.object(local, "host_identity", lambda: f"host {next(_numbers)}"),
         mock.patch.dict(ENGINES, {"nixl": open_engine}),
         mock.patch.object(attendance, "MAX_CARRIED", most_carried),
         mock.patch.object(conversation, "MAX_CARRIED", most_carried),
-        mock.patch.object(attendance, "STAGED_BELOW", staged_below),
+        mock.patch.object(stretches, "GATHERED_BELOW", gathered_below),
     ):
         yield

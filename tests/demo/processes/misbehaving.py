@@ -37,9 +37,16 @@ def stay_silent(channel: Channel, *_: object) -> None:
 def tell_surroundings(channel: Channel) -> None:
     """The number of BLAS threads, and whether an interrupt is ignored."""
     threads = int(os.environ["OPENBLAS_NUM_THREADS"])
-    channel.send(Generated({threads: signal.getsignal(signal.SIGINT) is signal.SIG_IGN}, running=0))
+    channel.send(Generated({threads: int(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)}, running=0))
     channel.receive()
 
 
 def verify_with_another_model(channel: Channel, settings: Settings) -> None:
     reference.run(channel, dataclasses.replace(settings, seed=settings.seed + 1))
+
+
+def print_own_number(channel: Channel, *_: object) -> None:
+    """Tell the process's number on standard output, then say nothing."""
+    print(os.getpid(), flush=True)
+    while True:
+        channel.receive()
