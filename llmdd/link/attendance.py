@@ -8,7 +8,6 @@ long as a peer may be reading, and sleeps otherwise.
 from __future__ import annotations
 
 import logging
-import math
 import selectors
 import socket
 import threading
@@ -64,12 +63,6 @@ _STEPS_IN_A_ROW = 16
 # How long to stay awake for the end of a request whose bytes have been said already: it takes as long to be woken.
 _FINISHED_SOON_S = 0.000_2
 
-# How long after its time a request may stand open. Who asked has given it up by then, and perhaps could not say so.
-_GRACE_S = 0.5
-
-# A sleep that may be longer is cut into such.
-_LONGEST_SLEEP_S = 3600.0
-
 # How soon to look again at what takes longer than anybody waits for it.
 _LOOK_AGAIN_S = 0.002
 
@@ -111,11 +104,6 @@ class Guest:
         self.frames = Frames()
         self.is_gone = False
         self._attendance = attendance
-
-    @property
-    def is_reading(self) -> bool:
-        """Whether its engine may be reading from us."""
-        return self.open is not None and self.open.is_read_by_peer
 
     def dismiss(self, done: Callable[[], None]) -> None:
         """Serve it no more, and call ``done`` when nothing that it asked for holds memory. From any thread; again is
@@ -304,8 +292,6 @@ class Attendance:
         """End the request that is open without dropping a key."""
         guest.work = guest.stretches = None
         if guest.open is not None:
-            if guest.is_reading:
-                self.areas.expect_late_reader()
             guest.open.served.abandon()
             guest.open = None
 
@@ -349,8 +335,12 @@ class Attendance:
         self._send_unsent(guest)
 
     def _send_unsent(self, guest: Guest) -> None:
-        guest.outbox.send()
-        events = selectors.EVENT_READ | (0 if guest.outbox.is_empty else selectors.EVENT_WRITE)
+        try:
+            sent = guest.socket.send(guest.unsent)
+        except BlockingIOError:
+            sent = 0
+        del guest.unsent[:sent]
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if guest.unsent else 0)
         if self._selector.get_key(guest.socket).events != events:
             self._selector.modify(guest.socket, events, guest)
 
@@ -375,27 +365,6 @@ class Attendance:
                 guest.stretches.allow_one_more()
         else:
             self._copy_on(guest, request)
-
-    def _abandon(self, guest: Guest, number: int) -> None:
-        """Who asked waits no longer, and hears no more of it. What was said of our memory may not have been heard."""
-        if number > guest.last_begun:
-            raise ProtocolError(f"Abandon {number} is of no request that was begun")
-        guest.last_abandoned = max(guest.last_abandoned, number)
-        guest.outbox.withdraw(number)
-        guest.known_serial = 0
-        if guest.open is not None and guest.open.number == number:
-            self._drop(guest)
-
-    def _decline(self, guest: Guest, request: Gather | Take | Finish) -> None:
-        """Answer what is said of a request that has ended: its time was up."""
-        if isinstance(request, Finish):
-            self._say(guest, Finished(request.number, [_OUT_OF_TIME] * len(request.succeeded)))
-        elif isinstance(request, Gather):
-            self._say(guest, Gathered(request.number, request.begin, False))
-        else:
-            if request.metadata:
-                self._take_news(guest, request.metadata)
-            self._say(guest, Taken(request.number, request.begin, False))
 
     def _begin(self, guest: Guest, request: Begin) -> None:
         if guest.open is not None:

@@ -99,7 +99,7 @@ class Conversation:
         self._given_up = given_up
         self._something_is_late = False
         self._frames = Frames()
-        self._outbox = Outbox(sock)
+        self._unsent = b""
         self._last_number = 0
 
     # -- what an exchange does with it: see _core.distant_peer -----------------------------------------------------
@@ -251,7 +251,7 @@ class Conversation:
 
     def _ask(self, request: Begin | Finish, kind: type[_A], deadline: int) -> _A:
         self._send(request, deadline)
-        return self._answer(kind, request.number, deadline, is_read_from)
+        return self._answer(kind, request.number, deadline)
 
     def _answer(self, kind: type[_A], number: int, deadline: int, receiving: Exchange | None = None) -> _A:
         """The answer to a request. Answers to those that were abandoned may come before it, and what need not be heard.
@@ -267,12 +267,8 @@ class Conversation:
                     self._receive_beside_engine(receiving, deadline)
             elif answer.number == number and not isinstance(answer, Copied):
                 if not isinstance(answer, kind):
-                    raise self._unsound(f"a {type(answer).__name__} is no answer to what was asked")
+                    raise ExchangeEnded("PEER_UNSOUND")
                 return answer
-            elif answer.number > number:
-                raise self._unsound(f"an answer to request {answer.number}, which was not made")
-            # An owner that answers what was abandoned, on and on, keeps nobody beyond his time.
-            self._require_time(deadline)
 
     def _next_answer(self) -> Answer | None:
         try:
@@ -312,50 +308,39 @@ class Conversation:
         self._frames.feed(data)
         return True
 
-    def _let_proceed(self, deadline: int) -> None:
-        """Let the owner's engine read on."""
-        self._require_time(deadline)
-        try:
-            for _ in range(POLLS_IN_A_ROW):
-                self._engine.progress()
-        except EngineFailed as error:
-            raise self._engine_failed(error) from None
-        time.sleep(0)  # gives up the GIL, and the processor where another process wants it
-
-    def _require_time(self, deadline: int) -> None:
-        if time.monotonic_ns() >= deadline:
-            raise ExchangeEnded("OUT_OF_TIME")
-
     def _send(self, request: Request, deadline: int) -> None:
         try:
-            self._outbox.add(request)
+            self._unsent += frame(request)
         except ValueError:
             raise ExchangeEnded("TOO_MANY_AT_ONCE") from None
-        try:
-            while not self._outbox.send():
+        # What time did not allow to be sent goes before everything else, so that the messages stay whole.
+        while self._unsent:
+            try:
+                sent = self._socket.send(self._unsent)
+            except BlockingIOError:
                 self._wait_until(select.POLLOUT, deadline)
-        except OSError as error:
-            raise _lost(error) from None
+                continue
+            except OSError as error:
+                raise _lost(error) from None
+            self._unsent = self._unsent[sent:]
 
-    def _abandon(self, number: int) -> None:
+    def _say(self, message: Abandon) -> None:
         """Tell the owner, as soon as the connection takes it; one that has ended need not be told."""
-        self._known_serial = 0  # what was to be said of our memory may not have been
-        if self._outbox.withdraw(number):
-            return
         try:
-            self._send(Abandon(number), time.monotonic_ns())
+            self._send(message, time.monotonic_ns())
         except ExchangeEnded as ended:
             _logger.debug("the owner cannot be told now: %s", ended)
 
     def _wait_until(self, event: int, deadline: int) -> None:
         """Sleep until the connection can be read from, or written to."""
-        self._require_time(deadline)
+        left_ns = deadline - time.monotonic_ns()
+        if left_ns <= 0:
+            raise ExchangeEnded("OUT_OF_TIME")
         ready = select.poll()
         try:
             ready.register(self._socket, event)
         except ValueError:
             raise ExchangeEnded("LINK_LOST") from None  # it was closed
-        left_ns = max(0, deadline - time.monotonic_ns())
         ready.poll(left_ns / _NANOSECONDS_OF_A_MILLISECOND)
 
 

@@ -19,9 +19,6 @@ no memory have two such connections, one for the transfers of each end. On each,
         | <------- Finished -------------------- |
         | -------- Abandon --------------------> |   or: drop every pin, and nothing else
 
-Who asks counts its requests: the number of each is greater than that of the one before. It gives one up when its time
-is up, and so does the owner, a little later and by itself: what is said of it afterwards is answered, in vain.
-
 The *stream* of a request is what it transfers, one item after the other, tensor by tensor, in the order of the lists of
 blocks. Small ones travel on the messages themselves (:class:`Way`); of others, at most two stretches are under way.
 
@@ -32,8 +29,6 @@ only when those of earlier ones have ended. So what a ``Written`` tells of is th
 
 from __future__ import annotations
 
-import socket
-from collections import deque
 from enum import IntEnum
 from typing import Annotated, Any, TypeAlias
 
@@ -202,45 +197,6 @@ def frame(message: Request | Answer) -> bytes:
     if len(payload) > MAX_PAYLOAD:
         raise ValueError(f"{type(message).__name__} takes {len(payload)} bytes, a frame holds {MAX_PAYLOAD}")
     return HEADER.pack(len(payload)) + payload
-
-
-class Outbox:
-    """Messages that a connection, which does not block, has not taken yet. Of the first a part may have gone."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
-        self._waiting: deque[tuple[Request | Answer, memoryview]] = deque()
-        self._is_in_part = False
-
-    @property
-    def is_empty(self) -> bool:
-        return not self._waiting
-
-    def add(self, message: Request | Answer) -> None:
-        """Say this after what waits; ValueError if it is larger than may be."""
-        self._waiting.append((message, memoryview(frame(message))))
-
-    def send(self) -> bool:
-        """Say as much as the connection takes now, and whether that was everything. OSError if it has ended."""
-        while self._waiting:
-            message, rest = self._waiting[0]
-            try:
-                sent = self._socket.send(rest)
-            except BlockingIOError:
-                return False
-            self._is_in_part = sent < len(rest)
-            if self._is_in_part:
-                self._waiting[0] = message, rest[sent:]
-            else:
-                self._waiting.popleft()
-        return True
-
-    def withdraw(self, number: int) -> bool:
-        """Take back what waits of a request, but for what has gone in part; whether its ``Begin`` was taken back."""
-        head = [self._waiting.popleft()] if self._is_in_part else []
-        withdrawn = [message for message, _ in self._waiting if message.number == number]
-        self._waiting = deque([*head, *(each for each in self._waiting if each[0].number != number)])
-        return any(isinstance(message, Begin) for message in withdrawn)
 
 
 class Frames:

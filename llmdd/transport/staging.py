@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import deque
 from typing import NamedTuple
 
@@ -23,9 +22,6 @@ _logger = logging.getLogger("llmdd.transport")
 STRETCH_BYTES = 2 << 20
 
 HALVES = 2
-
-#: How long a peer may go on reading after everybody has lost patience, and is let proceed.
-LATE_READER_S = 60.0
 
 
 class StagingArea:
