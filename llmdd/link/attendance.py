@@ -38,9 +38,9 @@ from .transfer_messages import (
     Found,
     Frames,
     Request,
+    Unsent,
     Way,
     Written,
-    frame,
 )
 
 _logger = logging.getLogger("llmdd.link")
@@ -55,6 +55,7 @@ RECEIVED_LATE_S = 60.0
 MAX_UNSENT = 16 << 20
 
 _OUT_OF_TIME = ExchangeEnded.RESULTS["OUT_OF_TIME"]
+_ENGINE_FAILED = ExchangeEnded.RESULTS["ENGINE_FAILED"]
 _RECEIVED_AT_ONCE = 256 * 1024
 
 # Steps between two looks at the connections, while something moves.
@@ -100,7 +101,7 @@ class Guest:
         self.outbox = Outbox(attendance.engine, engine_peer, attendance.areas)
         self.stretches: Stretches | None = None
         self.work: Generator[None] | None = None
-        self.unsent = bytearray()
+        self.unsent = Unsent(sock)
         self.frames = Frames()
         self.is_gone = False
         self._attendance = attendance
@@ -328,19 +329,14 @@ class Attendance:
             self._serve(guest, request)
 
     def _say(self, guest: Guest, answer: Answer) -> None:
-        guest.unsent += frame(answer)
+        guest.unsent.add(answer)
         # Those to requests that were given up may wait there for their reader.
-        if len(guest.unsent) > MAX_UNSENT:
+        if guest.unsent.size > MAX_UNSENT:
             raise ConnectionAbortedError("the peer does not take what it is sent")
         self._send_unsent(guest)
 
     def _send_unsent(self, guest: Guest) -> None:
-        try:
-            sent = guest.socket.send(guest.unsent)
-        except BlockingIOError:
-            sent = 0
-        del guest.unsent[:sent]
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if guest.unsent else 0)
+        events = selectors.EVENT_READ | (0 if guest.unsent.send() else selectors.EVENT_WRITE)
         if self._selector.get_key(guest.socket).events != events:
             self._selector.modify(guest.socket, events, guest)
 
@@ -379,11 +375,11 @@ class Attendance:
             way = self._way(request, served)
             begun = self._answer_to(guest, request, served, way)
             if not begun.has_ended(served.pushes):
-                guest.open = _Open(request, served, way)
+                guest.open = _Open(request, served, begun.way)
             self._say(guest, begun)
             if guest.open is None:
                 served.abandon()
-            elif way is Way.WRITTEN and not served.pushes:
+            elif begun.way is Way.WRITTEN and not served.pushes:
                 guest.stretches = Stretches(served, guest.outbox, request.staging)
                 guest.work = self._write(guest, request.number, guest.stretches)
         except BaseException:
@@ -412,7 +408,11 @@ class Attendance:
             served.gather(0, carried)
             data = bytes(carried)
         elif way is Way.WRITTEN and served.pushes:
-            staging, news = guest.inbox.open()
+            try:
+                staging, news = guest.inbox.open()
+            except EngineFailed as error:
+                _logger.warning("the transfer engine has failed: %s", error)
+                way, items = Way.NONE, [replace(item, result=_ENGINE_FAILED) for item in items]
         return Begun(request.number, items, way, data, staging, news)
 
     def _write(self, guest: Guest, number: int, stretches: Stretches) -> Generator[None]:
@@ -433,7 +433,7 @@ class Attendance:
         """A stretch of a push is in our staging memory."""
         assert guest.open is not None
         served, total = guest.open.served, guest.open.served.stream_bytes
-        if not guest.open.is_written_by_peer or request.stretch != guest.open.stretches_of_push:
+        if not guest.open.is_written_by_peer or request.stretch != guest.open.stretches_of_push or not request.arrived:
             raise ProtocolError(f"Written {request.stretch} of a request that has no such stretch now")
         if request.stretch >= stretch_count(total):
             raise ProtocolError(f"Written {request.stretch} of a push of {stretch_count(total)} stretches")

@@ -117,6 +117,10 @@ class Inbox:
         news, self._known = self._areas.news(self._known)
         return self._area.address, news
 
+    def tell_again(self) -> None:
+        """What :meth:`open` gave last has not been told."""
+        self._known = 0
+
     def stretch(self, number: int, size: int) -> memoryview:
         """What the peer has written as its stretch of that number; ``EngineFailed`` once it is closed."""
         area = self._area
@@ -189,7 +193,12 @@ class Outbox:
 
     def write(self, number: int, here: Descriptors, there: Descriptors) -> None:
         """Begin to write a stretch: what lies ``here`` goes ``there``."""
-        self._under_way.append(_UnderWay(self._engine.write(self._peer, here, there), number))
+        try:
+            writing = self._engine.write(self._peer, here, there)
+        except EngineFailed:
+            self._connection_failed = True
+            raise
+        self._under_way.append(_UnderWay(writing, number))
 
     def poll(self) -> int | None:
         """The number of the oldest stretch under way if it has been written.

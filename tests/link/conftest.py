@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import instance_process
 import msgspec
 import pytest
+from conversing_nodes import ConversingNode, Line
 from commanded_process import CommandedProcess
 from instance_process import Instance
 from programmable_engine import Course, Network
@@ -410,7 +411,7 @@ def no_descriptor_leaks(eventually: Callable) -> Iterator[None]:
 @pytest.fixture
 def network() -> Network:
     """Engines in memory, which let a transfer proceed as over TCP: only while both ends see to theirs."""
-    return Network(usual=Course(polls=3), owner_proceeds=True)
+    return Network(usual=Course(polls=3), target_proceeds=True)
 
 
 @pytest.fixture

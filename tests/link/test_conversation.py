@@ -197,7 +197,7 @@ def test_one_transfer_after_the_other_shares_an_area(line: Line, eventually: Cal
     assert line.owner.areas <= 1
 
 
-def test_there_are_as_many_areas_as_transfers_at_a_time(make_conversing: Callable[..., ConversingNode]) -> None:
+def test_an_area_belongs_to_one_line_and_one_direction(make_conversing: Callable[..., ConversingNode]) -> None:
     asker, owners = make_conversing(1), [make_conversing(number) for number in (2, 3, 4)]
     lines = [Line(asker, owner) for owner in owners]
 
@@ -214,7 +214,10 @@ def test_there_are_as_many_areas_as_transfers_at_a_time(make_conversing: Callabl
         thread.start()
     for thread in threads:
         thread.join()
-    assert asker.free_areas == asker.areas <= len(lines)
+    assert asker.areas == len(lines)
+    for line in lines:
+        line.close()
+    assert asker.free_areas == len(lines), "nothing is under way: they may be used again"
 
 
 def test_no_more_is_under_way_at_a_time_than_an_area_has_halves(line: Line, network: Network) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import ClassVar
 
-from llmdd.transport.engine import Descriptors, EngineFailed, Reading, TransferEngine
+from llmdd.transport.engine import Descriptors, EngineFailed, TransferEngine, Writing
 
 _PREFIX = b"still:"
 
@@ -60,7 +60,7 @@ class StillEngine(TransferEngine):
         self._require_open()
         self.peers.remove(peer)
 
-    def read(self, peer: str, local: Descriptors, remote: Descriptors) -> Reading:
+    def write(self, peer: str, local: Descriptors, remote: Descriptors) -> Writing:
         raise EngineFailed("this engine moves nothing")
 
     def progress(self) -> None:

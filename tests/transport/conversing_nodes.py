@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from programmable_engine import Network
@@ -21,9 +22,10 @@ from llmdd._core.distant_peer import DistantPeer
 from llmdd._core.enumerations import DataType
 from llmdd._core.bulk_calls import BulkCalls
 from llmdd.link import transfer_messages
-from llmdd.link.attendance import Attendance
 from llmdd.link.conversation import Conversation
+from llmdd.link.node_engines import RunningEngine
 from llmdd.link.transfer_messages import Answer, Frames, Request
+from llmdd.transport.engines import ENGINES
 
 PATIENCE_S = 20.0
 
@@ -37,10 +39,10 @@ class ConversingNode:
         settings = {"device_pool": (48 << 20, 12), "timeout_ms": 5000, **settings}
         self.cluster_id = cluster_id
         self.store = BulkCalls(cluster_id=cluster_id, **settings)
-        self.engine = network.open(f"node {cluster_id}")
-        for region in self.store.pool_regions():
-            self.engine.register(*region)
-        self.attendance = Attendance(self.store, self.engine)
+        with mock.patch.dict(ENGINES, {"nixl": network.open}):
+            self.running = RunningEngine("nixl", f"node {cluster_id}", self.store)
+        self.engine = self.running.engine
+        self.attendance = self.running.attendance
         self.lines: list[Line] = []
 
     def cache(self, row_bytes: int, *req_ids: int, tensors: int = 1, rows: int | None = None, seed: int = 0) -> Cache:
@@ -58,6 +60,10 @@ class ConversingNode:
         fill(cache, seed)
         return cache
 
+    def is_served_by_nobody(self) -> bool:
+        """Whether nothing that a peer asks for is open here."""
+        return all(guest.open is None for guest in self.attendance._guests)
+
     @property
     def free_areas(self) -> int:
         """Areas of staging memory that nobody uses."""
@@ -66,13 +72,12 @@ class ConversingNode:
     @property
     def areas(self) -> int:
         """Areas of staging memory that there are."""
-        return self.attendance.areas.serial
+        return self.attendance.areas._serial
 
     def close(self) -> None:
         for line in self.lines:
             line.close()
-        self.attendance.close()
-        self.engine.close()
+        self.running.close()
         if not self.store.closed:
             self.store.check()
         self.store.close()
@@ -126,7 +131,9 @@ class Line:
         for thread in self._threads:
             thread.start()
         self.guest = owner.attendance.admit(asked, asker.engine.own_name, self.dropped.set)
-        self.conversation = Conversation(asking, asker.engine, owner.engine.own_name, asker.attendance.areas)
+        self.conversation = Conversation(
+            asking, asker.engine, owner.engine.own_name, asker.attendance.areas, asker.attendance.receive_late
+        )
         self.peer = DistantPeer(self.conversation, owner.store.remote_accessible)
         asker.store.peers = {**asker.store.peers, owner.cluster_id: self.peer}
         asker.lines.append(self)
