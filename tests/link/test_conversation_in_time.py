@@ -63,6 +63,13 @@ def impatient_line(make_conversing: Callable[..., ConversingNode]) -> Line:
     return Line(make_conversing(1, **settings), make_conversing(2, **settings))
 
 
+@pytest.fixture
+def patient_line(make_conversing: Callable[..., ConversingNode]) -> Line:
+    """A line between nodes whose calls wait as long as it takes."""
+    settings = {"remote_accessible": True, "timeout_ms": 20_000}
+    return Line(make_conversing(1, **settings), make_conversing(2, **settings))
+
+
 @pytest.fixture(params=["pull", "push"])
 def moved(request: pytest.FixtureRequest) -> Callable[..., Pulled | Pushed]:
     """What is moved, either way. Where it is pulled the key goes with it."""
@@ -180,16 +187,16 @@ def test_what_comes_late_is_received_to_its_end(impatient_line: Line, network: N
 @pytest.mark.parametrize("course", [Course(fails=0), Course(fails=1), Course(polls=3, fails=2), Course(refused=True)])
 @pytest.mark.parametrize("nth", [0, 1, 2])
 def test_an_engine_that_gives_up_costs_that_call_only(
-    impatient_line: Line, network: Network, moved: Callable, eventually: Callable, course: Course, nth: int
+    patient_line: Line, network: Network, moved: Callable, eventually: Callable, course: Course, nth: int
 ) -> None:
-    thing = moved(impatient_line)
+    thing = moved(patient_line)
     network.follow([Course(polls=2)] * nth + [course])
     assert refusal(thing.move) is LLMStatusCode.LLM_FAILED
-    assert impatient_line.owner.store.live_keys == 1
-    deliver_the_rest(impatient_line, network, eventually)
+    assert patient_line.owner.store.live_keys == 1
+    deliver_the_rest(patient_line, network, eventually)
     thing.move()
     assert contents(thing.target) == contents(thing.source)
-    assert not impatient_line.dropped.is_set()
+    assert not patient_line.dropped.is_set()
 
 
 def test_an_engine_that_gives_up_after_the_deadline(
@@ -205,14 +212,14 @@ def test_an_engine_that_gives_up_after_the_deadline(
 
 
 def test_pieces_in_any_order_that_stop_half_way(
-    impatient_line: Line, network: Network, moved: Callable, eventually: Callable
+    patient_line: Line, network: Network, moved: Callable, eventually: Callable
 ) -> None:
-    thing = moved(impatient_line)
+    thing = moved(patient_line)
     chance = random.Random(1)
     for number in range(12):
         network.follow([Course(polls=chance.randrange(1, 5), fails=chance.randrange(3), order=chance)])
         assert refusal(thing.move) is LLMStatusCode.LLM_FAILED, number
-        deliver_the_rest(impatient_line, network, eventually)
+        deliver_the_rest(patient_line, network, eventually)
     thing.move()
     assert contents(thing.target) == contents(thing.source)
 
@@ -229,12 +236,12 @@ def test_an_owner_that_falls_silent(
     source, target = line.owner.cache(row_bytes, 7, seed=1), line.asker.cache(row_bytes)
     answers = 0
 
-    def count(answer: object) -> list[object]:
+    def say_so_many(answer: object) -> list[object]:
         nonlocal answers
         answers += 1
-        return [answer] if answers != silent_at + 1 else []
+        return [answer] if answers <= silent_at else []
 
-    line.alter_answer = count
+    line.alter_answer = say_so_many
     key = CacheKeyByIdAndIndex(2, source.cache_id, 0)
     try:
         line.asker.store.pull_cache(key, target)
@@ -296,7 +303,7 @@ def test_what_a_silent_asker_has_begun_ends_by_itself(impatient_line: Line, even
     key = CacheKeyByIdAndIndex(2, source.cache_id, 0)
     assert refusal(lambda: line.asker.store.pull_cache(key, target)) is LLMStatusCode.LLM_TIMEOUT
     line.owner.store.deallocate_cache(source)
-    eventually(lambda: line.owner.store.pool_usage().used == 0, "its pin is dropped")
+    eventually(lambda: line.owner.used_bytes == 0, "its pin is dropped")
 
 
 def test_calls_to_a_peer_that_hears_nothing_take_no_memory(make_conversing: Callable[..., ConversingNode]) -> None:
@@ -337,7 +344,7 @@ def test_a_line_that_ends_ends_the_call(line: Line, network: Network, gate: thre
     assert not calling.is_alive(), "the call ends long before its time is up"
     assert codes == [LLMStatusCode.LLM_NOT_YET_LINK]
     assert line.owner.store.live_keys == 1
-    assert line.owner.store.lookup(CacheKey(2, 7))[0].cache_id == source.cache_id
+    assert line.owner.store.lookup(CacheKey(2, 7)).cache_id == source.cache_id
 
 
 def test_pins_go_with_the_guest(line: Line, network: Network, gate: threading.Event, eventually: Callable) -> None:
@@ -351,7 +358,7 @@ def test_pins_go_with_the_guest(line: Line, network: Network, gate: threading.Ev
     assert gone.wait(20)
     line.owner.store.remove_cache_key(CacheKey(2, 7))
     line.owner.store.deallocate_cache(source)
-    assert line.owner.store.pool_usage().used == 0
+    assert line.owner.used_bytes == 0
     calling.join()
 
 

@@ -57,7 +57,7 @@ class Scene:
         self.large = self.owner.cache(LARGE, 102, seed=2)
         self.blocks = self.owner.blocks(8, 64, seed=3, key=BlocksCacheKey(2, 9))
         self.before = [contents(cache) for cache in (self.kept, self.large, self.blocks)]
-        self.used = self.owner.store.pool_usage().used
+        self.used = self.owner.used_bytes
         self.askers: list[RawAsker] = []
 
     def asker(self) -> RawAsker:
@@ -104,7 +104,7 @@ class Scene:
         scratch = self.owner.cache(SMALL, 900, seed=5)
         store.deallocate_cache(scratch)
         store.remove_cache_key(CacheKey(2, 900))
-        assert store.pool_usage().used == self.used, "nothing is pinned"
+        assert self.owner.used_bytes == self.used, "nothing is pinned"
 
     def assert_memory_comes_back(self) -> None:
         """No cache of the owner's is pinned: each gives its memory back at once."""
@@ -114,7 +114,7 @@ class Scene:
         for cache in (self.kept, self.large):
             store.deallocate_cache(cache)
         store.deallocate_blocks_cache(self.blocks)
-        assert store.pool_usage().used == 0
+        assert self.owner.used_bytes == 0
 
 
 @pytest.fixture

@@ -65,6 +65,12 @@ class ConversingNode:
         return all(guest.open is None for guest in self.attendance._guests)
 
     @property
+    def used_bytes(self) -> int:
+        """Of the pool."""
+        usage = self.store.pool_usage()
+        return usage.total_bytes - usage.free_bytes
+
+    @property
     def free_areas(self) -> int:
         """Areas of staging memory that nobody uses."""
         return len(self.attendance.areas._free)
