@@ -140,7 +140,7 @@ class Attendance:
         self._guests: set[Guest] = set()
         self._posting = threading.Lock()
         self._closed = self._ended = False
-        self.areas = StagingAreas(engine)
+        self.areas = StagingAreas(engine, self._ring)
         self._receive_until = 0.0
         self._thread = threading.Thread(target=self._run, name=f"llmdd attendance {store.cluster_id}", daemon=True)
         self._thread.start()
@@ -230,7 +230,7 @@ class Attendance:
     def _patience(self) -> float | None:
         """How long to sleep, if nobody comes."""
         now = time.monotonic()
-        patience = _LOOK_AGAIN_S if now < self._receive_until else None
+        patience = _LOOK_AGAIN_S if now < self._receive_until or self.areas.has_left_over else None
         for guest in self._guests:
             if guest.outbox.has_under_way:
                 patience = _LOOK_AGAIN_S
@@ -248,6 +248,8 @@ class Attendance:
         """Let everything that is under way go on a little."""
         now = time.monotonic()
         receiving = now < self._receive_until
+        if self.areas.has_left_over:
+            self.areas.look_after_what_is_left_over()
         for guest in list(self._guests):
             if guest.open is not None and now > guest.open.deadline + GRACE_S:
                 _logger.debug("request %d is dropped: whoever wanted it has not ended it", guest.open.number)

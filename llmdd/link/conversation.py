@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from llmdd._core.distant_peer import ExchangeEnded
 from llmdd.transport.engine import EngineFailed, Pace, TransferEngine
-from llmdd.transport.staging import HALVES, STRETCH_BYTES, Inbox, Outbox, StagingAreas
+from llmdd.transport.staging import PARTS, STRETCH_BYTES, Inbox, Outbox, StagingAreas
 
 from .messages import ProtocolError
 from .stretches import Source, Stretches, stretch_count, stretch_size
@@ -202,7 +202,7 @@ class Conversation:
             if written.stretch != number:
                 raise self._unsound(f"stretch {written.stretch} is there where {number} was to come")
             exchange.scatter(number * STRETCH_BYTES, self._stretch(number, stretch_size(number, total)))
-            if number + HALVES < count:
+            if number + PARTS < count:
                 self._send(Copied(begun.number, number), deadline)
         self._something_is_late = self._inbox.may_be_written = False
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from llmdd.transport.engine import Descriptors
-from llmdd.transport.staging import HALVES, STRETCH_BYTES, Outbox, address_of_half
+from llmdd.transport.staging import PARTS, STRETCH_BYTES, Outbox, address_of_part
 
 #: Pieces that are smaller than this on the average are gathered. A larger one is worth a descriptor.
 GATHERED_BELOW = 32 * 1024
@@ -26,7 +26,7 @@ class Source(Protocol):
 
 
 class Stretches:
-    """The stretches of one stream, written into the two halves of the peer's area by turns.
+    """The stretches of one stream, written into the parts of the peer's area by turns.
 
     Memory that the program registered is always gathered: the kernel touches it, which a pull of memory that is gone
     survives.
@@ -46,7 +46,7 @@ class Stretches:
         self._count = stretch_count(source.stream_bytes)
         self._straight = source.all_mapped and source.stream_bytes >= GATHERED_BELOW * source.pieces
         self._begun = 0
-        self._free_halves = HALVES
+        self._free_parts = PARTS
         self._written = 0
 
     @property
@@ -56,7 +56,7 @@ class Stretches:
 
     def allow_one_more(self) -> None:
         """The peer has copied one on."""
-        self._free_halves = min(HALVES, self._free_halves + 1)
+        self._free_parts = min(PARTS, self._free_parts + 1)
 
     def proceed(self) -> Iterator[int]:
         """Begin what can be begun, and give the numbers of those that have been written since.
@@ -66,17 +66,17 @@ class Stretches:
         EngineFailed
             If one will not be.
         """
-        while self._begun < self._count and self._free_halves:
+        while self._begun < self._count and self._free_parts:
             self._begin(self._begun)
             self._begun += 1
-            self._free_halves -= 1
+            self._free_parts -= 1
         while self._written < self._begun and (number := self._outbox.poll()) is not None:
             self._written += 1
             yield number
 
     def _begin(self, number: int) -> None:
         begin, size = number * STRETCH_BYTES, stretch_size(number, self._source.stream_bytes)
-        there = address_of_half(self._there, number % HALVES)
+        there = address_of_part(self._there, number % PARTS)
         if self._straight:
             self._outbox.write(number, *self._source.writing(begin, size, there))
         else:

@@ -20,7 +20,7 @@ no memory have two such connections, one for the transfers of each end. On each,
         | -------- Abandon --------------------> |   or: drop every pin, and nothing else
 
 The *stream* of a request is what it transfers, one item after the other, tensor by tensor, in the order of the lists of
-blocks. Small ones travel on the messages themselves (:class:`Way`); of others, at most two stretches are under way.
+blocks. Small ones travel on the messages themselves (:class:`Way`); of others, a few stretches are under way at a time.
 
 An engine writes into staging memory alone, never into a cache: a write cannot be called back when its transfer is given
 up. Each direction of a link has staging memory of its own, and whoever writes there begins the stretches of a request

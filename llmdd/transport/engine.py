@@ -139,7 +139,7 @@ class TransferEngine(ABC):
         """Forget a peer. Again is nothing.
 
         Writings to it that are under way go on, and are to be polled until they have ended: an engine need not be
-        able to end them. New ones are refused, and so is `connect`, until the last has ended.
+        able to end them. New ones are refused. `connect` makes it known again.
         """
 
     @abstractmethod

@@ -158,7 +158,13 @@ class NixlEngine(TransferEngine):
             agent = self._opened()
             if peer == self._name:
                 raise EngineFailed(f"the peer's engine has the name of this one, {peer!r}")
-            if peer in self._peers:
+            known = self._peers.get(peer)
+            if known is not None and known.leaving:
+                # What is being written to it keeps it known, and it has come back meanwhile.
+                self._load(peer, introduction.blob)
+                known.metadata, known.leaving = introduction.blob, False
+                return peer
+            if known is not None:
                 raise EngineFailed(f"the engine is connected to {peer!r} already")
             self._load(peer, introduction.blob)
             self._peers[peer] = _Peer(introduction.blob)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -18,34 +19,35 @@ from .engine import Descriptors, EngineFailed, TransferEngine, Writing
 
 _logger = logging.getLogger("llmdd.transport")
 
-#: Bytes of a half of an area, which is the most that is written at a time.
+#: Bytes of a part of an area, which is the most that is written at a time.
 STRETCH_BYTES = 2 << 20
 
-HALVES = 2
+#: Of an area: so many stretches are under way at most, so that the next is there when one has been copied on.
+PARTS = 4
 
 
 class StagingArea:
-    """Two halves of memory that the engine knows.
+    """Four parts of memory that the engine knows.
 
     Attributes
     ----------
     address
-        Where the first half begins.
+        Where the first part begins.
     """
 
     def __init__(self) -> None:
-        self._memory = np.zeros(HALVES * STRETCH_BYTES, np.uint8)
+        self._memory = np.zeros(PARTS * STRETCH_BYTES, np.uint8)
         self.address = int(self._memory.ctypes.data)
         self.size = self._memory.nbytes
 
-    def half(self, number: int, size: int) -> memoryview:
-        """The first ``size`` bytes of a half."""
-        begin = address_of_half(0, number)
+    def part(self, number: int, size: int) -> memoryview:
+        """The first ``size`` bytes of a part."""
+        begin = address_of_part(0, number)
         return self._memory.data[begin : begin + size]
 
 
-def address_of_half(address: int, number: int) -> int:
-    """Where a half of the area at ``address`` begins."""
+def address_of_part(address: int, number: int) -> int:
+    """Where a part of the area at ``address`` begins."""
     return address + number * STRETCH_BYTES
 
 
@@ -56,10 +58,14 @@ class StagingAreas:
     ----------
     engine
         Of the node.
+    when_left_over
+        Called, in any thread, when there is something for :meth:`look_after_what_is_left_over` to do.
     """
 
-    def __init__(self, engine: TransferEngine) -> None:
+    def __init__(self, engine: TransferEngine, when_left_over: Callable[[], None]) -> None:
         self._engine = engine
+        self._when_left_over = when_left_over
+        self._left_over: list[Outbox] = []
         self._changing = threading.Lock()
         self._free: list[StagingArea] = []
         self._given_up: list[StagingArea] = []
@@ -85,6 +91,24 @@ class StagingAreas:
         """A peer that has been lost may be writing to ``area`` still: nobody is to use it again."""
         with self._changing:
             self._given_up.append(area)
+
+    def leave_over(self, outbox: Outbox) -> None:
+        """A conversation has ended, and what it was writing goes on: the engine must hear from it until it ends."""
+        with self._changing:
+            self._left_over.append(outbox)
+        self._when_left_over()
+
+    @property
+    def has_left_over(self) -> bool:
+        return bool(self._left_over)
+
+    def look_after_what_is_left_over(self) -> None:
+        """Let it go on a little."""
+        with self._changing:
+            waiting, self._left_over = self._left_over, []
+        unfinished = [outbox for outbox in waiting if not outbox.close_if_idle()]
+        with self._changing:
+            self._left_over += unfinished
 
     def news(self, known: int) -> tuple[bytes, int]:
         """The engine's metadata if a peer knows only those areas that there were when ``known`` was its answer to this;
@@ -126,7 +150,7 @@ class Inbox:
         area = self._area
         if area is None:
             raise EngineFailed("the conversation has ended")
-        return area.half(number % HALVES, size)
+        return area.part(number % PARTS, size)
 
     def close(self) -> None:
         """The peer has parted, or is lost."""
@@ -183,12 +207,12 @@ class Outbox:
         """Where to gather a stretch that is not written straight from where it is."""
         if self._area is None:
             self._area = self._areas.take()
-        return self._area.half(number % HALVES, size)
+        return self._area.part(number % PARTS, size)
 
     def write_gathered(self, number: int, size: int, there: int) -> None:
         """Begin to write a stretch that was gathered."""
         assert self._area is not None
-        here = address_of_half(self._area.address, number % HALVES)
+        here = address_of_part(self._area.address, number % PARTS)
         self.write(number, _run(here, size), _run(there, size))
 
     def write(self, number: int, here: Descriptors, there: Descriptors) -> None:
@@ -220,10 +244,18 @@ class Outbox:
         return oldest.number
 
     def close(self) -> None:
-        """The peer has parted, or is lost: what is under way goes nowhere that matters, and need not be waited for."""
+        """The peer has parted, or is lost. What is under way goes on by itself."""
+        if not self.close_if_idle():
+            self._areas.leave_over(self)
+
+    def close_if_idle(self) -> bool:
+        """Give the memory back if nothing is under way; whether nothing is."""
+        if not self.is_idle:
+            return False
         area, self._area = self._area, None
         if area is not None:
-            (self._areas.give_back if self.is_idle else self._areas.give_up)(area)
+            self._areas.give_back(area)
+        return True
 
 
 def _run(address: int, size: int) -> Descriptors:

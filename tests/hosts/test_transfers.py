@@ -258,7 +258,7 @@ def test_what_cannot_be_pushed_is_said_and_changes_nothing(pushing: Linked) -> N
 @pytest.mark.parametrize("mode", ["two_sided", "remote"])
 @pytest.mark.parametrize("sender", LINK_DIRECTIONS)
 def test_a_cache_sent_layer_by_layer(
-    request: pytest.FixtureRequest, eventually: Any, mode: str, sender: str, slot_bytes: int
+    request: pytest.FixtureRequest, places: object, eventually: Any, mode: str, sender: str, slot_bytes: int
 ) -> None:
     nodes = chosen(request.getfixturevalue(mode), sender)
     near, far, number = nodes.near, nodes.far, next(numbers)

@@ -136,6 +136,10 @@ class ProgrammableEngine(TransferEngine):
         with self.network.lock:
             self._require_open()
             name, regions = _decoded(metadata)
+            if name in self.leaving:
+                self.leaving.discard(name)
+                self.peers[name] = regions
+                return name
             if name == self.own_name or name in self.peers or name not in self.network.engines:
                 raise EngineFailed(f"{self.own_name} cannot be connected to {name!r}")
             self.peers[name] = regions
