@@ -114,8 +114,8 @@ cdef class Exchange:
             return self.end_all(ended.result)
         self.take_answer()
         if self.begun is not None and self.begun.has_ended(self.pushes):
-            self.begun = None
-            if self.pushes:
+            begun, self.begun = self.begun, None
+            if self.pushes and begun.is_carried:
                 self.end_all(TRANSFERRED)
         return 0
 
@@ -306,7 +306,7 @@ cdef class Exchange:
             return self.end_all(PEER_UNSOUND)
         for i in range(self.count):
             result = results[i]
-            if self.results[i][0] == NOT_BEGUN:
+            if self.results[i][0] == NOT_BEGUN and (succeeded[i] or result != TRANSFERRED):
                 self.results[i][0] = said(self.transfers[i], result)
         # Nothing has begun and not ended: the owner says NOT_BEGUN of what we have not had.
         return self.end_all(PEER_UNSOUND)

@@ -455,7 +455,10 @@ class Attendance:
                 finished.served.abandon()
                 raise ProtocolError("Finish of a push that has not been written whole")
             guest.inbox.may_be_written = guest.inbox.may_be_written and not is_whole
-        return finished.served.finish(request.succeeded)
+        try:
+            return finished.served.finish(request.succeeded)
+        finally:
+            finished.served.abandon()
 
     def _take_news(self, guest: Guest, metadata: bytes) -> None:
         try:

@@ -145,6 +145,11 @@ class Begun(Struct, frozen=True, tag="begun"):
     staging: UInt64
     metadata: Metadata
 
+    @property
+    def is_carried(self) -> bool:
+        """Whether the bytes travel on the messages."""
+        return self.way is Way.CARRIED
+
     def has_ended(self, pushes: bool) -> bool:
         """Whether the request, a push or not, has ended with this answer."""
         return self.way is Way.NONE or (pushes and self.way is Way.CARRIED)

@@ -14,7 +14,7 @@ from programmable_engine import Course, Network
 from llmdd._core.cache_desc import CacheDesc
 from llmdd._core.cache_keys import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 from llmdd._core.enumerations import DataType
-from llmdd.transport.staging import HALVES, STRETCH_BYTES
+from llmdd.transport.staging import PARTS, STRETCH_BYTES
 
 SIZES = [1, 7, 64 << 10, (64 << 10) + 1, STRETCH_BYTES - 1, STRETCH_BYTES, 2 * STRETCH_BYTES + 1, 9 << 20]
 
@@ -220,7 +220,7 @@ def test_an_area_belongs_to_one_line_and_one_direction(make_conversing: Callable
     assert asker.free_areas == len(lines), "nothing is under way: they may be used again"
 
 
-def test_no_more_is_under_way_at_a_time_than_an_area_has_halves(line: Line, network: Network) -> None:
+def test_no_more_is_under_way_at_a_time_than_an_area_has_parts(line: Line, network: Network) -> None:
     most = 0
     begin = type(network.engines["node 1"]).progress
 
@@ -234,4 +234,4 @@ def test_no_more_is_under_way_at_a_time_than_an_area_has_halves(line: Line, netw
     network.usual = Course(polls=9)
     line.owner.cache(15 << 20, 7, seed=1)
     line.asker.store.pull_cache(CacheKey(2, 7), line.asker.cache(15 << 20))
-    assert 1 <= most <= HALVES
+    assert 1 <= most <= PARTS

@@ -15,10 +15,10 @@ from llmdd._core.cache_desc import CacheDesc
 from llmdd._core.cache_keys import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 from llmdd._core.enumerations import DataType
 from llmdd._core.status import LLMException, LLMStatusCode
-from llmdd.transport.staging import STRETCH_BYTES
+from llmdd.transport.staging import PARTS, STRETCH_BYTES
 
-SHORT_MS = 150
-LARGE = 5 << 20
+SHORT_MS = 300
+LARGE = PARTS * STRETCH_BYTES + 1
 
 
 @pytest.fixture

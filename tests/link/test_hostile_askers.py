@@ -47,7 +47,8 @@ several = settings(
 class Scene:
     """An owner, an honest guest of it, and what requests of honest guests look like."""
 
-    def __init__(self, make_conversing: Callable[..., ConversingNode]) -> None:
+    def __init__(self, make_conversing: Callable[..., ConversingNode], eventually: Callable) -> None:
+        self.eventually = eventually
         self.owner = make_conversing(2, remote_accessible=True)
         self.honest = Line(make_conversing(1, remote_accessible=True), self.owner)
         self.honest_target = self.honest.asker.cache(SMALL)
@@ -87,6 +88,7 @@ class Scene:
             line.requests.clear()
             with suppress(LLMException):  # the owner never hears of it
                 call()
+            self.eventually(lambda: line.requests, f"it asks for a {name}")
             (said[name],) = [request for request in line.requests if isinstance(request, Begin)]
         line.close()
         return said
@@ -119,7 +121,7 @@ class Scene:
 
 @pytest.fixture
 def scene(make_conversing: Callable[..., ConversingNode], eventually: Callable) -> Iterator[Scene]:
-    made = Scene(make_conversing)
+    made = Scene(make_conversing, eventually)
     yield made
     made.assert_sound(eventually)
     made.assert_memory_comes_back()
