@@ -83,6 +83,7 @@ class ConversingNode:
     def close(self) -> None:
         for line in self.lines:
             line.close()
+        self.store.peers = {}
         self.running.close()
         if not self.store.closed:
             self.store.check()
