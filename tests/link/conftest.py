@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import instance_process
 import msgspec
 import pytest
-from conversing_nodes import ConversingNode, Line
 from commanded_process import CommandedProcess
+from conversing_nodes import ConversingNode, Line
 from instance_process import Instance
 from programmable_engine import Course, Network
 from still_engine import StillEngine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -229,9 +230,7 @@ def test_pieces_in_any_order_that_stop_half_way(
 
 @pytest.mark.parametrize("row_bytes", [100, LARGE])
 @pytest.mark.parametrize("silent_at", range(4))
-def test_an_owner_that_falls_silent(
-    impatient_line: Line, eventually: Callable, row_bytes: int, silent_at: int
-) -> None:
+def test_an_owner_that_falls_silent(impatient_line: Line, eventually: Callable, row_bytes: int, silent_at: int) -> None:
     line = impatient_line
     source, target = line.owner.cache(row_bytes, 7, seed=1), line.asker.cache(row_bytes)
     answers = 0
@@ -302,6 +301,7 @@ def test_what_a_silent_asker_has_begun_ends_by_itself(impatient_line: Line, even
     line.alter_request = lambda request: [request] if type(request).__name__ == "Begin" else []
     key = CacheKeyByIdAndIndex(2, source.cache_id, 0)
     assert refusal(lambda: line.asker.store.pull_cache(key, target)) is LLMStatusCode.LLM_TIMEOUT
+    line.owner.store.remove_cache_key(CacheKey(2, 7))
     line.owner.store.deallocate_cache(source)
     eventually(lambda: line.owner.used_bytes == 0, "its pin is dropped")
 
@@ -363,8 +363,6 @@ def test_pins_go_with_the_guest(line: Line, network: Network, gate: threading.Ev
 
 
 def test_a_carried_pull_into_memory_that_is_gone(line: Line) -> None:
-    import mmap
-
     memory = mmap.mmap(-1, 1 << 16)
     address = np.frombuffer(memory, np.uint8).ctypes.data
     line.owner.cache(1 << 16, 7, seed=1)
@@ -384,9 +382,7 @@ def test_one_blocks_cache_is_not_held_up_by_another_peers_reading(
     target = slow.asker.blocks(100, STRETCH_BYTES // 20)
     network.follow([Course(gate=gate)] * 2)
     calling = threading.Thread(
-        target=lambda: slow.asker.store.pull_blocks(
-            BlocksCacheKey(1, 3), target, list(range(100)), list(range(100))
-        )
+        target=lambda: slow.asker.store.pull_blocks(BlocksCacheKey(1, 3), target, list(range(100)), list(range(100)))
     )
     calling.start()
     while len(network.writings) < 1:

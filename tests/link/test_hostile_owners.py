@@ -88,14 +88,14 @@ class Victim:
 
 
 @pytest.fixture
-def victim(
-    make_conversing: Callable[..., ConversingNode], network: Network, eventually: Callable
-) -> Iterator[Victim]:
+def victim(make_conversing: Callable[..., ConversingNode], network: Network, eventually: Callable) -> Iterator[Victim]:
     made = Victim(make_conversing, network)
     yield made
     made.take_another_line()
     for size in SIZES:
-        eventually(lambda size=size: made.move("pull", size) is LLMStatusCode.LLM_SUCCESS, "it is none the worse for it")
+        eventually(
+            lambda size=size: made.move("pull", size) is LLMStatusCode.LLM_SUCCESS, "it is none the worse for it"
+        )
 
 
 def instead_of(kind: type, *said: Any) -> Callable[[Answer], Iterable[Any]]:

@@ -41,7 +41,9 @@ def _any(info: Any) -> st.SearchStrategy[Any]:
         case inspect.BytesType():
             most = _LONGEST_BYTES if info.max_length is None else min(info.max_length, _LONGEST_BYTES)
             words = st.lists(st.integers(0, 4) | st.integers(0, LARGEST), max_size=most // 8)
-            return words.map(lambda numbers: b"".join(n.to_bytes(8, "little") for n in numbers)) | st.binary(max_size=most)
+            return words.map(lambda numbers: b"".join(n.to_bytes(8, "little") for n in numbers)) | st.binary(
+                max_size=most
+            )
         case inspect.ListType():
             least = info.min_length or 0
             return st.lists(_any(info.item_type), min_size=least, max_size=max(least, _LONGEST_LIST))

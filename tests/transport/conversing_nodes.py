@@ -15,12 +15,12 @@ from unittest import mock
 import numpy as np
 from programmable_engine import Network
 
+from llmdd._core.bulk_calls import BulkCalls
 from llmdd._core.cache import Cache
 from llmdd._core.cache_desc import CacheDesc
 from llmdd._core.cache_keys import CacheKey
 from llmdd._core.distant_peer import DistantPeer
 from llmdd._core.enumerations import DataType
-from llmdd._core.bulk_calls import BulkCalls
 from llmdd.link import transfer_messages
 from llmdd.link.conversation import Conversation
 from llmdd.link.node_engines import RunningEngine
