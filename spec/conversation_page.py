@@ -32,7 +32,7 @@ time if the engine ends what it has begun, all others in time whatever happens.
 
 CHECKS = """## What checks it
 
-`python -m spec conversations` visits every order of these turns, faults included, in a few seconds. Checked are the
+`python -m spec conversations` visits every order of these turns, faults included, in some seconds. Checked are the
 promises at the turns:
 
 {promises}
@@ -63,32 +63,38 @@ It finds each of these mistakes, by a shortest way, which `python -m spec conver
 #: The sections: a title, what is said about it, the situation shown, and the one from which only differences are shown.
 SECTIONS = (
     (
-        "A pull, read straight out of the owner's memory",
-        "The puller's engine reads into the puller's staging memory.",
-        Situation("pull", "read", all_or_nothing=True, rebinding=True, impatience=True),
+        "A pull that is written",
+        "The owner's engine writes into the puller's staging memory.",
+        Situation("pull", "written", stretches=3, gathered=True, rebinding=True, impatience=True),
         None,
     ),
     (
-        "A push, read straight out of the pusher's memory",
-        "The owner's engine reads into the owner's staging memory.",
-        Situation("push", "read"),
-        Situation("pull", "read"),
-    ),
-    ("A pull, carried on the messages", "", Situation("pull", "carried"), Situation("pull", "read")),
-    ("A push, carried on the messages", "", Situation("push", "carried"), Situation("push", "read")),
-    (
-        "A pull in stretches",
-        "They go through the owner's staging memory, too.",
-        Situation("pull", "stretches"),
-        Situation("pull", "read"),
+        "A push that is written",
+        "The pusher's engine writes into the owner's staging memory.",
+        Situation("push", "written", stretches=3, gathered=True),
+        Situation("pull", "written", stretches=3, gathered=True),
     ),
     (
-        "A push in stretches",
-        "They go through the pusher's staging memory, too.",
-        Situation("push", "stretches"),
-        Situation("push", "read"),
+        "A pull that is carried on the messages",
+        "",
+        Situation("pull", "carried"),
+        Situation("pull", "written", stretches=3),
+    ),
+    (
+        "A push that is carried on the messages",
+        "",
+        Situation("push", "carried"),
+        Situation("push", "written", stretches=3),
+    ),
+    (
+        "Together: all or none",
+        "",
+        Situation("pull", "written", stretches=3, together=True),
+        Situation("pull", "written", stretches=3),
     ),
 )
+
+_MAY_HAPPEN = ("together", "gathered", "rebinding", "impatience", "rivals", "deaths")
 
 HEADINGS = {ASKER: "the asker", OWNER: "the owner", ENGINE: "the engine", WORLD: "the world"}
 
@@ -150,7 +156,7 @@ def _section(title: str, text: str, shown: Situation, known: Situation | None) -
 
 
 def _variables() -> Iterator[str]:
-    situations = [Situation("pull", "stretches"), Situation("push", "stretches")]
+    situations = [Situation(direction, "written", gathered=True) for direction in ("pull", "push")]
     pulled, pushed = (conversation(situation).variables for situation in situations)
     for variable in dict.fromkeys(each.name for each in (*pulled, *pushed) if not each.ghost):
         found = next(each for each in (*pulled, *pushed) if each.name == variable)
@@ -162,7 +168,7 @@ def _keepers(name: str) -> str:
     """Who keeps a variable; of a pull and of a push it may be another."""
     kept = {}
     for direction in ("pull", "push"):
-        for variable in conversation(Situation(direction, "stretches")).variables:
+        for variable in conversation(Situation(direction, "written", gathered=True)).variables:
             if variable.name == name:
                 kept[direction] = " and ".join(party for party in variable.kept_by if party in (ASKER, OWNER))
     if len(set(kept.values())) == 1:
@@ -172,8 +178,8 @@ def _keepers(name: str) -> str:
 
 def _meaning(situation: Situation) -> str:
     parts = [f"{situation.direction}, {situation.travel}", f"{situation.calls} calls of {situation.items} items"]
-    parts += ["all or nothing"] if situation.all_or_nothing else []
-    parts += [name for name in ("rebinding", "impatience", "rivals", "deaths") if getattr(situation, name)]
+    parts += [f"{situation.stretches} stretches"] if situation.stretches > 1 else []
+    parts += [name for name in _MAY_HAPPEN if getattr(situation, name)]
     return "; ".join(parts).replace("1 items", "1 item").replace("1 calls", "1 call")
 
 

@@ -23,8 +23,7 @@ from .conversation import conversation
 from .interleavings import Broken, Interleavings
 from .misunderstandings import MISUNDERSTANDINGS
 from .steps import Promise
-from .stretches import STRETCHES
-from .turns import IN_TIME, KINDS, OWNER, TAKEN_BY, WITH_THE_ENGINE, Conversation, Situation, Turn, Way
+from .turns import IN_TIME, KINDS, OWNER, WITH_THE_ENGINE, Conversation, Situation, Turn, Way
 
 State = tuple[Any, ...]
 Following = Callable[[State], list[tuple[int, State]]]
@@ -32,17 +31,22 @@ Following = Callable[[State], list[tuple[int, State]]]
 SITUATIONS = {
     "pull, carried": Situation("pull", "carried", rebinding=True),
     "pull of two, carried": Situation("pull", "carried", items=2),
-    "pull": Situation("pull", "read", impatience=True),
-    "pull three times": Situation("pull", "read", calls=3, deaths=False),
-    "pull of two": Situation("pull", "read", items=2, deaths=False),
-    "pull of two or none": Situation("pull", "read", items=2, calls=1, all_or_nothing=True),
-    "pull in stretches": Situation("pull", "stretches", rivals=False, deaths=False),
+    "pull": Situation("pull", "written", impatience=True),
+    "pull three times": Situation("pull", "written", calls=3, deaths=False),
+    "pull of two": Situation("pull", "written", items=2, calls=1),
+    "pull of two together": Situation("pull", "written", items=2, calls=1, together=True),
+    "pull in stretches": Situation("pull", "written", stretches=3, rivals=False),
+    "pull in stretches, gathered": Situation("pull", "written", stretches=3, gathered=True, rivals=False, deaths=False),
     "push, carried": Situation("push", "carried"),
     "push of two, carried": Situation("push", "carried", items=2),
-    "push": Situation("push", "read", impatience=True),
-    "push three times": Situation("push", "read", calls=3, deaths=False),
-    "push of two": Situation("push", "read", items=2, calls=1),
-    "push in stretches": Situation("push", "stretches", rivals=False, deaths=False),
+    "push": Situation("push", "written", impatience=True),
+    "push three times": Situation("push", "written", calls=3, deaths=False),
+    "push of two": Situation("push", "written", items=2, calls=1),
+    "push of two together": Situation("push", "written", items=2, calls=1, together=True),
+    "push in stretches": Situation("push", "written", stretches=3, rivals=False),
+    "push in stretches, gathered": Situation(
+        "push", "written", stretches=3, gathered=True, impatience=True, rivals=False
+    ),
 }
 
 
@@ -90,7 +94,6 @@ class _Flattened(ast.NodeTransformer):
             "n": [number],
             "all": range(1, self.calls + 1),
             "others": [each for each in range(1, self.calls + 1) if each != number],
-            "later": range(number + 1, self.calls + 1),
         }[index]
         return ast.parse(" | ".join(f"{name}_{each}" for each in numbers) or "0", mode="eval").body
 
@@ -114,9 +117,13 @@ class Compiled:
             for turn in spoken.turns
             for number in (range(1, self.calls + 1) if turn.of_each_transfer else (0,))
             for item in ([1 << bit for bit in range(spoken.situation.items)] if turn.of_each_item else (0,))
-            for stretch in ([1 << bit for bit in range(STRETCHES)] if turn.of_each_stretch else (0,))
+            for stretch in ([1 << bit for bit in range(spoken.situation.stretches)] if turn.of_each_stretch else (0,))
         ]
         self.following: Following = self._compiled()
+
+    def queue(self, kind: str) -> str:
+        """The queue that messages of this kind are in."""
+        return "requests" if self.spoken.situation.taken_by(kind) == OWNER else "answers"
 
     def _compiled(self) -> Following:
         lines = [f"{', '.join(self.names)}, requests, answers = state", "moves, comes = [], 0"]
@@ -145,7 +152,7 @@ class Compiled:
         conditions = [self._text(turn.when, move)]
         before: list[str] = []
         if turn.takes:
-            queue = "requests" if TAKEN_BY[turn.takes] == OWNER else "answers"
+            queue = self.queue(turn.takes)
             conditions.insert(0, f"{queue} and {queue}[0] >> 4 == {KINDS[turn.takes] << 4 | move.number}")
             before = [f"items = {queue}[0] & 15"]
         before += {IN_TIME: ["comes |= 1"], WITH_THE_ENGINE: ["comes |= 2"]}.get(turn.comes, [])
@@ -160,10 +167,10 @@ class Compiled:
         for target, value in way.sets.items():
             values[self._text(target, move)[1:-1]] = self._text(value, move)
         if move.turn.takes:
-            queue = "requests" if TAKEN_BY[move.turn.takes] == OWNER else "answers"
+            queue = self.queue(move.turn.takes)
             values[queue] = f"{queue}[1:]"
         for send in way.sends:
-            queue = "requests" if TAKEN_BY[send.kind] == OWNER else "answers"
+            queue = self.queue(send.kind)
             number, items = self._text(send.number, move), self._text(send.items, move)
             message = f"{KINDS[send.kind] << 8} | {number} << 4 | {items}"
             values[queue] = f"(*{values[queue]}, {message})"
@@ -171,7 +178,7 @@ class Compiled:
 
 
 def _indented(lines: Iterable[str]) -> list[str]:
-    return [f"    {line}" for line in lines]
+    return [f"    {line}" for line in lines] or ["    pass"]
 
 
 class Explorer:
@@ -240,12 +247,11 @@ class Explorer:
             state = before
         return tuple(reversed(lines))
 
-    @staticmethod
-    def _described(move: Move, before: State, after: State) -> str:
-        taken = 1 if move.turn.takes else 0
+    def _described(self, move: Move, before: State, after: State) -> str:
+        taken = self.compiled.queue(move.turn.takes) if move.turn.takes else ""
         sent = []
-        for queue, lost in ((-2, TAKEN_BY.get(move.turn.takes) == OWNER), (-1, TAKEN_BY.get(move.turn.takes) != OWNER)):
-            sent += after[queue][len(before[queue]) - (taken if lost else 0) :]
+        for place, queue in ((-2, "requests"), (-1, "answers")):
+            sent += after[place][len(before[place]) - (queue == taken) :]
         says = ", ".join(_message(each) for each in sent)
         return f"{move}; says {says}" if says else str(move)
 

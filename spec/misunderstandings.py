@@ -10,25 +10,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from .conversation import (
-    ARRIVED_RIGHT,
+    ALL_ARRIVED,
     DROPPED,
-    IN_A_CALL,
     NAMED,
     NO_PIN_LEFT,
     NOBODY_WAITS,
     NOT_GIVEN_UP,
     ONE_AT_A_TIME,
     OTHERS_UNTOUCHED,
-    OWN_STAGING,
     PINNED_TENANT,
 )
 from .steps import Promise
-from .turns import OWNER, Conversation, Send, Situation, Turn, Variable, Way
-
-#: What reading into a cache itself would have to keep, and does not.
-IN_ITS_CALL = Promise(f"call == n and {IN_A_CALL}", "no byte arrives in the target of a call that has returned")
-PINNED_TARGET = Promise("pinned[n] & i", "no byte is written to memory that is not pinned for it")
-NOT_OVER_LATER = Promise("not arrived[later] & i", "no byte lands on those of a later transfer")
+from .stretches import IN_ITS_CALL, OWN_AREA, PINNED_TARGET, RIGHT_BYTES
+from .turns import Conversation, Send, Situation, Turn, Way
 
 
 def _first(turn: Turn, **changes: str | Mapping[str, str] | tuple[Send, ...] | tuple[Promise, ...]) -> Turn:
@@ -41,10 +35,15 @@ def _last(turn: Turn, **changes: str | Mapping[str, str] | tuple[Send, ...] | tu
     return replace(turn, ways=(*turn.ways[:-1], replace(turn.ways[-1], **changes)))  # type: ignore[arg-type]
 
 
-def _setting(turn: Turn, **sets: str) -> Turn:
-    """The turn with something more, or something else, set in each of its ways."""
-    changed = {f"{name}[n]" if name in ("read", "pinned") else name: value for name, value in sets.items()}
-    return replace(turn, ways=tuple(replace(way, sets={**way.sets, **changed}) for way in turn.ways))
+def _without(turn: Turn, condition: str) -> Turn:
+    """The turn that is taken whether that holds or not."""
+    return replace(turn, when=turn.when.replace(f" and {condition}", ""))
+
+
+def _keeping(turn: Turn, name: str) -> Turn:
+    """The turn that leaves something as it is."""
+    ways = (replace(way, sets={key: value for key, value in way.sets.items() if key != name}) for way in turn.ways)
+    return replace(turn, ways=tuple(ways))
 
 
 def _about(promise: Promise, items: str) -> Promise:
@@ -52,53 +51,95 @@ def _about(promise: Promise, items: str) -> Promise:
     return replace(promise, condition=promise.condition.replace("items & pinned[n]", items).replace("items", items))
 
 
-def _knowing(right: Conversation, name: str, party: str) -> Conversation:
-    """The conversation where somebody more keeps a variable."""
-    changed = (replace(each, kept_by=(*each.kept_by, party)) if each.name == name else each for each in right.variables)
-    return replace(right, variables=tuple(changed))
+def written_into_the_target(right: Conversation) -> Conversation:
+    """The owner's engine writes straight into the puller's cache, and writes on when his call has returned."""
+    return right.with_turns(_first(right.turn("land"), promises=(IN_ITS_CALL,)))
 
 
-def owner_writes(right: Conversation) -> Conversation:
-    """The owner's engine writes into the puller's memory: at his deadline the puller cannot know when that will end."""
-    known = _knowing(_knowing(_into_the_target(right), "read", OWNER), "ahead", OWNER)
-    begin, begun = known.turn("hear_begin"), known.turn("hear_begun")
-    starts = {"read[n]": "UNDER_WAY", "ahead[n]": "items & bound"}
-    return known.with_turns(
-        _last(begin, sets={**begin.ways[-1].sets, **starts}),
-        _last(begun, sets={"asker": "READS", "granted": "items"}),
+def pushed_into_the_target(right: Conversation) -> Conversation:
+    """The pusher's engine writes straight into the owner's cache, which is unpinned when the push is abandoned."""
+    return right.with_turns(_first(right.turn("land"), promises=(PINNED_TARGET,)))
+
+
+def earlier_not_waited_for(right: Conversation) -> Conversation:
+    """The owner starts to write for a pull while its engine may be writing for one that was given up."""
+    return right.with_turns(_without(right.turn("start_stretch"), "not under_way[others]"))
+
+
+def earlier_push_not_waited_for(right: Conversation) -> Conversation:
+    """The pusher starts to write for a push while his engine may be writing for one that was given up."""
+    return earlier_not_waited_for(right)
+
+
+def area_given_back(right: Conversation) -> Conversation:
+    """When the session has ended, the puller's staging memory goes to another conversation, whatever is under way."""
+    turns = map(right.turn, ("miss_session", "miss_idle_session"))
+    return right.with_turns(*(_giving_back(turn) for turn in turns))
+
+
+def area_of_a_push_given_back(right: Conversation) -> Conversation:
+    """When the session has ended, the owner's staging memory goes to another conversation, whatever is under way."""
+    turns = map(right.turn, ("miss_serving_session", "miss_session_there"))
+    return right.with_turns(*(_giving_back(turn) for turn in turns))
+
+
+def _giving_back(turn: Turn) -> Turn:
+    return replace(turn, ways=tuple(replace(way, sets={**way.sets, "area": "GIVEN_BACK"}) for way in turn.ways))
+
+
+def late_writing_forgotten(right: Conversation) -> Conversation:
+    """A pull that is refused makes the puller forget that something may be under way for an earlier one."""
+    begun = right.turn("hear_begun")
+    refused = replace(begun.ways[1], sets={**begun.ways[1].sets, "expected": "0"})
+    return right.with_turns(replace(begun, ways=(begun.ways[0], refused, *begun.ways[2:])))
+
+
+def said_before_its_end(right: Conversation) -> Conversation:
+    """The owner says that a stretch has been written when it has given it to its engine."""
+    start, there = right.turn("start_stretch"), right.turn("stretch_is_there")
+    sets = {**start.ways[0].sets, "said": "said | k"}
+    return right.with_turns(
+        _first(start, sets=sets, sends=(Send("written", "k"),)),
+        replace(there, when="0"),
     )
 
 
-def _into_the_target(right: Conversation) -> Conversation:
-    move = right.turn("move")
-    pulls = right.situation.direction == "pull"
-    promises = (IN_ITS_CALL,) if pulls else (PINNED_TARGET, NOT_OVER_LATER)
-    return right.with_turns(_first(move, sets={**move.ways[0].sets, "arrived[n]": "arrived[n] | i"}, promises=promises))
+def copied_not_waited_for(right: Conversation) -> Conversation:
+    """The owner writes over a part that the puller may not have copied on yet."""
+    return right.with_turns(_without(right.turn("start_stretch"), "(k < 1 << PARTS or copied & k >> PARTS)"))
 
 
-def read_into_the_target(right: Conversation) -> Conversation:
-    """The engine reads straight into the puller's cache, and reads on when the call has returned. No pin helps."""
-    return _into_the_target(right)
+def push_not_copied_on(right: Conversation) -> Conversation:
+    """The pusher writes over a part that the owner may not have copied on yet."""
+    return copied_not_waited_for(right)
 
 
-def staging_freed_at_deadline(right: Conversation) -> Conversation:
-    """At his deadline the asker takes his staging memory back though his engine may read into it yet."""
-    return right.with_turns(_setting(right.turn("deadline"), staging="0"))
+def copied_said_at_once(right: Conversation) -> Conversation:
+    """The pusher takes it that a stretch has been copied on when he has said that it is there."""
+    there = right.turn("stretch_is_there")
+    return right.with_turns(
+        replace(there, ways=tuple(replace(way, sets={**way.sets, "copied": "copied | k"}) for way in there.ways))
+    )
 
 
-def reading_outlives_its_call(right: Conversation) -> Conversation:
-    """A reading straight into the target goes on when the call has returned; the target is pinned meanwhile."""
-    deadline = right.turn("deadline")
-    return right.with_turns(replace(deadline, ways=deadline.ways[1:]))
+def late_stretch_copied_on(right: Conversation) -> Conversation:
+    """The puller copies on what he is told of, though his call has returned."""
+    return right.with_turns(_first(right.turn("hear_written"), when="0"))
+
+
+def copied_on_unpinned(right: Conversation) -> Conversation:
+    """The owner copies on what it is told of, though it has lost patience and unpinned."""
+    written = right.turn("hear_written")
+    return right.with_turns(_first(written, when="owner == SERVES and serving != n"))
 
 
 def success_before_the_answer(right: Conversation) -> Conversation:
     """The puller returns when he has everything and has said so, without waiting for the owner's answer."""
-    arrived = right.turn("everything_arrived")
-    told = {"asker": "IDLE", "told[n]": "SUCCEEDED"}
-    return right.with_turns(
-        _first(arrived, sets={**arrived.ways[0].sets, **told}, promises=(_about(DROPPED, "granted"),))
-    )
+    written = right.turn("hear_written")
+    whole = written.ways[2]
+    told = {**whole.sets, "asker": "IDLE", "told[n]": "SUCCEEDED"}
+    returns = replace(whole, sets=told, promises=(*whole.promises, _about(DROPPED, "granted")))
+    return right.with_turns(replace(written, ways=(*written.ways[:2], returns, *written.ways[3:])))
 
 
 def key_dropped_at_the_beginning(right: Conversation) -> Conversation:
@@ -106,7 +147,7 @@ def key_dropped_at_the_beginning(right: Conversation) -> Conversation:
     begin = right.turn("hear_begin")
     drops = {"bound": "bound & ~items", "took[n]": "items & bound"}
     return right.with_turns(
-        _last(begin, sets={**begin.ways[-1].sets, **drops}, promises=(_about(ARRIVED_RIGHT, "(items & bound)"),))
+        _last(begin, sets={**begin.ways[-1].sets, **drops}, promises=(_about(ALL_ARRIVED, "(items & bound)"),))
     )
 
 
@@ -125,39 +166,28 @@ def late_answer_taken(right: Conversation) -> Conversation:
 
 
 def last_word_not_waited_for(right: Conversation) -> Conversation:
-    """Who has read everything of a push drops the keys, without a last word of the pusher."""
-    arrived, begun = right.turn("everything_arrived"), right.turn("hear_begun")
-    finished = {"owner": "IDLE", "serving": "0", "bound": "bound & ~pinned[n]", "took[n]": "pinned[n] & bound"}
-    told = {"asker": "IDLE", "granted": "0", "told[n]": "SUCCEEDED"}
-    read = Promise(ARRIVED_RIGHT.condition.replace("arrived[n] & ", ""), ARRIVED_RIGHT.meaning)
-    return right.with_turns(
-        _first(
-            arrived,
-            sets={**arrived.ways[0].sets, **finished, "pinned[n]": "0"},
-            promises=(_about(read, "pinned[n]"), _about(NOT_GIVEN_UP, "pinned[n]")),
-        ),
-        _last(begun, sets=told, sends=()),
-    )
+    """Who has copied on everything of a push drops the keys, without a last word of the pusher."""
+    written = right.turn("hear_written")
+    whole = written.ways[1]
+    finished = {
+        **whole.sets,
+        "owner": "IDLE",
+        "serving": "0",
+        "bound": "bound & ~pinned[n]",
+        "pinned[n]": "0",
+        "took[n]": "pinned[n] & bound",
+    }
+    drops = replace(whole, sets=finished, promises=(*whole.promises, _about(NOT_GIVEN_UP, "pinned[n]")))
+    answered = _last(right.turn("hear_finish"), sends=(Send("finished", "items"),))
+    return right.with_turns(replace(written, ways=(written.ways[0], drops, *written.ways[2:])), answered)
 
 
 def last_word_too_early(right: Conversation) -> Conversation:
-    """The pusher's last word comes when the owner begins to read; what was read after his call may be anything."""
-    promised = Variable("promised", (OWNER,), "the items that the last word was about", each=True)
-    begin, finish, arrived = right.turn("hear_begin"), right.turn("hear_finish"), right.turn("everything_arrived")
-    early = Way("owner in (WAITS, READS) and serving == n", {"promised[n]": "items"})
-    finished = {"owner": "IDLE", "serving": "0", "bound": "bound & ~pinned[n]", "took[n]": "pinned[n] & bound"}
-    read = Promise(ARRIVED_RIGHT.condition.replace("arrived[n] & ", ""), ARRIVED_RIGHT.meaning)
-    done = Way(
-        "promised[n]",
-        {**arrived.ways[0].sets, **finished, "pinned[n]": "0"},
-        (Send("finished", "pinned[n]"),),
-        (_about(read, "pinned[n]"),),
-    )
-    return replace(right, variables=(*right.variables, promised)).with_turns(
-        _last(begin, sends=(Send("begun", "items & bound"),)),
-        replace(finish, ways=(early, *finish.ways)),
-        replace(arrived, ways=(done, replace(arrived.ways[0], sends=()))),
-    )
+    """The pusher says his last word when he has given the last stretch to his engine."""
+    start = right.turn("start_stretch")
+    last = {**start.ways[0].sets, "asker": "TELLS"}
+    says = Way("(started | k) == ALL_STRETCHES", last, (Send("finish", "granted"),))
+    return right.with_turns(replace(start, ways=(says, *start.ways)))
 
 
 def key_dropped_by_its_name(right: Conversation) -> Conversation:
@@ -182,52 +212,28 @@ def stranger_finishes(right: Conversation) -> Conversation:
             finish,
             sets=drops,
             sends=(Send("finished", "items"),),
-            promises=(_about(ARRIVED_RIGHT, "(items & bound)"),),
+            promises=(_about(PINNED_TENANT, "(items & bound)"),),
         )
     )
 
 
-def half_asked_for_too_early(right: Conversation) -> Conversation:
-    """The puller asks for the next stretch of a half that it still reads."""
-    ask = right.turn("ask_for_stretch")
-    return right.with_turns(replace(ask, when=ask.when.replace(" and (k < 4 or moved_on & k >> 2)", "")))
-
-
-def half_filled_too_early(right: Conversation) -> Conversation:
-    """The pusher gathers into a half that the owner still reads."""
-    gather = right.turn("gather_stretch")
-    return right.with_turns(replace(gather, when=gather.when.replace(" and (k < 4 or answered & k >> 2)", "")))
-
-
-def pushed_into_the_target(right: Conversation) -> Conversation:
-    """The engine reads straight into the owner's cache, which is unpinned when the push is abandoned."""
-    return _into_the_target(right)
-
-
-def pushed_over_a_later_push(right: Conversation) -> Conversation:
-    """The same, with a pin until the engine has ended. The next push into that cache succeeds before."""
-    into = _into_the_target(right)
-    start, let_go = into.turn("start_reading"), into.turn("let_go")
-    return into.with_turns(
-        _keeping_pins_while_it_reads(into.turn("hear_abandon")),
-        _keeping_pins_while_it_reads(into.turn("miss_serving_session")),
-        replace(start, when="owner == WAITS and serving == n"),
-        _first(let_go, sets={**let_go.ways[0].sets, "pinned[n]": "0"}),
+def pins_kept_for_the_engine(right: Conversation) -> Conversation:
+    """The owner unpins what its engine may be writing from only when that has ended, which it may never."""
+    abandoned, after = right.turn("hear_abandon"), right.turn("look_after")
+    keeps = replace(_keeping(abandoned, "pinned[n]").ways[0], when="serving == n and under_way[n]")
+    return right.with_turns(
+        replace(abandoned, ways=(keeps, *abandoned.ways)),
+        _first(after, sets={**after.ways[0].sets, "pinned[n]": "0"}),
     )
 
 
-def _keeping_pins_while_it_reads(turn: Turn) -> Turn:
-    kept = {name: value for name, value in turn.ways[0].sets.items() if name != "pinned[n]"}
-    return replace(turn, ways=(Way("serving == n and owner == READS", kept), *turn.ways))
-
-
 def engine_waited_for(right: Conversation) -> Conversation:
-    """While the engine reads nobody looks at the clock."""
+    """While the bytes are on their way nobody looks at the clock."""
     deadline = right.turn("deadline")
     missed = right.turn("miss_session")
     return right.with_turns(
-        replace(deadline, when=f"{deadline.when} and asker != READS"),
-        replace(missed, when=f"{missed.when} and asker != READS"),
+        replace(deadline, when=f"{deadline.when} and asker != CARRIES"),
+        replace(missed, when=f"{missed.when} and asker != CARRIES"),
     )
 
 
@@ -242,11 +248,9 @@ def success_denied(right: Conversation) -> Conversation:
     return right.with_turns(_first(right.turn("hear_finish"), sends=(Send("finished"),)))
 
 
-def staging_kept(right: Conversation) -> Conversation:
-    """When a reading ends that has outlived its call, nobody takes the staging memory back."""
-    let_go = right.turn("let_go")
-    kept = {name: value for name, value in let_go.ways[0].sets.items() if name != "staging"}
-    return right.with_turns(_first(let_go, sets=kept))
+def end_not_seen(right: Conversation) -> Conversation:
+    """Nobody looks whether the engine has ended what was given up: nothing can be written to that peer any more."""
+    return right.with_turns(replace(right.turn("look_after"), when="0"))
 
 
 def doubt_told_as_failure(right: Conversation) -> Conversation:
@@ -264,31 +268,42 @@ class Misunderstanding:
     situation: Situation
 
 
-_PULL, _PUSH = Situation("pull", "read"), Situation("push", "read")
-_STRETCHES = {way: Situation(way, "stretches", rivals=False, deaths=False) for way in ("pull", "push")}
+_PULL, _PUSH = Situation("pull", "written"), Situation("push", "written")
+_STRETCHES = {way: Situation(way, "written", stretches=3, rivals=False, deaths=False) for way in ("pull", "push")}
 _CARRIED = Situation("pull", "carried", rebinding=True)
+_IMPATIENT = {way: Situation(way, "written", impatience=True) for way in ("pull", "push")}
+_NEXT = "when the engine has ended all that was started, the next transfer can start"
 
 #: Mistakes that exploring must find.
 MISUNDERSTANDINGS = {
-    "owner-writes": Misunderstanding(owner_writes, IN_ITS_CALL.meaning, _PULL),
-    "read-into-the-target": Misunderstanding(read_into_the_target, IN_ITS_CALL.meaning, _PULL),
+    "written-into-the-target": Misunderstanding(written_into_the_target, IN_ITS_CALL.meaning, _PULL),
     "pushed-into-the-target": Misunderstanding(pushed_into_the_target, PINNED_TARGET.meaning, _PUSH),
-    "pushed-over-a-later-push": Misunderstanding(pushed_over_a_later_push, NOT_OVER_LATER.meaning, _PUSH),
-    "staging-freed-at-deadline": Misunderstanding(staging_freed_at_deadline, OWN_STAGING.meaning, _PULL),
+    "earlier-not-waited-for": Misunderstanding(earlier_not_waited_for, RIGHT_BYTES.meaning, _PULL),
+    "earlier-push-not-waited-for": Misunderstanding(earlier_push_not_waited_for, RIGHT_BYTES.meaning, _PUSH),
+    "area-given-back": Misunderstanding(area_given_back, OWN_AREA.meaning, _PULL),
+    "area-of-a-push-given-back": Misunderstanding(area_of_a_push_given_back, OWN_AREA.meaning, _PUSH),
+    "late-writing-forgotten": Misunderstanding(late_writing_forgotten, OWN_AREA.meaning, _PULL),
+    "said-before-its-end": Misunderstanding(said_before_its_end, RIGHT_BYTES.meaning, _PULL),
+    "copied-not-waited-for": Misunderstanding(copied_not_waited_for, RIGHT_BYTES.meaning, _STRETCHES["pull"]),
+    "push-not-copied-on": Misunderstanding(
+        push_not_copied_on, RIGHT_BYTES.meaning, replace(_STRETCHES["push"], gathered=True)
+    ),
+    "copied-said-at-once": Misunderstanding(copied_said_at_once, RIGHT_BYTES.meaning, _STRETCHES["push"]),
+    "late-stretch-copied-on": Misunderstanding(late_stretch_copied_on, IN_ITS_CALL.meaning, _PULL),
+    "copied-on-unpinned": Misunderstanding(copied_on_unpinned, PINNED_TARGET.meaning, _IMPATIENT["push"]),
     "engine-waited-for": Misunderstanding(engine_waited_for, NOBODY_WAITS.meaning, _PULL),
+    "pins-kept-for-the-engine": Misunderstanding(pins_kept_for_the_engine, NO_PIN_LEFT.meaning, _PULL),
+    "end-not-seen": Misunderstanding(end_not_seen, _NEXT, _PULL),
     "success-before-the-answer": Misunderstanding(success_before_the_answer, DROPPED.meaning, _PULL),
-    "key-dropped-at-the-beginning": Misunderstanding(key_dropped_at_the_beginning, ARRIVED_RIGHT.meaning, _PULL),
+    "key-dropped-at-the-beginning": Misunderstanding(key_dropped_at_the_beginning, ALL_ARRIVED.meaning, _PULL),
     "key-dropped-by-its-name": Misunderstanding(key_dropped_by_its_name, OTHERS_UNTOUCHED.meaning, _CARRIED),
     "abandon-not-said": Misunderstanding(abandon_not_said, ONE_AT_A_TIME.meaning, _PULL),
-    "late-answer-taken": Misunderstanding(late_answer_taken, ARRIVED_RIGHT.meaning, _CARRIED),
-    "stranger-finishes": Misunderstanding(stranger_finishes, ARRIVED_RIGHT.meaning, replace(_PULL, impatience=True)),
+    "late-answer-taken": Misunderstanding(late_answer_taken, ALL_ARRIVED.meaning, _CARRIED),
+    "stranger-finishes": Misunderstanding(stranger_finishes, PINNED_TENANT.meaning, _IMPATIENT["pull"]),
     "pins-kept-for-the-lost": Misunderstanding(pins_kept_for_the_lost, NO_PIN_LEFT.meaning, _PULL),
     "pin-not-heeded": Misunderstanding(pin_not_heeded, PINNED_TENANT.meaning, _CARRIED),
     "success-denied": Misunderstanding(success_denied, NAMED.meaning, _PULL),
-    "staging-kept": Misunderstanding(staging_kept, "staging memory comes back", _PULL),
     "doubt-told-as-failure": Misunderstanding(doubt_told_as_failure, NOT_GIVEN_UP.meaning, _PULL),
-    "last-word-not-waited-for": Misunderstanding(last_word_not_waited_for, ARRIVED_RIGHT.meaning, _PUSH),
-    "last-word-too-early": Misunderstanding(last_word_too_early, ARRIVED_RIGHT.meaning, _PUSH),
-    "half-asked-for-too-early": Misunderstanding(half_asked_for_too_early, ARRIVED_RIGHT.meaning, _STRETCHES["pull"]),
-    "half-filled-too-early": Misunderstanding(half_filled_too_early, ARRIVED_RIGHT.meaning, _STRETCHES["push"]),
+    "last-word-not-waited-for": Misunderstanding(last_word_not_waited_for, NOT_GIVEN_UP.meaning, _PUSH),
+    "last-word-too-early": Misunderstanding(last_word_too_early, ALL_ARRIVED.meaning, _PUSH),
 }

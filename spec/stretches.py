@@ -1,19 +1,19 @@
-"""How staged bytes travel: stretch by stretch, through two halves of staging memory at each end.
+"""How bytes are written: stretch by stretch, through the parts of the receiver's staging memory by turns.
 
-A refinement of the reading in :mod:`.conversation`, whose rules it cites, for one item of three stretches. The first
-and the third go through one half, the second through the other. Of a pull the owner gathers a stretch when it is asked
-for, the first with the beginning; of a push the pusher gathers it and offers it. Meanwhile the stretch before it is
-read, and the one before that moved on by hand.
+What of :mod:`.conversation`, whose rules it cites, comes between the beginning and the last word. A stretch holds
+something of every item. Here there are two parts: of three stretches the first and the third go through one, the second
+through the other; while one is under way, the one before it is copied on.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from .steps import Promise
 from .turns import (
     ASKER,
     ENGINE,
     OWNER,
-    PERHAPS,
     WITH_THE_ENGINE,
     Send,
     Situation,
@@ -22,283 +22,257 @@ from .turns import (
     Way,
 )
 
-STRETCHES = 3
+PARTS = 2
 
-#: Stretches are bits too: those that go through the first half, and all.
-CONSTANTS = {"FIRST_HALF": 0b101, "ALL_STRETCHES": (1 << STRETCHES) - 1}
+#: The stretches, which are bits too, that go through the first part.
+FIRST_PART = 0b101
+
+#: Whose the receiver's staging memory is: that of the conversation, of another, or nobody's for good.
+AREAS = {"OURS": 0, "GIVEN_BACK": 1, "GIVEN_UP": 2}
 
 #: How one stretch of one transfer is written.
 CODE = "n << 3 | k"
 
-OWN_HALF = Promise(
-    f"(into_first if k & FIRST_HALF else into_second) == ({CODE})",
-    "an engine writes only into staging memory that is its transfer's",
+STILL_BOUND = Promise("not took[n]", "whoever is told of a failure before his last word finds the key as it was")
+OWN_AREA = Promise(
+    "area != GIVEN_BACK", "staging memory that was given to another conversation is never written to by the former one"
 )
+RIGHT_BYTES = Promise(
+    "(holds_first if items & FIRST_PART else holds_second) == (n << 3 | items) << 1",
+    "what is copied on into a cache are the bytes that were pinned",
+)
+IN_ITS_CALL = Promise(
+    "call == n and ASKS <= asker <= TELLS", "no byte arrives in the target of a call that has returned"
+)
+PINNED_TARGET = Promise("pinned[n]", "no byte is written to memory that is not pinned for it")
 
-_HALVES = ("first", "second")
+#: What the writer goes by, of a transfer that stands.
+WRITER_STANDS = {"pull": "owner == SERVES and serving == n", "push": "asker == CARRIES and call == n"}
+RECEIVER_STANDS = {"pull": "asker == CARRIES and call == n", "push": "owner == SERVES and serving == n"}
+
+NOTHING_STARTED = {"started": "0", "said": "0", "copied": "0"}
+
+
+def constants(situation: Situation) -> Mapping[str, int]:
+    """What the turns call by name."""
+    return {**AREAS, "PARTS": PARTS, "FIRST_PART": FIRST_PART, "ALL_STRETCHES": (1 << situation.stretches) - 1}
 
 
 def variables(situation: Situation) -> tuple[Variable, ...]:
     """What is kept besides."""
-    reader = situation.reader
-    source = OWNER if reader == ASKER else ASKER
+    writer, receiver = situation.writer, situation.receiver
+    gathered = (
+        Variable("out_of_first", (writer, ENGINE), "the stretch that was gathered into the writer's first part"),
+        Variable("out_of_second", (writer, ENGINE), "the one in its second part"),
+    )
+    late = (Variable("late", (ASKER,), "whether a pull was given up for which something may be written yet"),)
     return (
-        Variable("out_of_first", (source,), "the stretch in the first half of the source's staging memory"),
-        Variable("out_of_second", (source,), "the stretch in the second"),
-        Variable("into_first", (reader, ENGINE), "the stretch that is read into the first half of the reader's"),
-        Variable("into_second", (reader, ENGINE), "the stretch that is read into the second"),
-        Variable("asked", (ASKER,), "the stretches that it has asked for, or offered"),
-        Variable("answered", (ASKER,), "those of which it has had the answer"),
-        Variable("prepared", (ASKER,), "those that a pusher has gathered"),
-        Variable("taking", (OWNER,), "the stretch that it has been offered"),
-        Variable("moved_on", (reader,), "the stretches whose bytes are in their target"),
-        Variable("under_way", (reader, ENGINE), "the stretches that are being read", each=True),
-        Variable("come", (reader, ENGINE), "the stretches that have been read", each=True),
-        Variable("lost", (reader, ENGINE), "the stretches whose reading has failed", each=True),
+        Variable("started", (writer,), "the stretches that its engine has been given"),
+        Variable("said", (writer,), "those of which it has said that they are there"),
+        Variable("copied", (writer,), "those of which it has heard that they have been copied on"),
+        *(gathered if situation.gathered else ()),
+        Variable("moved_on", (receiver,), "the stretches that it has copied on"),
+        Variable("expected", (receiver,), "whether something may be under way into its staging memory"),
+        *(late if situation.direction == "pull" else ()),
+        Variable("area", (receiver,), "whose its staging memory is"),
+        Variable("under_way", (writer, ENGINE), "the stretches that the engine has not been seen to end", each=True),
+        Variable("come", (writer, ENGINE), "those of which it says that all has arrived", each=True),
+        Variable("lost", (writer, ENGINE), "those of which it says that it has failed", each=True),
+        Variable("ahead", (writer, ENGINE), "the stretches whose bytes may land yet", each=True),
+        Variable("holds_first", (), "what is in the receiver's first part", ghost=True),
+        Variable("holds_second", (), "what is in the second", ghost=True),
     )
 
 
-def _half(variable: str, value: str, of: str) -> dict[str, str]:
-    """Set the half that a stretch goes through, and leave the other."""
-    first, second = (f"{variable}_{half}" for half in _HALVES)
-    return {
-        first: f"{value} if {of} & FIRST_HALF else {first}",
-        second: f"{second} if {of} & FIRST_HALF else {value}",
-    }
+def _part(variable: str, value: str) -> dict[str, str]:
+    """Set the part that stretch ``k`` goes through, and leave the other."""
+    first, second = f"{variable}_first", f"{variable}_second"
+    return {first: f"{value} if k & FIRST_PART else {first}", second: f"{second} if k & FIRST_PART else {value}"}
 
 
-def _ended(**sets: str) -> dict[str, str]:
-    """The reading of stretch ``k`` is over: its half is free."""
-    return {"come[n]": "come[n] & ~k", "lost[n]": "lost[n] & ~k", **_half("into", "0", "k"), **sets}
-
-
-BEGINS_TO_READ = {"asker": "READS", "granted": "items", "asked": "1", "answered": "1", "moved_on": "0"}
-BEGINS_TO_OFFER = {"asker": "READS", "granted": "items", "asked": "0", "answered": "0", "prepared": "0"}
-GIVEN_UP = {"asker": "IDLE", "granted": "0", "told[n]": "KEPT"}
-FIRST_GATHERED = {"out_of_first": "n << 3 | 1"}
+#: What the writer notes when it sees that the engine has ended a stretch.
+_ENDED = {"under_way[n]": "under_way[n] & ~k", "come[n]": "come[n] & ~k", "lost[n]": "lost[n] & ~k"}
 
 
 def turns(situation: Situation) -> tuple[Turn, ...]:
     """The turns between the beginning and the last word."""
-    return (*(_of_a_pull() if situation.direction == "pull" else _of_a_push()), *_engine(situation), _others(situation))
+    pulls = situation.direction == "pull"
+    return (*_writer(situation), _copying() if pulls else _copying_there(), *_engine(situation))
 
 
-def _of_a_pull() -> tuple[Turn, ...]:
-    reads = "asker == READS and call == n"
-    whole = {"asker": "TELLS", "arrived[n]": "1"}
+def _writer(situation: Situation) -> tuple[Turn, ...]:
+    party, stands = situation.writer, WRITER_STANDS[situation.direction]
+    pulls = situation.direction == "pull"
+    gathers = _part("out_of", CODE) if situation.gathered else {}
+    gives_up = (
+        Way(sets={**_ENDED, "started": "ALL_STRETCHES", "said": "ALL_STRETCHES"}, sends=(Send("written"),))
+        if pulls
+        else Way(
+            sets={**_ENDED, "asker": "IDLE", "granted": "0", "told[n]": "KEPT"},
+            sends=(Send("abandon"),),
+            promises=(STILL_BOUND,),
+        )
+    )
+    hears = Turn(
+        party,
+        "hear_copied",
+        f"{party} not in (BROKEN, GONE)",
+        (Way(f"not ({stands})"), Way(sets={"copied": "copied | items"})),
+        "late, it changes nothing; in time, its part can have another stretch",
+        "conversation 5, conversation 12",
+        takes="copied",
+    )
+    last_word = Turn(
+        ASKER,
+        "say_last_word",
+        f"{stands} and said == ALL_STRETCHES",
+        (Way(sets={"asker": "TELLS"}, sends=(Send("finish", "granted"),)),),
+        "every stretch is said to be there, which the last word cannot overtake",
+        "conversation 8",
+    )
     return (
         Turn(
-            ASKER,
-            "ask_for_stretch",
-            f"{reads} and not asked & k and answered & k >> 1 and (k < 4 or moved_on & k >> 2)",
-            (Way(sets={"asked": "asked | k"}, sends=(Send("gather", "k"),)),),
-            "one is read while the next is gathered; into a half whose bytes have been moved on, not before",
-            "conversation 4, conversation 11",
-        ),
-        Turn(
-            ASKER,
-            "hear_gathered",
-            "asker not in (BROKEN, GONE)",
-            (
-                Way(f"not ({reads})"),
-                Way("not items", GIVEN_UP, (Send("abandon"),)),
-                Way(sets={"answered": "answered | items"}),
-            ),
-            "late, it changes nothing; in time, the stretch can be read, or the transfer is served no more",
-            "conversation 3",
-            takes="gathered",
-        ),
-        Turn(
-            ASKER,
-            "start_reading",
-            f"{reads} and answered & k and not (under_way[n] | come[n] | lost[n] | moved_on) & k"
-            " and not (into_first if k & FIRST_HALF else into_second)",
-            (Way(sets={"under_way[n]": "under_way[n] | k", "ahead[n]": "ahead[n] | k", **_half("into", CODE, "k")}),),
-            "into a half that no reading has, not even one of an earlier transfer",
-            "conversation 2",
-            comes=WITH_THE_ENGINE,
-        ),
-        Turn(
-            ASKER,
-            "stretch_arrived",
-            f"{reads} and come[n] & k",
-            (
-                Way("(moved_on | k) == ALL_STRETCHES", _ended(**whole), (Send("finish", "granted"),)),
-                Way(sets=_ended(moved_on="moved_on | k")),
-            ),
-            "moved on to its target, while the transfer stands; after the last stretch the last word",
-            "conversation 2, conversation 6",
-        ),
-        Turn(
-            ASKER,
-            "stretch_lost",
-            f"{reads} and lost[n] & k",
-            (Way(sets=GIVEN_UP, sends=(Send("abandon"),)),),
-            "the engine has given up, so nothing has succeeded, and the owner is told so",
-            "conversation 4, conversation 9",
-        ),
-        _let_go(ASKER, reads),
-        Turn(
-            OWNER,
-            "hear_gather",
-            "owner not in (BROKEN, GONE)",
+            party,
+            "start_stretch",
+            f"{stands} and not started & k and (k == 1 or started & k >> 1) and (k < 1 << PARTS or copied & k >> PARTS)"
+            " and not under_way[others]",
             (
                 Way(
-                    "owner == SERVES and serving == n",
-                    _half("out_of", "n << 3 | items", "items"),
-                    (Send("gathered", "items"),),
+                    sets={
+                        "started": "started | k",
+                        "under_way[n]": "under_way[n] | k",
+                        "ahead[n]": "ahead[n] | k",
+                        **gathers,
+                    }
                 ),
-                Way(sends=(Send("gathered"),)),
             ),
-            "who asks for a stretch has read the one that was in that half",
-            "conversation 11",
-            takes="gather",
-        ),
-    )
-
-
-def _of_a_push() -> tuple[Turn, ...]:
-    offers, reads = "asker == READS and call == n", "owner == READS and serving == n"
-    every = "(moved_on | k) == ALL_STRETCHES"
-    taken = _ended(owner="SERVES", moved_on="moved_on | k", taking="0")
-    return (
-        Turn(
-            ASKER,
-            "gather_stretch",
-            f"{offers} and not prepared & k and (k == 1 or prepared & k >> 1) and (k < 4 or answered & k >> 2)",
-            (Way(sets={"prepared": "prepared | k", **_half("out_of", CODE, "k")}),),
-            "one is gathered while the one before is read; into a half that has been taken, not before",
-            "conversation 11",
-        ),
-        Turn(
-            ASKER,
-            "offer_stretch",
-            f"{offers} and prepared & k and not asked & k and asked == answered",
-            (Way(sets={"asked": "asked | k"}, sends=(Send("take", "k"),)),),
-            "one thing is asked at a time",
-            "conversation 4",
-        ),
-        Turn(
-            ASKER,
-            "hear_taken",
-            "asker not in (BROKEN, GONE)",
-            (
-                Way(f"not ({offers})"),
-                Way("not items", GIVEN_UP, (Send("abandon"),)),
-                Way("(answered | items) == ALL_STRETCHES", {"asker": "TELLS"}, (Send("finish", "granted"),)),
-                Way(sets={"answered": "answered | items"}),
-            ),
-            "late, it changes nothing; in time, nobody reads that half any more; after the last stretch the last word",
-            "conversation 3, conversation 7",
-            takes="taken",
-        ),
-        Turn(
-            OWNER,
-            "hear_take",
-            "owner not in (BROKEN, GONE)",
-            (
-                Way("owner == SERVES and serving == n", {"owner": "WAITS", "taking": "items"}),
-                Way(sends=(Send("taken"),)),
-            ),
-            "it waits in the pusher's staging memory until the answer",
-            "conversation 11",
-            takes="take",
-        ),
-        Turn(
-            OWNER,
-            "start_reading",
-            "owner == WAITS and serving == n and taking == k and not (into_first if k & FIRST_HALF else into_second)",
-            (Way(sets={"owner": "READS", "under_way[n]": "k", "ahead[n]": "k", **_half("into", CODE, "k")}),),
-            "into a half that no reading has, not even one of an earlier transfer",
-            "conversation 2",
+            "into a part that has been copied on, and when the engine has ended whatever was started for others before",
+            "conversation 4, conversation 12",
             comes=WITH_THE_ENGINE,
         ),
         Turn(
-            OWNER,
-            "stretch_arrived",
-            f"{reads} and come[n] & k",
-            (
-                Way(every, {**taken, "arrived[n]": "1"}, (Send("taken", "k"),)),
-                Way(sets=taken, sends=(Send("taken", "k"),)),
-            ),
-            "moved on to its target, while the transfer stands; only the last word says that it was the right thing",
-            "conversation 2, conversation 7",
+            party,
+            "stretch_is_there",
+            f"{stands} and come[n] & k and not said & k and (k == 1 or said & k >> 1)",
+            (Way(sets={**_ENDED, "said": "said | k"}, sends=(Send("written", "k"),)),),
+            "the engine has ended it, and not before",
+            "conversation 3",
         ),
         Turn(
-            OWNER,
-            "stretch_lost",
-            f"{reads} and lost[n] & k",
-            (Way(sets=_ended(owner="SERVES", taking="0"), sends=(Send("taken"),)),),
-            "the engine has given up, and the pusher is told so",
-            "conversation 4, conversation 9",
+            party,
+            "stretch_failed",
+            f"{stands} and lost[n] & k and not said & k",
+            (gives_up,),
+            "the engine has given up, so nothing has succeeded, and the other end is told so",
+            "conversation 6, conversation 10",
         ),
-        _let_go(OWNER, reads),
+        Turn(
+            party,
+            "look_after",
+            f"{party} not in (BROKEN, GONE) and (come[n] | lost[n]) & k and (not ({stands}) or said & k)",
+            (Way(sets=_ENDED),),
+            "nobody waits for it any more, but what comes next waits for its end",
+            "conversation 4",
+        ),
+        *(() if pulls else (last_word,)),
+        *((hears,) if _says_copied(situation) else ()),
     )
 
 
-def _let_go(party: str, reads: str) -> Turn:
+def _says_copied(situation: Situation) -> bool:
+    """Of a pull, nobody says so of the last stretch in each part: nothing is to follow it there."""
+    return situation.direction == "push" or situation.stretches > PARTS
+
+
+def _copying() -> Turn:
+    kept = (RIGHT_BYTES, IN_ITS_CALL)
     return Turn(
-        party,
-        "let_go",
-        f"{party} != GONE and not ({reads}) and (come[n] | lost[n]) & k",
-        (Way(sets=_ended()),),
-        "the transfer has ended before; now nothing of this stretch is written any more",
-        "conversation 2",
+        ASKER,
+        "hear_written",
+        "asker not in (BROKEN, GONE)",
+        (
+            Way(f"not ({RECEIVER_STANDS['pull']})"),
+            Way(
+                "not items",
+                {"asker": "IDLE", "granted": "0", "told[n]": "KEPT", "late": "1"},
+                (Send("abandon"),),
+                (STILL_BOUND,),
+            ),
+            Way(
+                "(moved_on | items) == ALL_STRETCHES",
+                {
+                    "asker": "TELLS",
+                    "moved_on": "moved_on | items",
+                    "expected": "0",
+                    "late": "0",
+                    "arrived[n]": "granted",
+                },
+                (Send("finish", "granted"),),
+                kept,
+            ),
+            Way("items << PARTS & ALL_STRETCHES", {"moved_on": "moved_on | items"}, (Send("copied", "items"),), kept),
+            Way(sets={"moved_on": "moved_on | items"}, promises=kept),
+        ),
+        "late, it changes nothing; in time, it is copied on to its target; after the last stretch the last word",
+        "conversation 2, conversation 3, conversation 8",
+        takes="written",
+    )
+
+
+def _copying_there() -> Turn:
+    kept = (RIGHT_BYTES, PINNED_TARGET)
+    moved, copied = {"moved_on": "moved_on | items"}, (Send("copied", "items"),)
+    return Turn(
+        OWNER,
+        "hear_written",
+        "owner not in (BROKEN, GONE)",
+        (
+            Way(f"not ({RECEIVER_STANDS['push']})"),
+            Way("(moved_on | items) == ALL_STRETCHES", {**moved, "arrived[n]": "pinned[n]"}, copied, kept),
+            Way(sets=moved, sends=copied, promises=kept),
+        ),
+        "late, it changes nothing; in time, it is copied on to its target",
+        "conversation 2, conversation 3",
+        takes="written",
     )
 
 
 def _engine(situation: Situation) -> tuple[Turn, ...]:
-    reading, source = (ASKER, OWNER) if situation.direction == "pull" else (OWNER, ASKER)
-    there = f"{reading} != GONE and under_way[n] & k"
-    foreign = f"foreign[n] | ((out_of_first if k & FIRST_HALF else out_of_second) != ({CODE}))"
+    writes = f"{situation.writer} != GONE and under_way[n] & k and not (come[n] | lost[n]) & k"
+    held = "pinned[n]" if situation.direction == "pull" else "(call == n and ASKS <= asker <= TELLS)"
+    straight = f"(({CODE}) << 1 | (not {held}))"
+    gathered = "((out_of_first if k & FIRST_PART else out_of_second) << 1)"
     return (
         Turn(
             ENGINE,
-            "move",
-            f"{there} and {source} != GONE and ahead[n] & k",
-            (Way(sets={"ahead[n]": "ahead[n] & ~k", "foreign[n]": foreign}, promises=(OWN_HALF,)),),
-            "whatever stands in that half by now",
-            "conversation 1, conversation 2",
+            "land",
+            f"{situation.receiver} != GONE and ahead[n] & k",
+            (
+                Way(
+                    sets={"ahead[n]": "ahead[n] & ~k", **_part("holds", gathered if situation.gathered else straight)},
+                    promises=(OWN_AREA,),
+                ),
+            ),
+            "whatever stands in the source by now; what is on the way lands also where the writer is gone",
+            "conversation 1, conversation 4",
             comes=WITH_THE_ENGINE,
         ),
         Turn(
             ENGINE,
             "arrive",
-            f"{there} and not ahead[n] & k",
-            (Way(sets={"under_way[n]": "under_way[n] & ~k", "come[n]": "come[n] | k"}),),
-            "everything has been moved",
-            "conversation 2",
+            f"{writes} and not ahead[n] & k",
+            (Way(sets={"come[n]": "come[n] | k"}),),
+            "everything is in the receiver's memory",
+            "conversation 3",
             comes=WITH_THE_ENGINE,
         ),
         Turn(
             ENGINE,
             "fail",
-            there,
-            (
-                Way(
-                    sets={
-                        "under_way[n]": "under_way[n] & ~k",
-                        "ahead[n]": "ahead[n] & ~k",
-                        "lost[n]": "lost[n] | k",
-                    }
-                ),
-            ),
-            "the other end is gone, or cannot be reached; nothing more is written",
-            "conversation 2",
+            writes,
+            (Way(sets={"lost[n]": "lost[n] | k", "ahead[n]": "ahead[n] & ~k"}),),
+            "the other end is gone, or cannot be reached; nothing more of it is written",
+            "conversation 4",
             comes=WITH_THE_ENGINE,
         ),
-    )
-
-
-def _others(situation: Situation) -> Turn:
-    """Who has nothing to do for a transfer uses his staging memory for others."""
-    source = OWNER if situation.direction == "pull" else ASKER
-    return Turn(
-        source,
-        "use_staging_for_another",
-        f"{source} == IDLE and (out_of_first or out_of_second)",
-        (Way(sets={"out_of_first": "0", "out_of_second": "0"}),),
-        "what is merely read is held for nobody whose transfer has ended",
-        "conversation 10",
-        comes=PERHAPS,
     )

@@ -8,8 +8,7 @@ changes what it keeps, and sends messages. It decides by nothing but the message
 Expressions are Python's, of integers, over the names of variables and of constants (in capitals). Sets of items are
 bits. ``n`` is the number of a transfer, ``i`` one item and ``k`` one stretch of bytes: a turn that names them stands
 for one turn for each. ``items`` are those of the message that was taken. A variable kept for each transfer is written
-``name[n]``; ``name[all]`` are the bits of all of them together, ``name[others]`` of all but ``n``, ``name[later]`` of
-those after it.
+``name[n]``; ``name[all]`` are the bits of all of them together, ``name[others]`` of all but ``n``.
 """
 
 from __future__ import annotations
@@ -22,22 +21,21 @@ from .steps import Promise, names_in
 
 ASKER, OWNER, ENGINE, WORLD = "asker", "owner", "engine", "world"
 
-#: Whose queue each kind of message comes from, and so who takes it.
+#: The messages, and who takes each. Those about the bytes go with them, or against them.
+RECEIVER, WRITER = "receiver", "writer"
 TAKEN_BY = {
     "begin": OWNER,
-    "gather": OWNER,
-    "take": OWNER,
-    "finish": OWNER,
-    "abandon": OWNER,
     "begun": ASKER,
-    "gathered": ASKER,
-    "taken": ASKER,
+    "written": RECEIVER,
+    "copied": WRITER,
+    "finish": OWNER,
     "finished": ASKER,
+    "abandon": OWNER,
 }
 KINDS = {kind: number for number, kind in enumerate(TAKEN_BY, 1)}
 
 #: What stands for numbers, items and stretches.
-INDICES = ("n", "i", "k", "all", "others", "later")
+INDICES = ("n", "i", "k", "all", "others")
 
 #: When a turn that can be taken is taken: perhaps never; in time; in time if the engine ends what it has begun.
 PERHAPS, IN_TIME, WITH_THE_ENGINE = "perhaps", "in time", "with the engine"
@@ -124,27 +122,38 @@ class Turn:
 class Situation:
     """What a check lets happen.
 
-    ``direction`` is ``"pull"`` or ``"push"``; ``travel`` how the bytes do: ``"carried"`` on the messages, ``"read"``
-    straight out of the other end's memory, or in ``"stretches"`` through its staging memory. ``items`` are asked for
-    together, ``calls`` times; ``all_or_nothing`` refuses all where one is refused. ``rebinding`` lets the owner bind a
-    key that was dropped to another cache, ``impatience`` lets it end by itself what the asker takes too long about.
-    ``rivals`` take keys,     ``deaths`` are those of either end.
+    ``direction`` is ``"pull"`` or ``"push"``; ``travel`` how the bytes do: ``"carried"`` on the messages, or
+    ``"written"`` in so many ``stretches``, which are ``gathered`` before or written straight from where they are.
+    ``items`` are asked for at once, ``calls`` times; ``together`` refuses all where one is refused. ``rebinding`` lets
+    the owner bind a key that was dropped to another cache, ``impatience`` lets it end by itself what the asker takes
+    too long about. ``rivals`` take keys, ``deaths`` are those of either end.
     """
 
     direction: str
     travel: str
     items: int = 1
+    stretches: int = 1
     calls: int = 2
-    all_or_nothing: bool = False
+    together: bool = False
+    gathered: bool = False
     rebinding: bool = False
     impatience: bool = False
     rivals: bool = True
     deaths: bool = True
 
     @property
-    def reader(self) -> str:
-        """The party into whose memory the bytes go, and whose engine fetches them."""
+    def receiver(self) -> str:
+        """The party into whose memory the bytes go."""
         return ASKER if self.direction == "pull" else OWNER
+
+    @property
+    def writer(self) -> str:
+        """The party that has the bytes, and whose engine writes them."""
+        return OWNER if self.direction == "pull" else ASKER
+
+    def taken_by(self, kind: str) -> str:
+        """Who takes a kind of message."""
+        return {RECEIVER: self.receiver, WRITER: self.writer}.get(TAKEN_BY[kind], TAKEN_BY[kind])
 
 
 @dataclass(frozen=True)
@@ -178,7 +187,7 @@ class Conversation:
             raise ValueError(f"{turn.party}: {turn.name} goes by what it cannot know, or sets it: {sorted(wrong)}")
         if turn.ways[-1].when != "1" or not turn.reason or not turn.clause:
             raise ValueError(f"{turn.party}: {turn.name} may get stuck, or says no reason")
-        if turn.takes and TAKEN_BY[turn.takes] != turn.party:
+        if turn.takes and self.situation.taken_by(turn.takes) != turn.party:
             raise ValueError(f"{turn.party}: {turn.name} takes a {turn.takes}, which is not for it")
 
     def turn(self, name: str) -> Turn:

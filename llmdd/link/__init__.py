@@ -39,6 +39,7 @@ Between two that an engine connects, because they are on different hosts or one 
 ``distant_session``         the session of such a link
 ``conversation``            how one end asks the other for transfers
 ``attendance``              how it is answered
+``stretches``               writing a stream to the other end, by either of them
 ``guest_grant``             the place of a peer at the attendance, and how it comes back
 ==========================  ========================================================================================
 

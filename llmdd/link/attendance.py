@@ -54,15 +54,15 @@ RECEIVED_LATE_S = 60.0
 #: What may wait to be sent to one peer.
 MAX_UNSENT = 16 << 20
 
+_ENGINE_FAILED = ExchangeEnded.RESULTS["ENGINE_FAILED"]
 _OUT_OF_TIME = ExchangeEnded.RESULTS["OUT_OF_TIME"]
 _ENGINE_FAILED = ExchangeEnded.RESULTS["ENGINE_FAILED"]
 _RECEIVED_AT_ONCE = 256 * 1024
 
+_ATTEMPTS = 2
+
 # Steps between two looks at the connections, while something moves.
 _STEPS_IN_A_ROW = 16
-
-# How long to stay awake for the end of a request whose bytes have been said already: it takes as long to be woken.
-_FINISHED_SOON_S = 0.000_2
 
 # How soon to look again at what takes longer than anybody waits for it.
 _LOOK_AGAIN_S = 0.002
@@ -75,8 +75,7 @@ class _Open:
         self.number = request.number
         self.served = served
         self.way = way
-        self.begun_at = time.monotonic()
-        self.deadline = self.begun_at + request.patience_ms / 1000
+        self.deadline = time.monotonic() + request.patience_ms / 1000
         self.stretches_of_push = 0
 
     @property
@@ -238,8 +237,6 @@ class Attendance:
                 continue
             if (guest.work is not None or guest.open.is_written_by_peer) and now < guest.open.deadline:
                 return 0.0
-            if guest.open.way is Way.CARRIED and now < guest.open.begun_at + _FINISHED_SOON_S:
-                return 0.0
             left = max(_LOOK_AGAIN_S, guest.open.deadline + GRACE_S - now)
             patience = left if patience is None else min(patience, left)
         return patience
@@ -260,8 +257,17 @@ class Attendance:
                 self._guarded(guest, lambda guest: guest.outbox.is_idle)
             receiving = receiving or (guest.open is not None and guest.open.is_written_by_peer)
         if receiving:
+            self._receive()
+
+    def _receive(self) -> None:
+        try:
             for _ in range(_STEPS_IN_A_ROW):
                 self.engine.progress()
+        except EngineFailed as error:
+            # What is on its way will not be told of as written, and its calls end by themselves.
+            _logger.warning("the transfer engine receives nothing: %s", error)
+            self._receive_until = 0.0
+            time.sleep(_LOOK_AGAIN_S)
 
     def _work_on(self, guest: Guest) -> None:
         assert guest.work is not None
@@ -349,6 +355,8 @@ class Attendance:
             self._begin(guest, request)
             return
         is_open = guest.open is not None and guest.open.number == request.number
+        if isinstance(request, Abandon) and not is_open:
+            return  # of one that has ended, or whose Begin never came to be sent
         if request.number > guest.last_number:
             raise ProtocolError(f"{type(request).__name__} {request.number} is of no request that has begun")
         if isinstance(request, Finish):
@@ -375,7 +383,12 @@ class Attendance:
         served = self._store.serve(request.items, request.together, request.patience_ms)
         try:
             way = self._way(request, served)
-            begun = self._answer_to(guest, request, served, way)
+            try:
+                begun = self._answer_to(guest, request, served, way)
+            except EngineFailed as error:
+                _logger.warning("the transfer engine cannot take part: %s", error)
+                items = [Found(_ENGINE_FAILED, False, 0, 0, 0, False, 0) for _ in request.items]
+                begun = Begun(request.number, items, Way.NONE, b"", 0, b"")
             if not begun.has_ended(served.pushes):
                 guest.open = _Open(request, served, begun.way)
             self._say(guest, begun)
@@ -419,21 +432,30 @@ class Attendance:
 
     def _write(self, guest: Guest, number: int, stretches: Stretches) -> Generator[None]:
         """Write what is pulled, stretch by stretch, and tell of each."""
-        try:
+        # A connection that has died is found out by the next that is to be written: then it is tried anew, once.
+        for attempt in range(_ATTEMPTS):
+            try:
+                while not guest.outbox.is_idle:
+                    yield
+                guest.outbox.prepare()
+                while not stretches.are_written:
+                    for stretch in stretches.proceed():
+                        self._say(guest, Written(number, stretch, True))
+                    yield
+                return
+            except EngineFailed as error:
+                _logger.warning("the transfer engine has failed, attempt %d of %d: %s", attempt + 1, _ATTEMPTS, error)
             while not guest.outbox.is_idle:
                 yield
-            guest.outbox.prepare()
-            while not stretches.are_written:
-                for stretch in stretches.proceed():
-                    self._say(guest, Written(number, stretch, True))
-                yield
-        except EngineFailed as error:
-            _logger.warning("the transfer engine has failed: %s", error)
-            self._say(guest, Written(number, 0, False))
+            stretches.begin_again()
+        self._say(guest, Written(number, 0, False))
 
     def _copy_on(self, guest: Guest, request: Written) -> None:
         """A stretch of a push is in our staging memory."""
         assert guest.open is not None
+        if not request.arrived:
+            self._drop(guest)
+            return
         served, total = guest.open.served, guest.open.served.stream_bytes
         if not guest.open.is_written_by_peer or request.stretch != guest.open.stretches_of_push or not request.arrived:
             raise ProtocolError(f"Written {request.stretch} of a request that has no such stretch now")

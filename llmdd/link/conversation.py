@@ -44,10 +44,6 @@ _RECEIVED_AT_ONCE = 256 * 1024
 _NANOSECONDS_OF_A_MILLISECOND = 1_000_000
 _BLOCK_BYTES = 8
 
-# How long to look for an answer again and again before sleeping: about as long as one takes to come, where it comes at
-# once. To fall asleep and be woken takes as long again.
-_IMPATIENT_NS = 150_000
-
 _A = TypeVar("_A", Begun, Written, Copied, Finished)
 
 
@@ -92,6 +88,7 @@ class Conversation:
     ) -> None:
         sock.setblocking(False)
         self._socket = sock
+        self._readable = _polled(sock, select.POLLIN)
         self._engine = engine
         self._engine_peer = engine_peer
         self._inbox = Inbox(areas)
@@ -306,10 +303,9 @@ class Conversation:
 
     def _receive(self, deadline: int) -> None:
         """Wait for more of an answer."""
-        patient_from = time.monotonic_ns() + _IMPATIENT_NS
+        self._sleep_until(self._readable, deadline)
         while not self._receive_now():
-            if time.monotonic_ns() >= patient_from:
-                self._wait_until(select.POLLIN, deadline)
+            self._sleep_until(self._readable, deadline)
 
     def _receive_beside_engine(self, exchange: Exchange, deadline: int) -> None:
         """The same, while our engine receives what the owner writes."""
@@ -341,7 +337,7 @@ class Conversation:
             raise ExchangeEnded("TOO_MANY_AT_ONCE") from None
         try:
             while not self._unsent.send():
-                self._wait_until(select.POLLOUT, deadline)
+                self._sleep_until(_polled(self._socket, select.POLLOUT), deadline)
         except OSError as error:
             raise _lost(error) from None
 
@@ -356,16 +352,20 @@ class Conversation:
         except ExchangeEnded as ended:
             _logger.debug("the owner cannot be told now: %s", ended)
 
-    def _wait_until(self, event: int, deadline: int) -> None:
+    def _sleep_until(self, ready: select.poll, deadline: int) -> None:
         """Sleep until the connection can be read from, or written to."""
         self._require_time(deadline)
-        ready = select.poll()
-        try:
-            ready.register(self._socket, event)
-        except ValueError:
-            raise ExchangeEnded("LINK_LOST") from None  # it was closed
         left_ns = max(0, deadline - time.monotonic_ns())
         ready.poll(left_ns / _NANOSECONDS_OF_A_MILLISECOND)
+
+
+def _polled(sock: socket.socket, event: int) -> select.poll:
+    ready = select.poll()
+    try:
+        ready.register(sock, event)
+    except ValueError:
+        raise ExchangeEnded("LINK_LOST") from None  # it was closed
+    return ready
 
 
 def _lost(error: OSError) -> ExchangeEnded:

@@ -53,6 +53,9 @@ class RunningEngine:
     def acquaint(self, theirs: Identity, metadata: bytes) -> str:
         """Make a peer known to the engine and say by which name; :meth:`forget` it as often.
 
+        The engine knows it until another incarnation of its cluster comes: an engine may need connections of its own
+        for each time that it is told of a peer, and give none back (NIXL does so).
+
         Raises
         ------
         EngineFailed
@@ -61,6 +64,7 @@ class RunningEngine:
         with self._changing:
             if self._closed:
                 raise EngineFailed("the engine is closed")
+            self._part_from_former(theirs)
             known = self._acquaintances.get(_incarnation(theirs))
             if known is None:
                 known = _Acquaintance(self.engine.connect(metadata), 0)
@@ -75,11 +79,17 @@ class RunningEngine:
         with self._changing:
             if self._closed:
                 return
-            known = self._acquaintances[_incarnation(theirs)]
-            known.needed -= 1
-            if known.needed == 0:
-                del self._acquaintances[_incarnation(theirs)]
-                self.engine.disconnect(known.engine_peer)
+            self._acquaintances[_incarnation(theirs)].needed -= 1
+
+    def _part_from_former(self, theirs: Identity) -> None:
+        """Have the engine forget what the cluster was before it was restarted, if nobody needs it any more."""
+        former = [
+            incarnation
+            for incarnation, known in self._acquaintances.items()
+            if incarnation[0] == theirs.cluster_id and incarnation != _incarnation(theirs) and known.needed == 0
+        ]
+        for incarnation in former:
+            self.engine.disconnect(self._acquaintances.pop(incarnation).engine_peer)
 
     def close(self) -> None:
         """Serve nobody any more, then end all that is under way."""

@@ -58,6 +58,11 @@ class Stretches:
         """The peer has copied one on."""
         self._free_parts = min(PARTS, self._free_parts + 1)
 
+    def begin_again(self) -> None:
+        """The engine has failed, and nothing is under way: those that have not been written are to be begun anew."""
+        self._free_parts += self._begun - self._written
+        self._begun = self._written
+
     def proceed(self) -> Iterator[int]:
         """Begin what can be begun, and give the numbers of those that have been written since.
 

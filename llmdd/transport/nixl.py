@@ -104,7 +104,7 @@ class NixlEngine(TransferEngine):
         self._why_closed = "it is closed"
         self._registered: Counter[tuple[int, int]] = Counter()
         self._peers: dict[str, _Peer] = {}
-        with _settings():
+        with _starting, _settings():
             self._nixl = _bindings()
             self._agent = self._open()
         _open_engines.add(self)
@@ -338,6 +338,9 @@ class _NixlWriting(Writing):
         if not self._arrived and self._failure is None:
             raise RuntimeError("the writing is under way: poll it until it has ended")
 
+
+# NIXL's compiled part may be loaded once, and the environment is everybody's.
+_starting = threading.Lock()
 
 _open_engines: weakref.WeakSet[NixlEngine] = weakref.WeakSet()
 

@@ -216,13 +216,12 @@ class Outbox:
         self.write(number, _run(here, size), _run(there, size))
 
     def write(self, number: int, here: Descriptors, there: Descriptors) -> None:
-        """Begin to write a stretch: what lies ``here`` goes ``there``."""
+        """Begin to write a stretch: what lies ``here`` goes ``there``; raises as :meth:`poll`."""
         try:
-            writing = self._engine.write(self._peer, here, there)
+            self._under_way.append(_UnderWay(self._engine.write(self._peer, here, there), number))
         except EngineFailed:
             self._connection_failed = True
             raise
-        self._under_way.append(_UnderWay(writing, number))
 
     def poll(self) -> int | None:
         """The number of the oldest stretch under way if it has been written.

@@ -211,4 +211,4 @@ def test_a_host_that_is_gone_without_a_word(make_pair: MakePair, start_process: 
     owner.bind(9, *LARGE)
     assert puller.unlink(1, *owner.address, True) == SUCCESS
     eventually(lambda: puller.link_to(owner) == SUCCESS, "linked again, when the way is known again")
-    assert puller.fetch(1, 9, *LARGE) == "right"
+    eventually(lambda: puller.fetch(1, 9, *LARGE) == "right", "pulled, when the engine has found the way again")

@@ -1,4 +1,4 @@
-"""Transfers between nodes that share no memory: what arrives, in how many messages, and what staging memory it takes."""
+"""Transfers between nodes that share no memory: what arrives, in how many messages, by what memory."""
 
 from __future__ import annotations
 

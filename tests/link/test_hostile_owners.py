@@ -1,4 +1,4 @@
-"""An owner that answers nonsense ends the call with a code of the contract, in time, and touches nothing but its slot."""
+"""An owner that answers nonsense ends the call in time, by a code of the contract, and touches no other slot."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from llmdd.spec.conversation_page import page
 from llmdd.spec.conversations import SITUATIONS, Explorer, main
 from llmdd.spec.interleavings import Interleavings
 from llmdd.spec.misunderstandings import MISUNDERSTANDINGS
-from llmdd.spec.turns import ASKER, OWNER, Send, Situation, Way
+from llmdd.spec.turns import ENGINE, OWNER, Send, Situation, Way
 
 PAGE = Path(__file__).parents[2] / "docs" / "conversation.md"
 COUNTS = {
@@ -23,7 +23,7 @@ COUNTS = {
         re.MULTILINE,
     )
 }
-STAGED = {direction: Situation(direction, "read", calls=1) for direction in ("pull", "push")}
+WRITTEN = {direction: Situation(direction, "written", calls=1) for direction in ("pull", "push")}
 
 
 @pytest.fixture(scope="module", params=SITUATIONS)
@@ -53,18 +53,19 @@ def test_nothing_goes_unchecked(explored: tuple[Explorer, Interleavings]) -> Non
         assert {state[place] for state in explorer.parent} == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize("travel", ["carried", "read", "stretches"])
+@pytest.mark.parametrize(("travel", "stretches"), [("carried", 1), ("written", 1), ("written", 3)])
 @pytest.mark.parametrize("direction", ["pull", "push"])
-def test_conversation_ends(direction: str, travel: str) -> None:
-    explorer = Explorer(conversation(Situation(direction, travel, calls=1, rebinding=True, impatience=True)))
+def test_conversation_ends(direction: str, travel: str, stretches: int) -> None:
+    situation = Situation(direction, travel, stretches=stretches, calls=1, rebinding=True, impatience=True)
+    explorer = Explorer(conversation(situation))
     assert explorer.run().violation is None
     assert explorer.ends()
 
 
 def test_conversation_without_an_end_is_told_from_one_with() -> None:
-    right = conversation(STAGED["pull"])
+    right = conversation(WRITTEN["pull"])
     failing = right.turn("fail")
-    again = replace(failing, ways=(Way(sets={"read[n]": "UNDER_WAY", "ahead[n]": "ASKED"}),))
+    again = replace(failing, ways=(Way(sets={"ahead[n]": "ahead[n] | k"}),))
     explorer = Explorer(right.with_turns(again))
     explorer.run()
     assert not explorer.ends()
@@ -84,17 +85,30 @@ def test_nothing_is_found_where_there_is_no_mistake(situation: Situation) -> Non
     assert Explorer(conversation(situation)).run().violation is None
 
 
-def test_reading_into_the_target_is_seen_when_it_writes() -> None:
-    mistake = MISUNDERSTANDINGS["read-into-the-target"]
+def test_writing_into_the_target_is_seen_when_it_lands() -> None:
+    mistake = MISUNDERSTANDINGS["written-into-the-target"]
     trace = Explorer(mistake.make(conversation(mistake.situation))).run().trace
     assert trace == (
         "asker: call of 1; says begin 1 for 1",
-        "owner: hear begin of 1; says begun 1 for 1",
-        "asker: hear begun of 1",
-        "asker: start reading of 1",
         "asker: deadline of 1; says abandon 1",
-        "engine: move of 1 for item 1",
+        "owner: hear begin of 1; says begun 1 for 1",
+        "owner: start stretch of 1 stretch 1",
+        "engine: land of 1 stretch 1",
     )
+
+
+def test_earlier_stretch_lands_on_one_that_was_said_to_be_there() -> None:
+    mistake = MISUNDERSTANDINGS["earlier-not-waited-for"]
+    trace = Explorer(mistake.make(conversation(mistake.situation))).run().trace
+    landed = [line for line in trace if line.startswith("engine: land")]
+    assert landed == ["engine: land of 2 stretch 1", "engine: land of 1 stretch 1"]
+    assert trace[-1].startswith("asker: hear written of 2")
+
+
+def test_staging_memory_that_was_given_back_is_written_to_by_who_had_it_before() -> None:
+    mistake = MISUNDERSTANDINGS["area-given-back"]
+    trace = Explorer(mistake.make(conversation(mistake.situation))).run().trace
+    assert trace[-2:] == ("asker: miss session of 1", "engine: land of 1 stretch 1")
 
 
 def test_late_answer_is_one_to_a_call_that_has_returned() -> None:
@@ -105,43 +119,52 @@ def test_late_answer_is_one_to_a_call_that_has_returned() -> None:
 
 
 def test_turn_that_goes_by_what_the_other_end_keeps_is_refused() -> None:
-    right = conversation(STAGED["pull"])
-    turn = right.turn("everything_arrived")
-    with pytest.raises(ValueError, match=r"everything_arrived goes by what it cannot know, or sets it: \['pinned'\]"):
+    right = conversation(WRITTEN["pull"])
+    turn = right.turn("hear_written")
+    with pytest.raises(ValueError, match=r"hear_written goes by what it cannot know, or sets it: \['pinned'\]"):
         right.with_turns(replace(turn, when=f"{turn.when} and pinned[n]"))
 
 
 def test_turn_that_sets_what_the_other_end_keeps_is_refused() -> None:
-    right = conversation(STAGED["push"])
+    right = conversation(WRITTEN["push"])
     turn = right.turn("hear_begin")
     with pytest.raises(ValueError, match="asker"):
         right.with_turns(replace(turn, ways=(Way(sets={"asker": "IDLE"}),)))
 
 
 def test_turn_that_decides_by_what_only_the_checks_see_is_refused() -> None:
-    right = conversation(STAGED["pull"])
+    right = conversation(WRITTEN["pull"])
     turn = right.turn("hear_finished")
-    with pytest.raises(ValueError, match="foreign"):
-        right.with_turns(replace(turn, ways=(Way("foreign[n]"), *turn.ways)))
+    with pytest.raises(ValueError, match="arrived"):
+        right.with_turns(replace(turn, ways=(Way("arrived[n]"), *turn.ways)))
 
 
 def test_turn_that_may_get_stuck_is_refused() -> None:
-    right = conversation(STAGED["pull"])
+    right = conversation(WRITTEN["pull"])
     turn = right.turn("hear_finish")
     with pytest.raises(ValueError, match="may get stuck"):
         right.with_turns(replace(turn, ways=turn.ways[:1]))
 
 
 def test_message_is_taken_by_whom_it_is_for() -> None:
-    right = conversation(STAGED["pull"])
+    right = conversation(WRITTEN["pull"])
     with pytest.raises(ValueError, match="takes a begun, which is not for it"):
         right.with_turns(replace(right.turn("hear_begin"), takes="begun"))
 
 
 @pytest.mark.parametrize("direction", ["pull", "push"])
-def test_owner_reads_of_a_push_and_the_asker_of_a_pull(direction: str) -> None:
-    reader = {"pull": ASKER, "push": OWNER}[direction]
-    assert conversation(STAGED[direction]).turn("start_reading").party == reader
+def test_who_has_the_bytes_writes_and_the_other_end_copies_on(direction: str) -> None:
+    situation = WRITTEN[direction]
+    right = conversation(situation)
+    assert right.turn("start_stretch").party == right.turn("stretch_is_there").party == situation.writer
+    assert right.turn("hear_written").party == situation.receiver != situation.writer
+
+
+@pytest.mark.parametrize("name", SITUATIONS)
+def test_engine_touches_nothing_but_staging_memory(name: str) -> None:
+    right = conversation(SITUATIONS[name])
+    moved = {target for turn in right.turns if turn.party == ENGINE for way in turn.ways for target in way.sets}
+    assert moved <= {"ahead[n]", "come[n]", "lost[n]", "holds_first", "holds_second"}
 
 
 @pytest.mark.parametrize("name", SITUATIONS)
@@ -172,8 +195,8 @@ def test_page_is_written_from_the_conversation() -> None:
 
 def test_command_shows_the_way_to_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["--mistake", "staging-freed-at-deadline"])
+        main(["--mistake", "area-given-back"])
     assert ended.value.code == 1
     lines = capsys.readouterr().out.splitlines()
-    assert "an engine writes only into staging memory that is its transfer's" in lines[0]
+    assert "never written to by the former one" in lines[0]
     assert lines[1].endswith("asker: call of 1; says begin 1 for 1")

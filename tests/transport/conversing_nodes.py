@@ -1,7 +1,7 @@
 """Nodes of one process with engines in memory, and the lines on which they ask each other for transfers.
 
-A `Line` stands between a real conversation and a real attendance. Every message passes it, is noted, and may be altered,
-held or replaced there, so that either end can be made to seem hostile, slow or silent.
+A `Line` stands between a real conversation and a real attendance. Every message passes it, is noted, and may be altered
+or held there, so that either end can be made to seem hostile, slow or silent.
 """
 
 from __future__ import annotations
