@@ -457,7 +457,7 @@ class Attendance:
             self._drop(guest)
             return
         served, total = guest.open.served, guest.open.served.stream_bytes
-        if not guest.open.is_written_by_peer or request.stretch != guest.open.stretches_of_push or not request.arrived:
+        if not guest.open.is_written_by_peer or request.stretch != guest.open.stretches_of_push:
             raise ProtocolError(f"Written {request.stretch} of a request that has no such stretch now")
         if request.stretch >= stretch_count(total):
             raise ProtocolError(f"Written {request.stretch} of a push of {stretch_count(total)} stretches")

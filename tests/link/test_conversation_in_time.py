@@ -191,8 +191,10 @@ def test_an_engine_that_gives_up_costs_that_call_only(
     patient_line: Line, network: Network, moved: Callable, eventually: Callable, course: Course, nth: int
 ) -> None:
     thing = moved(patient_line)
-    network.follow([Course(polls=2)] * nth + [course])
+    network.follow([Course(polls=2)] * nth)
+    network.usual = course
     assert refusal(thing.move) is LLMStatusCode.LLM_FAILED
+    network.usual = Course(polls=3)
     assert patient_line.owner.store.live_keys == 1
     deliver_the_rest(patient_line, network, eventually)
     thing.move()
@@ -218,8 +220,9 @@ def test_pieces_in_any_order_that_stop_half_way(
     thing = moved(patient_line)
     chance = random.Random(1)
     for number in range(12):
-        network.follow([Course(polls=chance.randrange(1, 5), fails=chance.randrange(3), order=chance)])
+        network.usual = Course(polls=chance.randrange(1, 5), fails=chance.randrange(3), order=chance)
         assert refusal(thing.move) is LLMStatusCode.LLM_FAILED, number
+        network.usual = Course(polls=3, order=chance)
         deliver_the_rest(patient_line, network, eventually)
     thing.move()
     assert contents(thing.target) == contents(thing.source)

@@ -108,11 +108,13 @@ def test_an_engine_that_gives_up_in_the_middle_keeps_the_keys_of_all(
 ) -> None:
     cluster = Cluster(make_conversing, LARGE_ROW)
     for number in range(2):
-        network.follow([Course(polls=2)] * number + [Course(fails=0)])
+        network.follow([Course(polls=2)] * number)
+        network.usual = Course(fails=0)
         with pytest.raises(LLMException) as caught:
             cluster.pull(*SEVERAL, all_or_nothing=True)
         assert caught.value.status_code is LLMStatusCode.LLM_FAILED
         assert cluster.bound() == 12
+        network.usual = Course(polls=3)
     assert cluster.pull(*SEVERAL, all_or_nothing=True) == [OK] * 6
     assert cluster.arrived(*SEVERAL)
 
