@@ -184,8 +184,11 @@ cdef class Exchange:
         cdef Transfer *transfer = self.transfers[position]
         cdef Slot *slot = self.found + position
         cdef uint64_t result = found.result
+        cdef bint unsound
         if result != TRANSFERRED:
-            self.results[position][0] = said(transfer, result)
+            # Of several that go together, the first that is refused ends them all, and those behind it are not begun.
+            unsound = result == NOT_BEGUN and not self.begun.has_ended(False)
+            self.results[position][0] = PEER_UNSOUND if unsound else said(transfer, result)
             return 0
         if transfer.addressing == BY_ADDRESS:
             return self.lay_out_once(position)
