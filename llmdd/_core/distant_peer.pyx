@@ -18,7 +18,11 @@ from llmdd._core.transfer cimport (
     BY_ADDRESS,
     BY_KEY,
     ENGINE_FAILED,
+    INDEX_IN_MOTION,
     LINK_LOST,
+    LINK_TAKEN_DOWN,
+    LINK_WAS_BUSY,
+    LOCALLY_REFUSED,
     NOT_BEGUN,
     OUT_OF_TIME,
     PEER_UNSOUND,
@@ -52,6 +56,15 @@ class ExchangeEnded(Exception):
     def __init__(self, str reason):
         super().__init__(reason)
         self.result = self.RESULTS[reason]
+
+
+cdef TransferResult said(const Transfer *transfer, uint64_t result) noexcept:
+    """What became of an item, as its owner says; PEER_UNSOUND if that is nothing that an owner can say."""
+    if result > LAST_RESULT or result == INDEX_IN_MOTION or result == LINK_WAS_BUSY or result == LINK_TAKEN_DOWN:
+        return PEER_UNSOUND
+    if result == LOCALLY_REFUSED and not transfer.locally_refused:
+        return PEER_UNSOUND
+    return <TransferResult><int>result
 
 
 cdef bytes packed(const uint64_t *numbers, uint64_t count):
@@ -101,8 +114,8 @@ cdef class Exchange:
             return self.end_all(ended.result)
         self.take_answer()
         if self.begun is not None and self.begun.has_ended(self.pushes):
-            self.begun = None
-            if self.pushes:
+            begun, self.begun = self.begun, None
+            if self.pushes and begun.is_carried:
                 self.end_all(TRANSFERRED)
         return 0
 
@@ -171,8 +184,11 @@ cdef class Exchange:
         cdef Transfer *transfer = self.transfers[position]
         cdef Slot *slot = self.found + position
         cdef uint64_t result = found.result
+        cdef bint unsound
         if result != TRANSFERRED:
-            self.results[position][0] = <TransferResult><int>result if result <= LAST_RESULT else PEER_UNSOUND
+            # Of several that go together, the first that is refused ends them all, and those behind it are not begun.
+            unsound = result == NOT_BEGUN and not self.begun.has_ended(False)
+            self.results[position][0] = PEER_UNSOUND if unsound else said(transfer, result)
             return 0
         if transfer.addressing == BY_ADDRESS:
             return self.lay_out_once(position)
@@ -293,8 +309,8 @@ cdef class Exchange:
             return self.end_all(PEER_UNSOUND)
         for i in range(self.count):
             result = results[i]
-            if self.results[i][0] == NOT_BEGUN:
-                self.results[i][0] = <TransferResult><int>result if result <= LAST_RESULT else PEER_UNSOUND
+            if self.results[i][0] == NOT_BEGUN and (succeeded[i] or result != TRANSFERRED):
+                self.results[i][0] = said(self.transfers[i], result)
         # Nothing has begun and not ended: the owner says NOT_BEGUN of what we have not had.
         return self.end_all(PEER_UNSOUND)
 
@@ -310,7 +326,7 @@ cdef class Exchange:
     cdef bint has_arrived(self, uint64_t position) except *:
         """Whether an item was carried over whole; notes why not."""
         cdef StreamItem *item
-        if self.results[position][0] != NOT_BEGUN:
+        if self.results[position][0] != NOT_BEGUN or self.stream_items[position] == NOT_SEEN:
             return False
         item = self.stream.items + self.stream_items[position]
         if item.result != COPIED:
@@ -371,9 +387,12 @@ cdef class DistantPeer(Peer):
                 i += 1
             if exchange.count == 0:
                 return 0
-            exchange.begin(False)
-            exchange.carry()
-            exchange.finish()
+            try:
+                exchange.begin(False)
+                exchange.carry()
+                exchange.finish()
+            finally:
+                exchange.abandon()
         return 0
 
     def break_off(self):

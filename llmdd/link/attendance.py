@@ -38,9 +38,9 @@ from .transfer_messages import (
     Found,
     Frames,
     Request,
+    Unsent,
     Way,
     Written,
-    frame,
 )
 
 _logger = logging.getLogger("llmdd.link")
@@ -56,6 +56,7 @@ MAX_UNSENT = 16 << 20
 
 _ENGINE_FAILED = ExchangeEnded.RESULTS["ENGINE_FAILED"]
 _OUT_OF_TIME = ExchangeEnded.RESULTS["OUT_OF_TIME"]
+_ENGINE_FAILED = ExchangeEnded.RESULTS["ENGINE_FAILED"]
 _RECEIVED_AT_ONCE = 256 * 1024
 
 _ATTEMPTS = 2
@@ -99,7 +100,7 @@ class Guest:
         self.outbox = Outbox(attendance.engine, engine_peer, attendance.areas)
         self.stretches: Stretches | None = None
         self.work: Generator[None] | None = None
-        self.unsent = bytearray()
+        self.unsent = Unsent(sock)
         self.frames = Frames()
         self.is_gone = False
         self._attendance = attendance
@@ -336,19 +337,14 @@ class Attendance:
             self._serve(guest, request)
 
     def _say(self, guest: Guest, answer: Answer) -> None:
-        guest.unsent += frame(answer)
+        guest.unsent.add(answer)
         # Those to requests that were given up may wait there for their reader.
-        if len(guest.unsent) > MAX_UNSENT:
+        if guest.unsent.size > MAX_UNSENT:
             raise ConnectionAbortedError("the peer does not take what it is sent")
         self._send_unsent(guest)
 
     def _send_unsent(self, guest: Guest) -> None:
-        try:
-            sent = guest.socket.send(guest.unsent)
-        except BlockingIOError:
-            sent = 0
-        del guest.unsent[:sent]
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if guest.unsent else 0)
+        events = selectors.EVENT_READ | (0 if guest.unsent.send() else selectors.EVENT_WRITE)
         if self._selector.get_key(guest.socket).events != events:
             self._selector.modify(guest.socket, events, guest)
 
@@ -394,11 +390,11 @@ class Attendance:
                 items = [Found(_ENGINE_FAILED, False, 0, 0, 0, False, 0) for _ in request.items]
                 begun = Begun(request.number, items, Way.NONE, b"", 0, b"")
             if not begun.has_ended(served.pushes):
-                guest.open = _Open(request, served, way)
+                guest.open = _Open(request, served, begun.way)
             self._say(guest, begun)
             if guest.open is None:
                 served.abandon()
-            elif way is Way.WRITTEN and not served.pushes:
+            elif begun.way is Way.WRITTEN and not served.pushes:
                 guest.stretches = Stretches(served, guest.outbox, request.staging)
                 guest.work = self._write(guest, request.number, guest.stretches)
         except BaseException:
@@ -427,7 +423,11 @@ class Attendance:
             served.gather(0, carried)
             data = bytes(carried)
         elif way is Way.WRITTEN and served.pushes:
-            staging, news = guest.inbox.open()
+            try:
+                staging, news = guest.inbox.open()
+            except EngineFailed as error:
+                _logger.warning("the transfer engine has failed: %s", error)
+                way, items = Way.NONE, [replace(item, result=_ENGINE_FAILED) for item in items]
         return Begun(request.number, items, way, data, staging, news)
 
     def _write(self, guest: Guest, number: int, stretches: Stretches) -> Generator[None]:
@@ -477,7 +477,10 @@ class Attendance:
                 finished.served.abandon()
                 raise ProtocolError("Finish of a push that has not been written whole")
             guest.inbox.may_be_written = guest.inbox.may_be_written and not is_whole
-        return finished.served.finish(request.succeeded)
+        try:
+            return finished.served.finish(request.succeeded)
+        finally:
+            finished.served.abandon()
 
     def _take_news(self, guest: Guest, metadata: bytes) -> None:
         try:

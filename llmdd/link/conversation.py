@@ -32,10 +32,10 @@ from .transfer_messages import (
     Finished,
     Frames,
     Request,
+    Unsent,
     Wanted,
     Way,
     Written,
-    frame,
 )
 
 _logger = logging.getLogger("llmdd.link")
@@ -96,7 +96,7 @@ class Conversation:
         self._given_up = given_up
         self._something_is_late = False
         self._frames = Frames()
-        self._unsent = b""
+        self._unsent = Unsent(sock)
         self._last_number = 0
 
     # -- what an exchange does with it: see _core.distant_peer -----------------------------------------------------
@@ -111,6 +111,8 @@ class Conversation:
             engine cannot take part.
         """
         wanted = [Wanted(*item) for item in items]
+        if len(wanted) > MAX_ITEMS or max(item.block_count for item in wanted) > MAX_BLOCKS:
+            raise ExchangeEnded("TOO_MANY_AT_ONCE")
         if sum(len(item.your_blocks) for item in wanted) > MAX_BLOCKS * _BLOCK_BYTES:
             raise ExchangeEnded("TOO_MANY_AT_ONCE")
         self._last_number = number = self._last_number + 1
@@ -122,6 +124,8 @@ class Conversation:
             staging, news = self._open_inbox()
         try:
             begun = self._ask(Begin(number, patience_ms, wanted, together, data, staging, news), Begun, deadline)
+            if exchange.pushes and begun.way is Way.CARRIED and not data:
+                raise self._unsound("what was not said is not there")
         except BaseException:
             self._give_up(number)
             raise
@@ -193,7 +197,7 @@ class Conversation:
             if not written.arrived:
                 raise ExchangeEnded("ENGINE_FAILED")
             if written.stretch != number:
-                raise ExchangeEnded("PEER_UNSOUND")
+                raise self._unsound(f"stretch {written.stretch} is there where {number} was to come")
             exchange.scatter(number * STRETCH_BYTES, self._stretch(number, stretch_size(number, total)))
             if number + PARTS < count:
                 self._send(Copied(begun.number, number), deadline)
@@ -209,8 +213,6 @@ class Conversation:
         """Write the stretches of a push to the owner, and tell of each."""
         pace = Pace()
         try:
-            if begun.metadata:
-                self._engine.refresh(self._engine_peer, begun.metadata)
             while not self._outbox.is_idle:
                 self._look_around(exchange, deadline, pace)
             self._outbox.prepare()
@@ -234,8 +236,7 @@ class Conversation:
         """Between two looks at what is under way: whether it is still waited for."""
         if exchange.is_broken:
             raise ExchangeEnded("LINK_LOST")
-        if time.monotonic_ns() >= deadline:
-            raise ExchangeEnded("OUT_OF_TIME")
+        self._require_time(deadline)
         pace.rest()
 
     def _give_up(self, number: int) -> None:
@@ -264,16 +265,41 @@ class Conversation:
                     self._receive_beside_engine(receiving, deadline)
             elif answer.number == number and not isinstance(answer, Copied):
                 if not isinstance(answer, kind):
-                    raise ExchangeEnded("PEER_UNSOUND")
+                    raise self._unsound(f"{type(answer).__name__} {number} comes where {kind.__name__} was to come")
                 return answer
+            else:
+                # However much there is of what nobody waits for, the time is what it was.
+                self._require_time(deadline)
 
     def _next_answer(self) -> Answer | None:
         try:
-            return self._frames.next_answer()
+            answer = self._frames.next_answer()
         except ProtocolError as error:
-            _logger.warning("a conversation is dropped: %s", error)
-            self.break_off()
-            raise ExchangeEnded("PEER_UNSOUND") from None
+            raise self._unsound(str(error)) from None
+        if answer is None:
+            return None
+        if answer.number > self._last_number:
+            raise self._unsound(f"{type(answer).__name__} {answer.number} answers nothing that was asked")
+        if isinstance(answer, Begun) and answer.metadata:
+            # Also of one that nobody waits for any more: what it says of the owner's engine is not said again.
+            self._take_news(answer.metadata)
+        return answer
+
+    def _take_news(self, metadata: bytes) -> None:
+        try:
+            self._engine.refresh(self._engine_peer, metadata)
+        except EngineFailed as error:
+            raise self._unsound(f"what the owner's engine says of itself cannot be used: {error}") from None
+
+    def _unsound(self, why: str) -> ExchangeEnded:
+        """The owner breaks the rules: nothing that it says is heard any more."""
+        _logger.warning("a conversation is dropped: %s", why)
+        self.break_off()
+        return ExchangeEnded("PEER_UNSOUND")
+
+    def _require_time(self, deadline: int) -> None:
+        if time.monotonic_ns() >= deadline:
+            raise ExchangeEnded("OUT_OF_TIME")
 
     def _receive(self, deadline: int) -> None:
         """Wait for more of an answer."""
@@ -306,22 +332,21 @@ class Conversation:
 
     def _send(self, request: Request, deadline: int) -> None:
         try:
-            self._unsent += frame(request)
+            self._unsent.add(request)
         except ValueError:
             raise ExchangeEnded("TOO_MANY_AT_ONCE") from None
-        # What time did not allow to be sent goes before everything else, so that the messages stay whole.
-        while self._unsent:
-            try:
-                sent = self._socket.send(self._unsent)
-            except BlockingIOError:
+        try:
+            while not self._unsent.send():
                 self._sleep_until(_polled(self._socket, select.POLLOUT), deadline)
-                continue
-            except OSError as error:
-                raise _lost(error) from None
-            self._unsent = self._unsent[sent:]
+        except OSError as error:
+            raise _lost(error) from None
 
     def _say(self, message: Abandon) -> None:
-        """Tell the owner, as soon as the connection takes it; one that has ended need not be told."""
+        """Tell the owner, as soon as the connection takes it; one that has ended need not be told, nor one that has not
+        heard of the request."""
+        if self._unsent.withdraw(message.number):
+            self._inbox.tell_again()
+            return
         try:
             self._send(message, time.monotonic_ns())
         except ExchangeEnded as ended:
@@ -329,9 +354,8 @@ class Conversation:
 
     def _sleep_until(self, ready: select.poll, deadline: int) -> None:
         """Sleep until the connection can be read from, or written to."""
-        left_ns = deadline - time.monotonic_ns()
-        if left_ns <= 0:
-            raise ExchangeEnded("OUT_OF_TIME")
+        self._require_time(deadline)
+        left_ns = max(0, deadline - time.monotonic_ns())
         ready.poll(left_ns / _NANOSECONDS_OF_A_MILLISECOND)
 
 

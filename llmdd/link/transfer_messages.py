@@ -29,6 +29,8 @@ only when those of earlier ones have ended. So what a ``Written`` tells of is th
 
 from __future__ import annotations
 
+import socket
+from collections import deque
 from enum import IntEnum
 from typing import Annotated, Any, TypeAlias
 
@@ -143,6 +145,11 @@ class Begun(Struct, frozen=True, tag="begun"):
     staging: UInt64
     metadata: Metadata
 
+    @property
+    def is_carried(self) -> bool:
+        """Whether the bytes travel on the messages."""
+        return self.way is Way.CARRIED
+
     def has_ended(self, pushes: bool) -> bool:
         """Whether the request, a push or not, has ended with this answer."""
         return self.way is Way.NONE or (pushes and self.way is Way.CARRIED)
@@ -197,6 +204,47 @@ def frame(message: Request | Answer) -> bytes:
     if len(payload) > MAX_PAYLOAD:
         raise ValueError(f"{type(message).__name__} takes {len(payload)} bytes, a frame holds {MAX_PAYLOAD}")
     return HEADER.pack(len(payload)) + payload
+
+
+class Unsent:
+    """Messages that a connection, which does not block, has not taken yet. Of the first a part may have gone."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._waiting: deque[tuple[Request | Answer, memoryview]] = deque()
+        self._is_in_part = False
+        self.size = 0
+
+    def add(self, message: Request | Answer) -> None:
+        """Say this after what waits; ValueError if it is larger than may be."""
+        data = memoryview(frame(message))
+        self._waiting.append((message, data))
+        self.size += len(data)
+
+    def send(self) -> bool:
+        """Say as much as the connection takes now, and whether that was everything. OSError if it has ended."""
+        while self._waiting:
+            message, rest = self._waiting[0]
+            try:
+                sent = self._socket.send(rest)
+            except BlockingIOError:
+                return False
+            self.size -= sent
+            self._is_in_part = sent < len(rest)
+            if self._is_in_part:
+                self._waiting[0] = message, rest[sent:]
+            else:
+                self._waiting.popleft()
+        return True
+
+    def withdraw(self, number: int) -> bool:
+        """Take back what waits of a request, but for what has gone in part; whether its ``Begin`` was taken back."""
+        head = [self._waiting.popleft()] if self._is_in_part else []
+        withdrawn = [message for message, _ in self._waiting if message.number == number]
+        kept = [*head, *(each for each in self._waiting if each[0].number != number)]
+        self._waiting = deque(kept)
+        self.size = sum(len(rest) for _, rest in kept)
+        return any(isinstance(message, Begin) for message in withdrawn)
 
 
 class Frames:

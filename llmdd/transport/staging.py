@@ -141,6 +141,10 @@ class Inbox:
         news, self._known = self._areas.news(self._known)
         return self._area.address, news
 
+    def tell_again(self) -> None:
+        """What :meth:`open` gave last has not been told."""
+        self._known = 0
+
     def stretch(self, number: int, size: int) -> memoryview:
         """What the peer has written as its stretch of that number; ``EngineFailed`` once it is closed."""
         area = self._area

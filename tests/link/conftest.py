@@ -15,7 +15,9 @@ import instance_process
 import msgspec
 import pytest
 from commanded_process import CommandedProcess
+from conversing_nodes import ConversingNode, Line
 from instance_process import Instance
+from programmable_engine import Course, Network
 from still_engine import StillEngine
 
 from llmdd._core.cache_desc import CacheDesc
@@ -401,3 +403,36 @@ def no_descriptor_leaks(eventually: Callable) -> Iterator[None]:
     before = open_descriptors()
     yield
     eventually(lambda: open_descriptors() <= before, f"{before} descriptors were open before the test")
+
+
+# -- conversations without links ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def network() -> Network:
+    """Engines in memory, which let a transfer proceed as over TCP: only while both ends see to theirs."""
+    return Network(usual=Course(polls=3), target_proceeds=True)
+
+
+@pytest.fixture
+def make_conversing(network: Network, eventually: Callable) -> Iterator[Callable[..., ConversingNode]]:
+    """Makes nodes that converse. In the end every invariant of theirs holds, and nothing of them is left."""
+    descriptors = open_descriptors()
+    threads = set(threading.enumerate())
+    nodes: list[ConversingNode] = []
+
+    def make(cluster_id: int, **settings: Any) -> ConversingNode:
+        nodes.append(ConversingNode(network, cluster_id, **settings))
+        return nodes[-1]
+
+    yield make
+    for node in nodes:
+        node.close()
+    eventually(lambda: not set(threading.enumerate()) - threads, "every thread has ended")
+    eventually(lambda: open_descriptors() <= descriptors, f"{descriptors} descriptors were open before the test")
+
+
+@pytest.fixture
+def line(make_conversing: Callable[..., ConversingNode]) -> Line:
+    """The line of node 1 to node 2, whose caches it wants."""
+    return Line(make_conversing(1), make_conversing(2))
