@@ -26,7 +26,7 @@ class DistantSession(Session):
     conversation, asking
         The one on which we ask, and its socket.
     forget
-        Called when the session needs the peer's engine no more.
+        Called when the session needs the peer's engine no more; told whether the link ever stood.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class DistantSession(Session):
         grant: GuestGrant,
         conversation: Conversation,
         asking: socket.socket,
-        forget: Callable[[], None],
+        forget: Callable[[bool], None],
     ) -> None:
         super().__init__(channel, peer, memory, grant)
         self._guest_grant = grant
@@ -69,5 +69,5 @@ class DistantSession(Session):
     def _leave(self) -> None:
         """Nobody asks any more: end the conversation, and let the engine forget the peer."""
         self._conversation.close()
-        self._forget()
+        self._forget(self.ended is not None)
         self._left.set()

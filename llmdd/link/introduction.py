@@ -39,7 +39,7 @@ async def initiate(channel: Channel, end: LocalEnd, welcome: Welcome, kind: str)
     offer = await _offer_of_peer(channel)
     with ExitStack() as undo:
         engine_peer = await _acquaint(running, theirs, offer)
-        undo.callback(running.forget, theirs)
+        undo.callback(running.forget, theirs, False)
         asking = await _converse(channel, welcome.token, "initiator")
         undo.callback(asking.close)
         asked = await _converse(channel, welcome.token, "acceptor")
@@ -59,7 +59,7 @@ async def answer(channel: Channel, end: LocalEnd, theirs: Identity, kind: str) -
     running, ours = await _opened(end, theirs, kind)
     with ExitStack() as undo:
         engine_peer = await _acquaint(running, theirs, offer)
-        undo.callback(running.forget, theirs)
+        undo.callback(running.forget, theirs, False)
         with end.conversations.expect(token) as expectation:
             channel.send(ours)
             asked, asking = await expectation.both()
@@ -108,7 +108,7 @@ async def _acquaint(running: RunningEngine, theirs: Identity, offer: EngineOffer
     try:
         return await asyncio.shield(acquainting)
     except asyncio.CancelledError:
-        acquainting.add_done_callback(lambda done: running.forget(theirs) if done.exception() is None else None)
+        acquainting.add_done_callback(lambda done: running.forget(theirs, False) if done.exception() is None else None)
         raise
     except EngineFailed as error:
         raise Refused(
@@ -144,4 +144,6 @@ def _session(
     conversation = Conversation(asking, running.engine, engine_peer, attendance.areas, attendance.receive_late)
     memory = DistantPeer(conversation, theirs.remote_accessible)
     grant = GuestGrant(running.attendance, asked, engine_peer)
-    return DistantSession(channel, theirs, memory, grant, conversation, asking, lambda: running.forget(theirs))
+    return DistantSession(
+        channel, theirs, memory, grant, conversation, asking, lambda linked: running.forget(theirs, linked)
+    )

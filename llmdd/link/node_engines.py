@@ -13,15 +13,19 @@ from llmdd.transport.engines import ENGINES
 from .attendance import Attendance
 from .messages import Identity
 
+#: Peers that the engine knows though no link to them stands. Beyond that it forgets them.
+MAX_IDLE = 256
+
 _of_a_parent: list[NodeEngines] = []
 
 
 @dataclass
 class _Acquaintance:
-    """A peer that the engine knows, and how many sessions and handshakes need it to."""
+    """A peer that the engine knows, how many sessions and handshakes need it to, and whether it was ever linked."""
 
     engine_peer: str
     needed: int
+    was_linked: bool = False
 
 
 class RunningEngine:
@@ -53,8 +57,8 @@ class RunningEngine:
     def acquaint(self, theirs: Identity, metadata: bytes) -> str:
         """Make a peer known to the engine and say by which name; :meth:`forget` it as often.
 
-        The engine knows it until another incarnation of its cluster comes: an engine may need connections of its own
-        for each time that it is told of a peer, and give none back (NIXL does so).
+        The engine goes on knowing one that was linked, until another incarnation of its cluster comes: an engine may
+        need connections of its own each time that it is told of a peer, and give none back (NIXL does so).
 
         Raises
         ------
@@ -74,12 +78,18 @@ class RunningEngine:
             known.needed += 1
             return known.engine_peer
 
-    def forget(self, theirs: Identity) -> None:
-        """One session or handshake needs a peer no more."""
+    def forget(self, theirs: Identity, linked: bool) -> None:
+        """One session or handshake needs a peer no more; ``linked``: the link stood, so that it may come to stand again."""
         with self._changing:
             if self._closed:
                 return
-            self._acquaintances[_incarnation(theirs)].needed -= 1
+            known = self._acquaintances[_incarnation(theirs)]
+            known.needed -= 1
+            known.was_linked = known.was_linked or linked
+            idle = [each for each, known in self._acquaintances.items() if known.needed == 0]
+            for incarnation in idle:
+                if not self._acquaintances[incarnation].was_linked or len(idle) > MAX_IDLE:
+                    self._part_from(incarnation)
 
     def _part_from_former(self, theirs: Identity) -> None:
         """Have the engine forget what the cluster was before it was restarted, if nobody needs it any more."""
@@ -89,7 +99,10 @@ class RunningEngine:
             if incarnation[0] == theirs.cluster_id and incarnation != _incarnation(theirs) and known.needed == 0
         ]
         for incarnation in former:
-            self.engine.disconnect(self._acquaintances.pop(incarnation).engine_peer)
+            self._part_from(incarnation)
+
+    def _part_from(self, incarnation: tuple[int, int]) -> None:
+        self.engine.disconnect(self._acquaintances.pop(incarnation).engine_peer)
 
     def close(self) -> None:
         """Serve nobody any more, then end all that is under way."""

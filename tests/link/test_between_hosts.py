@@ -29,10 +29,6 @@ def insisting(identity: messages.Identity, transport: str, host: str = "here") -
     return msgspec.structs.replace(identity, transport=transport, host=host)
 
 
-def assert_nothing_is_left(engines: list, eventually: Callable) -> None:
-    eventually(lambda: not any(engine.peers for engine in engines), "the engines have forgotten their peers")
-
-
 # -- the way --------------------------------------------------------------------------------------------------------
 
 
@@ -97,7 +93,6 @@ def test_a_link_is_made_and_dropped_at_both_ends(make_distant: Callable, engines
         assert one.link(target) == "LLM_ALREADY_LINK"
         assert end.unlink(at) == "LLM_SUCCESS"
         assert (one.linked(), two.linked()) == ([], [])
-        assert_nothing_is_left(engines, eventually)
     assert len(engines) == 2, "each node has opened its engine once"
     assert [list(engine.registered.elements()) for engine in engines] != [[], []], "the pools are registered"
 
@@ -111,7 +106,7 @@ def test_one_engine_serves_all_links(make_distant: Callable, engines: list, even
     (of_hub,) = (engine for engine in engines if engine.own_name.startswith("llmdd-1-"))
     assert len(set(of_hub.peers)) == len(others)
     assert hub.unlink(targets[0]) == "LLM_SUCCESS"
-    eventually(lambda: len(of_hub.peers) == len(others) - 1, "the peer is forgotten, and no other")
+    assert len(of_hub.peers) == len(others), "one that has been linked may come again, and is known still"
     assert sorted(hub.linked()) == [target.cluster_id for target in targets[1:]]
 
 
@@ -135,7 +130,6 @@ def test_force_drops_one_end_and_the_other_finds_the_link_broken(
     assert one.unlink(target, force=True) == "LLM_SUCCESS"
     assert one.linked() == []
     eventually(lambda: two.linked() == [], "the other end finds the link broken")
-    assert_nothing_is_left(engines, eventually)
     assert two.link(back) == "LLM_ALREADY_LINK", "a broken link is to be dropped first"
     assert two.unlink(back, force=True) == "LLM_SUCCESS"
     assert two.link(back) == "LLM_SUCCESS"
@@ -152,7 +146,6 @@ def test_two_nodes_that_link_to_each_other_at_once(make_distant: Callable, engin
         eventually(lambda: [len(engine.peers) for engine in engines] == [1, 1], "the link that stands keeps its peer")
         assert one.unlink(targets[one]) == "LLM_SUCCESS"
         assert (one.linked(), two.linked()) == ([], [])
-    assert_nothing_is_left(engines, eventually)
 
 
 def test_a_node_that_closes_parts_from_its_peers(make_distant: Callable, engines: list, eventually: Callable) -> None:
@@ -161,7 +154,6 @@ def test_a_node_that_closes_parts_from_its_peers(make_distant: Callable, engines
     assert two.link(back) == "LLM_SUCCESS"
     one.close()
     eventually(lambda: two.linked() == [], "the farewell is heard")
-    assert_nothing_is_left([engine for engine in engines if not engine.is_closed], eventually)
     assert two.link(back) == "LLM_LINK_FAILED", "dropped in good order, it may be made again, were the other there"
 
 
@@ -217,7 +209,6 @@ def test_a_killed_peer(
     assert (node.linked(), peer.call("linked")) == ([2], [1])
     peer.kill()
     eventually(lambda: node.linked() == [], "the death is noticed")
-    assert_nothing_is_left(engines, eventually)
     assert node.unlink(target) == "LLM_UNLINK_FAILED"
     assert node.unlink(target, force=True) == "LLM_SUCCESS"
 
@@ -249,7 +240,6 @@ def test_a_frozen_peer_can_be_dropped_by_force(
     assert node.linked() == []
     peer.thaw()
     eventually(lambda: peer.call("linked") == [], "it finds the link broken")
-    assert_nothing_is_left(engines, eventually)
 
 
 def test_a_peer_that_dies_while_a_child_of_it_lives(
@@ -261,7 +251,6 @@ def test_a_peer_that_dies_while_a_child_of_it_lives(
     assert node.linked() == [2]
     peer.kill()
     eventually(lambda: node.linked() == [], "the child keeps no connection open")
-    assert_nothing_is_left(engines, eventually)
 
 
 def test_a_child_that_ends_as_programs_do_leaves_the_parent_its_link(
@@ -312,7 +301,6 @@ def test_an_end_without_the_engine(
         assert "share no memory" in line
         assert f"cluster {lacking} cannot use nixl: nixl is not installed here: pip install" in line
     assert (client.linked(), server.linked()) == ([], [])
-    assert_nothing_is_left(engines, eventually)
     assert client.link(target) == "LLM_SUCCESS", "it has been installed since"
 
 
@@ -414,7 +402,6 @@ def test_a_communicator_across_hosts(make_distant: Callable, engines: list, even
     eventually(lambda: [member.linked() for member in members] == [[], [3], [2]], "it is left, and the others stay")
     for member in members[1:]:
         member.service.drop_communicator(1)
-    assert_nothing_is_left(engines, eventually)
 
 
 def test_a_communicator_and_a_link_share_what_the_engine_knows(
@@ -431,7 +418,6 @@ def test_a_communicator_and_a_link_share_what_the_engine_knows(
     assert [len(engine.peers) for engine in engines] == [1, 1]
     for member in members:
         member.service.drop_communicator(1)
-    assert_nothing_is_left(engines, eventually)
 
 
 @pytest.mark.parametrize("lacking", [1, 2])
