@@ -79,7 +79,7 @@ class RunningEngine:
             return known.engine_peer
 
     def forget(self, theirs: Identity, linked: bool) -> None:
-        """One session or handshake needs a peer no more; ``linked``: the link stood, so that it may come to stand again."""
+        """One session or handshake needs a peer no more; ``linked``: its link stood, and may come to stand again."""
         with self._changing:
             if self._closed:
                 return
