@@ -21,7 +21,7 @@ from llmdd._core.distant_peer import ExchangeEnded
 from llmdd._core.served_transfers import ServedTransfers
 from llmdd._core.status import LLMException
 from llmdd._core.store import CacheStore
-from llmdd.transport.engine import EngineFailed, TransferEngine
+from llmdd.transport.engine import EngineFailed, Pace, TransferEngine
 from llmdd.transport.staging import STRETCH_BYTES, Inbox, Outbox, StagingAreas
 
 from .messages import ProtocolError
@@ -141,6 +141,7 @@ class Attendance:
         self._closed = self._ended = False
         self.areas = StagingAreas(engine, self._ring)
         self._receive_until = 0.0
+        self._pace = Pace()
         self._thread = threading.Thread(target=self._run, name=f"llmdd attendance {store.cluster_id}", daemon=True)
         self._thread.start()
 
@@ -192,12 +193,15 @@ class Attendance:
     def _run(self) -> None:
         try:
             while not self._closed:
-                for key, events in self._selector.select(self._patience()):
+                patience = self._patience()
+                for key, events in self._selector.select(patience):
                     if key.data is None:
                         self._hear_bell()
                     else:
                         self._attend(key.data, events)
                 self._proceed()
+                if patience == 0.0:
+                    self._pace.rest()
         except Exception:
             _logger.exception("peers on other hosts are not served any more")
         finally:
@@ -333,6 +337,7 @@ class Attendance:
         if not data:
             raise ConnectionError("the peer has hung up")
         guest.frames.feed(data)
+        self._pace.restart()
         while (request := guest.frames.next_request()) is not None:
             self._serve(guest, request)
 
@@ -441,6 +446,7 @@ class Attendance:
                 while not stretches.are_written:
                     for stretch in stretches.proceed():
                         self._say(guest, Written(number, stretch, True))
+                        self._pace.restart()
                     yield
                 return
             except EngineFailed as error:

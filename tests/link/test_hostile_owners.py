@@ -20,7 +20,7 @@ from llmdd._core.status import LLMException, LLMStatusCode
 from llmdd.link.messages import HEADER
 from llmdd.link.transfer_messages import Answer, Begin, Begun, Copied, Finished, Found, Way, Written
 
-TIMEOUT_MS = 200
+TIMEOUT_MS = 500
 SIZES = {"small": 1000, "large": 5 << 20}
 ANSWERS = [Begun, Written, Copied, Finished]
 
