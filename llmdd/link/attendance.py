@@ -51,6 +51,9 @@ GRACE_S = 1.0
 #: How long the engine goes on receiving what may be written here for a pull that was given up.
 RECEIVED_LATE_S = 60.0
 
+#: How long it goes on after a peer has parted.
+RECEIVED_AFTER_PARTING_S = 5.0
+
 #: What may wait to be sent to one peer.
 MAX_UNSENT = 16 << 20
 
@@ -298,6 +301,8 @@ class Attendance:
             guest.inbox.close()
             guest.outbox.close()
             guest.socket.close()
+            # If the peer has died, the engine finds out by looking, and gives back what it had for it.
+            self._receive_until = max(self._receive_until, time.monotonic() + RECEIVED_AFTER_PARTING_S)
         guest.is_gone = True
         done()
 
