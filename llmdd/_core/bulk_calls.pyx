@@ -464,7 +464,8 @@ cdef class BulkCalls(CacheStore):
             ``LLM_PARAM_INVALID``: arguments that contradict each other, or one slot or block as the target of two. With
             `all_or_nothing` also what the first item that cannot be pulled is refused with: nothing has changed then. After
             a failure in the middle (``LLM_TIMEOUT``, ``LLM_NOT_YET_LINK``) no key was released, but targets may have been
-            written to.
+            written to. Only where several clusters are on other hosts, and one is lost while the last word is said to it,
+            keys of those that had heard theirs have been released.
 
         Examples
         --------

@@ -1,7 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
 """Peers on other hosts (see ``distant_peer.pxd``)."""
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cython cimport final
 from libc.stdint cimport int64_t, uint64_t
@@ -261,19 +260,10 @@ cdef class Exchange:
         self.copy(begin, source, True)
 
     cdef int copy(self, uint64_t begin, object buffer, bint into_tensors) except -1:
-        cdef Py_buffer view
         cdef Bounds bounds
         bounds.deadline = self.deadline
         bounds.broken = self.broken
-        PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE if into_tensors else PyBUF_WRITABLE)
-        try:
-            if <uint64_t>view.len > self.stream.bytes or begin > self.stream.bytes - <uint64_t>view.len:
-                raise ExchangeEnded("PEER_UNSOUND")
-            with nogil:
-                self.stream.copy(begin, <char *>view.buf, view.len, into_tensors, &bounds)
-        finally:
-            PyBuffer_Release(&view)
-        return 0
+        return self.stream.move(begin, buffer, into_tensors, &bounds)
 
     @property
     def pieces(self):

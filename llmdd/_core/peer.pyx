@@ -106,7 +106,7 @@ cdef dict _REFUSALS = {
     ENGINE_FAILED: (LLMStatusCode.LLM_FAILED, "the transfer engine gave up; its log says why"),
     TOO_MANY_AT_ONCE: (
         LLMStatusCode.LLM_PARAM_INVALID,
-        "more blocks are listed than a transfer to another host may have; divide the list",
+        "more keys or blocks are listed than one call to another host may have; divide the list",
     ),
 }
 

@@ -1,7 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
 """Transfers for peers on other hosts (see ``served_transfers.pxd``)."""
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.object cimport PyObject
 from cython cimport final, no_gc_clear
@@ -290,21 +289,12 @@ cdef class ServedTransfers:
         self.copy(begin, source, True)
 
     cdef int copy(self, uint64_t begin, object buffer, bint into_tensors) except -1:
-        cdef Py_buffer view
         cdef Bounds bounds
         bounds.deadline = self.deadline
         bounds.broken = &self.never
         if not self.is_open:
             raise ValueError("the transfers have ended")
-        PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE if into_tensors else PyBUF_WRITABLE)
-        try:
-            if <uint64_t>view.len > self.stream.bytes or begin > self.stream.bytes - <uint64_t>view.len:
-                raise ValueError(f"{view.len} bytes from {begin} on are beyond the {self.stream.bytes} that are transferred")
-            with nogil:
-                self.stream.copy(begin, <char *>view.buf, view.len, into_tensors, &bounds)
-        finally:
-            PyBuffer_Release(&view)
-        return 0
+        return self.stream.move(begin, buffer, into_tensors, &bounds)
 
     def writing(self, uint64_t begin, uint64_t size, uint64_t there):
         """The lists of descriptors by which a stretch of a pull is written from our pools to `there`."""

@@ -34,6 +34,7 @@ cdef class Stream:
     cdef int close_item(self, StreamItem *item) except -1
     cdef int describe(self, uint64_t begin, uint64_t size, uint64_t there, DescriptorLists lists) except -1
     cdef uint64_t pieces(self) noexcept
+    cdef int move(self, uint64_t begin, object buffer, bint into_tensors, const Bounds *bounds) except -1
     cdef void copy(self, uint64_t begin, char *buffer, uint64_t size, bint into_tensors, const Bounds *bounds) noexcept nogil
 
 cdef uint64_t run_capacity(const Transfer *transfer) noexcept nogil

@@ -1,6 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Streams of bytes (see ``streams.pxd``)."""
 
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cython cimport final
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -163,6 +164,19 @@ cdef class Stream:
         for i in range(self.count):
             total += self.items[i].tensors * self.items[i].run_count
         return total
+
+    cdef int move(self, uint64_t begin, object buffer, bint into_tensors, const Bounds *bounds) except -1:
+        """`copy` between the tensors and a buffer of Python's, as much as it holds; ValueError beyond the stream."""
+        cdef Py_buffer view
+        PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE if into_tensors else PyBUF_WRITABLE)
+        try:
+            if <uint64_t>view.len > self.bytes or begin > self.bytes - <uint64_t>view.len:
+                raise ValueError(f"{view.len} bytes from {begin} on are beyond the {self.bytes} that are transferred")
+            with nogil:
+                self.copy(begin, <char *>view.buf, view.len, into_tensors, bounds)
+        finally:
+            PyBuffer_Release(&view)
+        return 0
 
     cdef void copy(self, uint64_t begin, char *buffer, uint64_t size, bint into_tensors, const Bounds *bounds) noexcept nogil:
         """Move the stretch [begin, begin + size) of the stream between the tensors and `buffer`.
