@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from importlib.machinery import PathFinder
@@ -387,8 +388,12 @@ class HostProcess:
         return lines
 
     def resources(self) -> dict[str, int]:
-        """What a process can run out of."""
-        return {"descriptors": len(os.listdir("/proc/self/fd")), "threads": len(os.listdir("/proc/self/task"))}
+        """What a process can run out of, but for the event loops' own threads, of which each loop has a few at most."""
+        pooled = sum(thread.name.startswith("asyncio_") for thread in threading.enumerate())
+        return {
+            "descriptors": len(os.listdir("/proc/self/fd")),
+            "threads": len(os.listdir("/proc/self/task")) - pooled,
+        }
 
     def end(self) -> None:
         for cluster_id in list(self.nodes):

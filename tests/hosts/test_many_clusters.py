@@ -15,12 +15,14 @@ SUCCESS = "LLM_SUCCESS"
 MANY = 100
 MOST_PER_CALL = 16
 SMALL_POOL = 1 << 20
+TIMEOUT_MS = 5_000
 
 
 @pytest.fixture
 def three(nixl: None, make_network: Any, start_process: Any) -> list[Node]:
-    """A node on each of three hosts."""
-    return [start_process(host).open(number) for number, host in enumerate(make_network(3).hosts, start=1)]
+    """A node on each of three hosts. Parting from one that is gone without a word takes them as long as a transfer may."""
+    hosts = make_network(3).hosts
+    return [start_process(host).open(number, timeout_ms=TIMEOUT_MS) for number, host in enumerate(hosts, start=1)]
 
 
 def test_three_hosts_pull_from_each_other(three: list[Node], eventually: Any) -> None:
