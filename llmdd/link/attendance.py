@@ -48,7 +48,7 @@ _logger = logging.getLogger("llmdd.link")
 #: How long a request may stand open beyond the patience of who has made it: then it is taken for given up.
 GRACE_S = 1.0
 
-#: How long the engine goes on receiving what may be written here for a pull that was given up.
+#: How long the engine goes on receiving what may be written here for a transfer that was given up.
 RECEIVED_LATE_S = 60.0
 
 #: How long it goes on after a peer has parted.
@@ -299,7 +299,7 @@ class Attendance:
             self._selector.unregister(guest.socket)
             self._drop(guest)
             guest.inbox.close()
-            guest.outbox.close()
+            guest.outbox.leave()
             guest.socket.close()
             # If the peer has died, the engine finds out by looking, and gives back what it had for it.
             self._receive_until = max(self._receive_until, time.monotonic() + RECEIVED_AFTER_PARTING_S)
@@ -310,6 +310,8 @@ class Attendance:
         """End the request that is open without dropping a key."""
         guest.work = guest.stretches = None
         if guest.open is not None:
+            if guest.open.is_written_by_peer:
+                self._receive_until = time.monotonic() + RECEIVED_LATE_S
             guest.open.served.abandon()
             guest.open = None
 
@@ -445,9 +447,8 @@ class Attendance:
         # A connection that has died is found out by the next that is to be written: then it is tried anew, once.
         for attempt in range(_ATTEMPTS):
             try:
-                while not guest.outbox.is_idle:
+                while not guest.outbox.prepare():
                     yield
-                guest.outbox.prepare()
                 while not stretches.are_written:
                     for stretch in stretches.proceed():
                         self._say(guest, Written(number, stretch, True))

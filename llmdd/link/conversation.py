@@ -169,7 +169,7 @@ class Conversation:
         self.break_off()
         self._socket.close()
         self._inbox.close()
-        self._outbox.close()
+        self._outbox.leave()
 
     # -- the bytes ------------------------------------------------------------------------------------------------
 
@@ -213,9 +213,8 @@ class Conversation:
         """Write the stretches of a push to the owner, and tell of each."""
         pace = Pace()
         try:
-            while not self._outbox.is_idle:
+            while not self._outbox.prepare():
                 self._look_around(exchange, deadline, pace)
-            self._outbox.prepare()
             stretches = Stretches(exchange, self._outbox, begun.staging)
             while True:
                 for number in stretches.proceed():
@@ -243,6 +242,8 @@ class Conversation:
         """Say that nothing more is wanted, though it may come."""
         self._something_is_late = True
         self._say(Abandon(number))
+        if self._outbox.has_under_way:
+            self._outbox.leave()
         self._given_up()
 
     # -- the messages ---------------------------------------------------------------------------------------------

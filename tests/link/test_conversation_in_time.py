@@ -16,6 +16,7 @@ from llmdd._core.cache_desc import CacheDesc
 from llmdd._core.cache_keys import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 from llmdd._core.enumerations import DataType
 from llmdd._core.status import LLMException, LLMStatusCode
+from llmdd.link import stretches
 from llmdd.transport.staging import PARTS, STRETCH_BYTES
 
 SHORT_MS = 300
@@ -183,6 +184,47 @@ def test_what_comes_late_is_received_to_its_end(impatient_line: Line, network: N
     assert refusal(thing.move) is LLMStatusCode.LLM_TIMEOUT
     network.frozen.clear()
     eventually(lambda: not network.under_way, "nobody waits for it, and it comes")
+
+
+@pytest.mark.parametrize("fails", [None, 0])
+def test_what_is_left_of_a_push_needs_no_other_call_to_end(
+    impatient_line: Line,
+    network: Network,
+    gate: threading.Event,
+    eventually: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    fails: int | None,
+) -> None:
+    monkeypatch.setattr(stretches, "GATHERED_BELOW", 1 << 62)
+    line = impatient_line
+    thing = Pushed(line, 7, seed=1)
+    network.usual = Course(polls=9, gate=gate, fails=fails)
+    assert refusal(thing.move) is LLMStatusCode.LLM_TIMEOUT
+    assert network.under_way
+    assert (line.asker.areas, line.asker.free_areas) == (1, 0)
+    gate.set()
+    eventually(lambda: not network.under_way, "nobody asks for anything, and it ends")
+    eventually(lambda: line.asker.free_areas == 1, "what it was gathered into can be used by others")
+    assert all(writing.released for writing in network.writings)
+    eventually(lambda: not line.asker.attendance.areas.has_left_over, "nothing is left to look after")
+    network.usual = Course(polls=2)
+    thing.move()
+    assert contents(thing.target) == contents(thing.source)
+
+
+def test_what_is_left_of_a_push_is_left_alone_by_others_when_the_next_one_begins(
+    impatient_line: Line, network: Network, gate: threading.Event, eventually: Callable
+) -> None:
+    first, second = Pushed(impatient_line, 7, seed=1), Pushed(impatient_line, 8, seed=2)
+    for _ in range(5):
+        network.usual = Course(gate=gate)
+        assert refusal(first.move) is LLMStatusCode.LLM_TIMEOUT
+        network.usual = Course(polls=2)
+        gate.set()
+        second.move()
+        assert contents(second.target) == contents(second.source)
+        gate.clear()
+    assert impatient_line.asker.areas <= 1
 
 
 @pytest.mark.parametrize("course", [Course(fails=0), Course(fails=1), Course(polls=3, fails=2), Course(refused=True)])
