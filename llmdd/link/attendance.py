@@ -25,7 +25,7 @@ from llmdd.transport.engine import EngineFailed, Pace, TransferEngine
 from llmdd.transport.staging import STRETCH_BYTES, Inbox, Outbox, StagingAreas
 
 from .messages import ProtocolError
-from .stretches import Stretches, stretch_count, stretch_size
+from .stretches import ATTEMPTS, Stretches, stretch_count, stretch_size
 from .transfer_messages import (
     MAX_CARRIED,
     Abandon,
@@ -59,10 +59,7 @@ MAX_UNSENT = 16 << 20
 
 _ENGINE_FAILED = ExchangeEnded.RESULTS["ENGINE_FAILED"]
 _OUT_OF_TIME = ExchangeEnded.RESULTS["OUT_OF_TIME"]
-_ENGINE_FAILED = ExchangeEnded.RESULTS["ENGINE_FAILED"]
 _RECEIVED_AT_ONCE = 256 * 1024
-
-_ATTEMPTS = 2
 
 # Steps between two looks at the connections, while something moves.
 _STEPS_IN_A_ROW = 16
@@ -444,8 +441,7 @@ class Attendance:
 
     def _write(self, guest: Guest, number: int, stretches: Stretches) -> Generator[None]:
         """Write what is pulled, stretch by stretch, and tell of each."""
-        # A connection that has died is found out by the next that is to be written: then it is tried anew, once.
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             try:
                 while not guest.outbox.prepare():
                     yield
@@ -456,7 +452,7 @@ class Attendance:
                     yield
                 return
             except EngineFailed as error:
-                _logger.warning("the transfer engine has failed, attempt %d of %d: %s", attempt + 1, _ATTEMPTS, error)
+                _logger.warning("the transfer engine has failed, attempt %d of %d: %s", attempt + 1, ATTEMPTS, error)
             while not guest.outbox.is_idle:
                 yield
             stretches.begin_again()

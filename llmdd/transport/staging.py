@@ -179,7 +179,6 @@ class Outbox:
         self._areas = areas
         self._area: StagingArea | None = None
         self._under_way: deque[_UnderWay] = deque()
-        self._connection_failed = False
         self._is_left = False
         self._taking_turns = threading.Lock()
 
@@ -192,7 +191,6 @@ class Outbox:
                     return False
             except EngineFailed as error:
                 _logger.debug("what nobody waits for any more was not written: %s", error)
-                self._connection_failed = True
             self._under_way.popleft().writing.release()
         return True
 
@@ -202,18 +200,18 @@ class Outbox:
         return bool(self._under_way)
 
     def prepare(self) -> bool:
-        """Begin a new stream, if nothing is under way; ask again until it is so.
+        """Begin a new stream, if nothing is under way and the peer is reached; ask again until it is so.
 
-        After the engine has failed, the peer's is reached anew; :class:`~.engine.EngineFailed` if it cannot be.
+        Raises
+        ------
+        EngineFailed
+            If the peer cannot be reached any more.
         """
         with self._taking_turns:
             self._is_left = False
             if not self.is_idle:
                 return False
-        if self._connection_failed:
-            self._engine.reconnect(self._peer)
-            self._connection_failed = False
-        return True
+        return self._engine.reconnect(self._peer)
 
     def gathered(self, number: int, size: int) -> memoryview:
         """Where to gather a stretch that is not written straight from where it is."""
@@ -229,11 +227,7 @@ class Outbox:
 
     def write(self, number: int, here: Descriptors, there: Descriptors) -> None:
         """Begin to write a stretch: what lies ``here`` goes ``there``; raises as :meth:`poll`."""
-        try:
-            self._under_way.append(_UnderWay(self._engine.write(self._peer, here, there), number))
-        except EngineFailed:
-            self._connection_failed = True
-            raise
+        self._under_way.append(_UnderWay(self._engine.write(self._peer, here, there), number))
 
     def poll(self) -> int | None:
         """The number of the oldest stretch under way if it has been written.
@@ -248,7 +242,6 @@ class Outbox:
             if not oldest.writing.poll():
                 return None
         except EngineFailed:
-            self._connection_failed = True
             self._under_way.popleft().writing.release()
             raise
         self._under_way.popleft().writing.release()

@@ -244,6 +244,86 @@ def test_an_engine_that_gives_up_costs_that_call_only(
     assert not patient_line.dropped.is_set()
 
 
+class BothWays:
+    """A large push of one node, and a small pull of the other: the first node's engine writes for both."""
+
+    def __init__(self, make_conversing: Callable[..., ConversingNode], timeout_ms: int) -> None:
+        settings = {"remote_accessible": True, "timeout_ms": timeout_ms}
+        here, there = make_conversing(2, **settings), make_conversing(1, **settings)
+        self.push = PushedTo(Line(here, there), 7, seed=1)
+        self.pull = PulledById(Line(there, here), 7, seed=2)
+        self.outcomes: dict[str, str] = {}
+
+    def begin(self, name: str) -> threading.Thread:
+        thing = getattr(self, name)
+
+        def move() -> None:
+            try:
+                thing.move()
+                self.outcomes[name] = "arrived" if contents(thing.target) == contents(thing.source) else "spoiled"
+            except LLMException as refused:
+                self.outcomes[name] = refused.status_code.name
+
+        thread = threading.Thread(target=move)
+        thread.start()
+        return thread
+
+
+class PushedTo(Pushed):
+    """To node 1."""
+
+    def move(self) -> None:
+        self.line.asker.store.push_cache(CacheKeyByIdAndIndex(1, self.target.cache_id, 0), self.source)
+
+
+@pytest.mark.parametrize("push_fails", [None, 0])
+def test_a_pull_whose_connection_failed_waits_for_the_push_in_the_other_direction(
+    make_conversing: Callable[..., ConversingNode],
+    network: Network,
+    gate: threading.Event,
+    eventually: Callable,
+    push_fails: int | None,
+) -> None:
+    both = BothWays(make_conversing, timeout_ms=20_000)
+    network.follow([Course(gate=gate, fails=push_fails)] * PARTS)
+    pushing = both.begin("push")
+    eventually(lambda: len(network.writings) == PARTS, "the push is under way")
+    network.follow([Course(fails=0)] * PARTS)
+    pulling = both.begin("pull")
+    eventually(lambda: any(writing.failure for writing in network.writings), "the connection has failed")
+    pulling.join(0.2)
+    assert pulling.is_alive(), "what is under way ends first"
+    gate.set()
+    for thread in (pushing, pulling):
+        thread.join()
+    assert both.outcomes == {"push": "arrived", "pull": "arrived"}
+
+
+def test_a_pull_whose_connection_cannot_be_reached_anew_ends_at_its_deadline(
+    make_conversing: Callable[..., ConversingNode], network: Network, gate: threading.Event, eventually: Callable
+) -> None:
+    both = BothWays(make_conversing, timeout_ms=SHORT_MS)
+    network.follow([Course(gate=gate)] * PARTS)
+    pushing = both.begin("push")
+    eventually(lambda: len(network.writings) == PARTS, "the push is under way")
+    network.follow([Course(fails=0)] * PARTS)
+    both.begin("pull").join()
+    pushing.join()
+    assert both.outcomes == {"push": "LLM_TIMEOUT", "pull": "LLM_TIMEOUT"}
+    network.programme.clear()
+    gate.set()
+    eventually(lambda: not network.under_way, "nobody waits for it, and it ends")
+    both.begin("pull").join()
+    assert both.outcomes["pull"] == "arrived"
+
+
+def test_a_connection_that_died_unnoticed_costs_no_push(patient_line: Line, network: Network, moved: Callable) -> None:
+    thing = moved(patient_line)
+    network.follow([Course(fails=0)] * PARTS)
+    thing.move()
+    assert contents(thing.target) == contents(thing.source)
+
+
 def test_an_engine_that_gives_up_after_the_deadline(
     impatient_line: Line, network: Network, gate: threading.Event, moved: Callable, eventually: Callable
 ) -> None:
