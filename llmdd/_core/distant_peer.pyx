@@ -11,7 +11,7 @@ from llmdd._core.copying cimport COPIED, Bounds
 from llmdd._core.descriptors cimport DescriptorLists
 from llmdd._core.layout cimport KEY_NONE, Slot
 from llmdd._core.pair_set cimport NOT_SEEN
-from llmdd._core.streams cimport Stream, StreamItem, run_capacity, runs_of_ours
+from llmdd._core.streams cimport Stream, StreamItem, run_capacity_of_ours, runs_of_ours
 from llmdd._core.transfer cimport (
     BLOCKS_TO_BLOCKS,
     BY_ADDRESS,
@@ -214,7 +214,7 @@ cdef class Exchange:
         cdef StreamItem *item
         cdef uint64_t i
         self.stream_items[position] = self.stream.count
-        item = self.stream.add(end - first, run_capacity(transfer))
+        item = self.stream.add(end - first, run_capacity_of_ours(transfer))
         for i in range(end - first):
             item.places[i] = place_here(transfer.local_arena, ours, transfer.local_pool, first + i)
         item.run_count = runs_of_ours(transfer, ours, self.found + position, item.runs)

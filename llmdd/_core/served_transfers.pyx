@@ -17,7 +17,7 @@ from llmdd._core.layout cimport KEY_NONE, Slot, header_of
 from llmdd._core.node_memory cimport NodeMemory
 from llmdd._core.pair_set cimport NOT_SEEN, PairSet, pair_set_drop, pair_set_make
 from llmdd._core.status import LLMStatusCode, failure
-from llmdd._core.streams cimport Stream, StreamItem, run_capacity, runs_of_theirs
+from llmdd._core.streams cimport Stream, StreamItem, run_capacity_of_theirs, runs_of_theirs
 from llmdd._core.transfer cimport (
     ADDRESS_UNKNOWN,
     BLOCKS_TO_BLOCKS,
@@ -223,7 +223,7 @@ cdef class ServedTransfers:
         cdef uint64_t i
         cdef bint sound = True
         self.stream_items[position] = self.stream.count
-        cdef StreamItem *item = self.stream.add(tensors, run_capacity(transfer))
+        cdef StreamItem *item = self.stream.add(tensors, run_capacity_of_theirs(transfer))
         for i in range(tensors):
             if by_address:
                 sound = landing_place(transfer, self.landings + i, item.places + i) and sound

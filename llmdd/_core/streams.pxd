@@ -37,6 +37,8 @@ cdef class Stream:
     cdef int move(self, uint64_t begin, object buffer, bint into_tensors, const Bounds *bounds) except -1
     cdef void copy(self, uint64_t begin, char *buffer, uint64_t size, bint into_tensors, const Bounds *bounds) noexcept nogil
 
-cdef uint64_t run_capacity(const Transfer *transfer) noexcept nogil
+# How many runs a side has at most: a side that lists no blocks has one, whatever number of them was announced.
+cdef uint64_t run_capacity_of_ours(const Transfer *transfer) noexcept nogil
+cdef uint64_t run_capacity_of_theirs(const Transfer *transfer) noexcept nogil
 cdef uint64_t runs_of_ours(const Transfer *transfer, const Slot *ours, const Slot *theirs, Run *runs) noexcept nogil
 cdef uint64_t runs_of_theirs(const Transfer *transfer, const Slot *ours, const Slot *theirs, Run *runs) noexcept nogil

@@ -67,8 +67,12 @@ cdef uint64_t bytes_of_tensor(const Transfer *transfer, const Slot *source, cons
     return transfer.block_count * source.row_bytes
 
 
-cdef uint64_t run_capacity(const Transfer *transfer) noexcept nogil:
-    return max(1, transfer.block_count)
+cdef uint64_t run_capacity_of_ours(const Transfer *transfer) noexcept nogil:
+    return max(1, transfer.block_count) if lists_blocks(transfer, not transfer.push) else 1
+
+
+cdef uint64_t run_capacity_of_theirs(const Transfer *transfer) noexcept nogil:
+    return max(1, transfer.block_count) if lists_blocks(transfer, transfer.push) else 1
 
 
 cdef uint64_t runs_of_ours(const Transfer *transfer, const Slot *ours, const Slot *theirs, Run *runs) noexcept nogil:

@@ -25,7 +25,7 @@ from llmdd.transport.engine import EngineFailed, Pace, TransferEngine
 from llmdd.transport.staging import STRETCH_BYTES, Inbox, Outbox, StagingAreas
 
 from .messages import ProtocolError
-from .stretches import Stretches, stretch_count, stretch_size
+from .stretches import ATTEMPTS, Stretches, stretch_count, stretch_size
 from .transfer_messages import (
     MAX_CARRIED,
     Abandon,
@@ -48,7 +48,7 @@ _logger = logging.getLogger("llmdd.link")
 #: How long a request may stand open beyond the patience of who has made it: then it is taken for given up.
 GRACE_S = 1.0
 
-#: How long the engine goes on receiving what may be written here for a pull that was given up.
+#: How long the engine goes on receiving what may be written here for a transfer that was given up.
 RECEIVED_LATE_S = 60.0
 
 #: How long it goes on after a peer has parted.
@@ -59,10 +59,7 @@ MAX_UNSENT = 16 << 20
 
 _ENGINE_FAILED = ExchangeEnded.RESULTS["ENGINE_FAILED"]
 _OUT_OF_TIME = ExchangeEnded.RESULTS["OUT_OF_TIME"]
-_ENGINE_FAILED = ExchangeEnded.RESULTS["ENGINE_FAILED"]
 _RECEIVED_AT_ONCE = 256 * 1024
-
-_ATTEMPTS = 2
 
 # Steps between two looks at the connections, while something moves.
 _STEPS_IN_A_ROW = 16
@@ -299,7 +296,7 @@ class Attendance:
             self._selector.unregister(guest.socket)
             self._drop(guest)
             guest.inbox.close()
-            guest.outbox.close()
+            guest.outbox.leave()
             guest.socket.close()
             # If the peer has died, the engine finds out by looking, and gives back what it had for it.
             self._receive_until = max(self._receive_until, time.monotonic() + RECEIVED_AFTER_PARTING_S)
@@ -310,6 +307,8 @@ class Attendance:
         """End the request that is open without dropping a key."""
         guest.work = guest.stretches = None
         if guest.open is not None:
+            if guest.open.is_written_by_peer:
+                self._receive_until = time.monotonic() + RECEIVED_LATE_S
             guest.open.served.abandon()
             guest.open = None
 
@@ -442,12 +441,10 @@ class Attendance:
 
     def _write(self, guest: Guest, number: int, stretches: Stretches) -> Generator[None]:
         """Write what is pulled, stretch by stretch, and tell of each."""
-        # A connection that has died is found out by the next that is to be written: then it is tried anew, once.
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             try:
-                while not guest.outbox.is_idle:
+                while not guest.outbox.prepare():
                     yield
-                guest.outbox.prepare()
                 while not stretches.are_written:
                     for stretch in stretches.proceed():
                         self._say(guest, Written(number, stretch, True))
@@ -455,7 +452,7 @@ class Attendance:
                     yield
                 return
             except EngineFailed as error:
-                _logger.warning("the transfer engine has failed, attempt %d of %d: %s", attempt + 1, _ATTEMPTS, error)
+                _logger.warning("the transfer engine has failed, attempt %d of %d: %s", attempt + 1, ATTEMPTS, error)
             while not guest.outbox.is_idle:
                 yield
             stretches.begin_again()

@@ -18,7 +18,7 @@ from llmdd.transport.engine import EngineFailed, Pace, TransferEngine
 from llmdd.transport.staging import PARTS, STRETCH_BYTES, Inbox, Outbox, StagingAreas
 
 from .messages import ProtocolError
-from .stretches import Source, Stretches, stretch_count, stretch_size
+from .stretches import ATTEMPTS, Source, Stretches, stretch_count, stretch_size
 from .transfer_messages import (
     MAX_BLOCKS,
     MAX_CARRIED,
@@ -169,7 +169,7 @@ class Conversation:
         self.break_off()
         self._socket.close()
         self._inbox.close()
-        self._outbox.close()
+        self._outbox.leave()
 
     # -- the bytes ------------------------------------------------------------------------------------------------
 
@@ -211,26 +211,36 @@ class Conversation:
 
     def _send_stream(self, begun: Begun, exchange: Exchange, deadline: int) -> None:
         """Write the stretches of a push to the owner, and tell of each."""
+        stretches = Stretches(exchange, self._outbox, begun.staging)
         pace = Pace()
-        try:
+        for attempt in range(ATTEMPTS):
+            try:
+                while not self._outbox.prepare():
+                    self._look_around(exchange, deadline, pace)
+                self._send_stretches(stretches, begun, exchange, deadline, pace)
+                return
+            except EngineFailed as error:
+                _logger.warning("the transfer engine has failed, attempt %d of %d: %s", attempt + 1, ATTEMPTS, error)
             while not self._outbox.is_idle:
                 self._look_around(exchange, deadline, pace)
-            self._outbox.prepare()
-            stretches = Stretches(exchange, self._outbox, begun.staging)
-            while True:
-                for number in stretches.proceed():
-                    self._send(Written(begun.number, number, True), deadline)
+            stretches.begin_again()
+        raise ExchangeEnded("ENGINE_FAILED")
+
+    def _send_stretches(
+        self, stretches: Stretches, begun: Begun, exchange: Exchange, deadline: int, pace: Pace
+    ) -> None:
+        while True:
+            for number in stretches.proceed():
+                self._send(Written(begun.number, number, True), deadline)
+                pace.restart()
+            if stretches.are_written:
+                return
+            self._receive_now()
+            while (answer := self._next_answer()) is not None:
+                if isinstance(answer, Copied) and answer.number == begun.number:
+                    stretches.allow_one_more()
                     pace.restart()
-                if stretches.are_written:
-                    return
-                self._receive_now()
-                while (answer := self._next_answer()) is not None:
-                    if isinstance(answer, Copied) and answer.number == begun.number:
-                        stretches.allow_one_more()
-                        pace.restart()
-                self._look_around(exchange, deadline, pace)
-        except EngineFailed as error:
-            raise _engine_failed(error) from None
+            self._look_around(exchange, deadline, pace)
 
     def _look_around(self, exchange: Exchange, deadline: int, pace: Pace) -> None:
         """Between two looks at what is under way: whether it is still waited for."""
@@ -243,6 +253,8 @@ class Conversation:
         """Say that nothing more is wanted, though it may come."""
         self._something_is_late = True
         self._say(Abandon(number))
+        if self._outbox.has_under_way:
+            self._outbox.leave()
         self._given_up()
 
     # -- the messages ---------------------------------------------------------------------------------------------

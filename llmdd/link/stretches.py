@@ -12,6 +12,11 @@ from llmdd.transport.staging import PARTS, STRETCH_BYTES, Outbox, address_of_par
 GATHERED_BELOW = 32 * 1024
 
 
+#: How often a stream is written before the transfer fails. A connection that has died is found out by the first that is
+#: to be written, and the peer may be there all the same.
+ATTEMPTS = 2
+
+
 class Source(Protocol):
     """What is written: the stream of an ``Exchange`` that pushes, or of ``ServedTransfers`` that are pulled."""
 

@@ -133,13 +133,21 @@ class TransferEngine(ABC):
         """
 
     @abstractmethod
-    def reconnect(self, peer: str) -> None:
-        """Reach a peer anew, after `EngineFailed`: it is there still, its connection may not be.
+    def reconnect(self, peer: str) -> bool:
+        """Reach a peer anew, if a write to it has failed since it was reached last: its connection may be gone.
+
+        Whoever begins to write asks this first, whichever transfer it was that failed.
+
+        Returns
+        -------
+        bool
+            Whether the peer is reached. If not, other writes to it are under way still: each is to be polled until it
+            has ended, and this asked again.
 
         Raises
         ------
         EngineFailed
-            If it cannot be reached, or writes to it are under way still.
+            If it cannot be reached.
         """
 
     @abstractmethod

@@ -79,11 +79,13 @@ class _Introduction(msgspec.Struct, array_like=True):
 
 @dataclass
 class _Peer:
-    """A connected peer: its newest metadata, how many writings to it are under way, and whether it is to be gone."""
+    """A connected peer: its newest metadata, how many writings to it are under way, whether it is to be gone, and
+    whether a writing has failed since it was reached last."""
 
     metadata: bytes
     writings: int = 0
     leaving: bool = False
+    has_failed: bool = False
 
 
 class NixlEngine(TransferEngine):
@@ -197,14 +199,18 @@ class NixlEngine(TransferEngine):
             self._load(peer, introduction.blob)
             known.metadata = introduction.blob
 
-    def reconnect(self, peer: str) -> None:
+    def reconnect(self, peer: str) -> bool:
         with self._lock:
             known = self._known(peer)
+            if not known.has_failed:
+                return True
             if known.writings:
-                raise EngineFailed(f"{known.writings} writings to {peer!r} are under way still")
+                return False
             self._ask(f"leave {peer!r}", self._agent.invalidateRemoteMD, peer)
             self._load(peer, known.metadata)
             self._ask(f"reach {peer!r}", self._agent.makeConnection, peer, _NOTHING)
+            known.has_failed = False
+            return True
 
     def disconnect(self, peer: str) -> None:
         with self._lock:
@@ -220,27 +226,35 @@ class NixlEngine(TransferEngine):
         _require_pairs(local, remote)
         with self._lock:
             known = self._known(peer)
-            agent = self._agent
-            handle = self._ask(
-                f"write to {peer!r}",
-                agent.createXferReq,
-                nixl.NIXL_WRITE,
-                nixl.nixlXferDList(nixl.DRAM_SEG, local),
-                nixl.nixlXferDList(nixl.DRAM_SEG, remote),
-                peer,
-                "",
-                _NOTHING,
-            )
             try:
-                state = self._ask(f"write to {peer!r}", agent.postXferReq, handle)
+                handle, state = self._begin_to_write(peer, local, remote)
             except EngineFailed:
-                agent.releaseXferReq(handle)
+                known.has_failed = True
                 raise
             known.writings += 1
             writing = _NixlWriting(self, peer, handle)
             if state != nixl.NIXL_IN_PROG:
                 writing.end(arrived=True)
             return writing
+
+    def _begin_to_write(self, peer: str, local: Descriptors, remote: Descriptors) -> tuple[int, Any]:
+        """NIXL's handle of a transfer, and what has become of it already."""
+        nixl, agent = self._nixl, self._agent
+        handle: int = self._ask(
+            f"write to {peer!r}",
+            agent.createXferReq,
+            nixl.NIXL_WRITE,
+            nixl.nixlXferDList(nixl.DRAM_SEG, local),
+            nixl.nixlXferDList(nixl.DRAM_SEG, remote),
+            peer,
+            "",
+            _NOTHING,
+        )
+        try:
+            return handle, self._ask(f"write to {peer!r}", agent.postXferReq, handle)
+        except EngineFailed:
+            agent.releaseXferReq(handle)
+            raise
 
     def progress(self) -> None:
         with self._lock:
@@ -261,11 +275,12 @@ class NixlEngine(TransferEngine):
         state = self._ask(f"write to {peer!r}", self._opened().getXferStatus, handle)
         return bool(state == self._nixl.NIXL_SUCCESS)
 
-    def ended(self, handle: int, peer: str) -> None:
+    def ended(self, handle: int, peer: str, arrived: bool) -> None:
         """Give back the handle of a transfer that has ended; the lock is held."""
         self._agent.releaseXferReq(handle)
         known = self._peers[peer]
         known.writings -= 1
+        known.has_failed = known.has_failed or not arrived
         if known.leaving and not known.writings:
             self._forget(peer)
 
@@ -346,7 +361,7 @@ class _NixlWriting(Writing):
         """Note how it ended; the lock is held."""
         self._arrived = arrived
         if self._engine.is_open:
-            self._engine.ended(self._handle, self._peer)
+            self._engine.ended(self._handle, self._peer, arrived)
 
     def release(self) -> None:
         if not self._arrived and self._failure is None:

@@ -65,7 +65,7 @@ class StagingAreas:
     def __init__(self, engine: TransferEngine, when_left_over: Callable[[], None]) -> None:
         self._engine = engine
         self._when_left_over = when_left_over
-        self._left_over: list[Outbox] = []
+        self._left_over: set[Outbox] = set()
         self._changing = threading.Lock()
         self._free: list[StagingArea] = []
         self._given_up: list[StagingArea] = []
@@ -93,9 +93,9 @@ class StagingAreas:
             self._given_up.append(area)
 
     def leave_over(self, outbox: Outbox) -> None:
-        """A conversation has ended, and what it was writing goes on: the engine must hear from it until it ends."""
+        """What is under way there goes on, and nobody waits for it: the engine must hear from it until it ends."""
         with self._changing:
-            self._left_over.append(outbox)
+            self._left_over.add(outbox)
         self._when_left_over()
 
     @property
@@ -105,10 +105,10 @@ class StagingAreas:
     def look_after_what_is_left_over(self) -> None:
         """Let it go on a little."""
         with self._changing:
-            waiting, self._left_over = self._left_over, []
-        unfinished = [outbox for outbox in waiting if not outbox.close_if_idle()]
+            waiting, self._left_over = self._left_over, set()
+        unfinished = {outbox for outbox in waiting if not outbox.look_after()}
         with self._changing:
-            self._left_over += unfinished
+            self._left_over |= unfinished
 
     def news(self, known: int) -> tuple[bytes, int]:
         """The engine's metadata if a peer knows only those areas that there were when ``known`` was its answer to this;
@@ -169,6 +169,8 @@ class Outbox:
 
     Those of the next one are begun when all that were begun before have ended: so whoever is told that a stretch has
     been written finds that, and nothing older.
+
+    Used by one thread at a time; what is :meth:`left <leave>` is looked after by another until :meth:`prepare`.
     """
 
     def __init__(self, engine: TransferEngine, peer: str, areas: StagingAreas) -> None:
@@ -177,7 +179,8 @@ class Outbox:
         self._areas = areas
         self._area: StagingArea | None = None
         self._under_way: deque[_UnderWay] = deque()
-        self._connection_failed = False
+        self._is_left = False
+        self._taking_turns = threading.Lock()
 
     @property
     def is_idle(self) -> bool:
@@ -188,7 +191,6 @@ class Outbox:
                     return False
             except EngineFailed as error:
                 _logger.debug("what nobody waits for any more was not written: %s", error)
-                self._connection_failed = True
             self._under_way.popleft().writing.release()
         return True
 
@@ -197,11 +199,19 @@ class Outbox:
         """Whether anything is under way, as far as is known."""
         return bool(self._under_way)
 
-    def prepare(self) -> None:
-        """Begin a new stream; after the engine has failed, reach the peer's anew."""
-        if self._connection_failed:
-            self._engine.reconnect(self._peer)
-            self._connection_failed = False
+    def prepare(self) -> bool:
+        """Begin a new stream, if nothing is under way and the peer is reached; ask again until it is so.
+
+        Raises
+        ------
+        EngineFailed
+            If the peer cannot be reached any more.
+        """
+        with self._taking_turns:
+            self._is_left = False
+            if not self.is_idle:
+                return False
+        return self._engine.reconnect(self._peer)
 
     def gathered(self, number: int, size: int) -> memoryview:
         """Where to gather a stretch that is not written straight from where it is."""
@@ -217,11 +227,7 @@ class Outbox:
 
     def write(self, number: int, here: Descriptors, there: Descriptors) -> None:
         """Begin to write a stretch: what lies ``here`` goes ``there``; raises as :meth:`poll`."""
-        try:
-            self._under_way.append(_UnderWay(self._engine.write(self._peer, here, there), number))
-        except EngineFailed:
-            self._connection_failed = True
-            raise
+        self._under_way.append(_UnderWay(self._engine.write(self._peer, here, there), number))
 
     def poll(self) -> int | None:
         """The number of the oldest stretch under way if it has been written.
@@ -236,22 +242,26 @@ class Outbox:
             if not oldest.writing.poll():
                 return None
         except EngineFailed:
-            self._connection_failed = True
             self._under_way.popleft().writing.release()
             raise
         self._under_way.popleft().writing.release()
         return oldest.number
 
-    def close(self) -> None:
-        """The peer has parted, or is lost. What is under way goes on by itself."""
-        if not self.close_if_idle():
+    def leave(self) -> None:
+        """Nobody waits any more for what is under way. It goes on by itself, and the memory comes back when it ends."""
+        self._is_left = True
+        if not self.look_after():
             self._areas.leave_over(self)
 
-    def close_if_idle(self) -> bool:
-        """Give the memory back if nothing is under way; whether nothing is."""
-        if not self.is_idle:
-            return False
-        area, self._area = self._area, None
+    def look_after(self) -> bool:
+        """Give the memory back if what was left has ended; whether it needs no more looking after."""
+        with self._taking_turns:
+            if not self._is_left:
+                return True
+            if not self.is_idle:
+                return False
+            self._is_left = False
+            area, self._area = self._area, None
         if area is not None:
             self._areas.give_back(area)
         return True

@@ -16,6 +16,7 @@ from llmdd._core.cache_desc import CacheDesc
 from llmdd._core.cache_keys import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 from llmdd._core.enumerations import DataType
 from llmdd._core.status import LLMException, LLMStatusCode
+from llmdd.link import stretches
 from llmdd.transport.staging import PARTS, STRETCH_BYTES
 
 SHORT_MS = 300
@@ -185,6 +186,47 @@ def test_what_comes_late_is_received_to_its_end(impatient_line: Line, network: N
     eventually(lambda: not network.under_way, "nobody waits for it, and it comes")
 
 
+@pytest.mark.parametrize("fails", [None, 0])
+def test_what_is_left_of_a_push_needs_no_other_call_to_end(
+    impatient_line: Line,
+    network: Network,
+    gate: threading.Event,
+    eventually: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    fails: int | None,
+) -> None:
+    monkeypatch.setattr(stretches, "GATHERED_BELOW", 1 << 62)
+    line = impatient_line
+    thing = Pushed(line, 7, seed=1)
+    network.usual = Course(polls=9, gate=gate, fails=fails)
+    assert refusal(thing.move) is LLMStatusCode.LLM_TIMEOUT
+    assert network.under_way
+    assert (line.asker.areas, line.asker.free_areas) == (1, 0)
+    gate.set()
+    eventually(lambda: not network.under_way, "nobody asks for anything, and it ends")
+    eventually(lambda: line.asker.free_areas == 1, "what it was gathered into can be used by others")
+    assert all(writing.released for writing in network.writings)
+    eventually(lambda: not line.asker.attendance.areas.has_left_over, "nothing is left to look after")
+    network.usual = Course(polls=2)
+    thing.move()
+    assert contents(thing.target) == contents(thing.source)
+
+
+def test_what_is_left_of_a_push_is_left_alone_by_others_when_the_next_one_begins(
+    impatient_line: Line, network: Network, gate: threading.Event, eventually: Callable
+) -> None:
+    first, second = Pushed(impatient_line, 7, seed=1), Pushed(impatient_line, 8, seed=2)
+    for _ in range(5):
+        network.usual = Course(gate=gate)
+        assert refusal(first.move) is LLMStatusCode.LLM_TIMEOUT
+        network.usual = Course(polls=2)
+        gate.set()
+        second.move()
+        assert contents(second.target) == contents(second.source)
+        gate.clear()
+    assert impatient_line.asker.areas <= 1
+
+
 @pytest.mark.parametrize("course", [Course(fails=0), Course(fails=1), Course(polls=3, fails=2), Course(refused=True)])
 @pytest.mark.parametrize("nth", [0, 1, 2])
 def test_an_engine_that_gives_up_costs_that_call_only(
@@ -200,6 +242,86 @@ def test_an_engine_that_gives_up_costs_that_call_only(
     thing.move()
     assert contents(thing.target) == contents(thing.source)
     assert not patient_line.dropped.is_set()
+
+
+class BothWays:
+    """A large push of one node, and a small pull of the other: the first node's engine writes for both."""
+
+    def __init__(self, make_conversing: Callable[..., ConversingNode], timeout_ms: int) -> None:
+        settings = {"remote_accessible": True, "timeout_ms": timeout_ms}
+        here, there = make_conversing(2, **settings), make_conversing(1, **settings)
+        self.push = PushedTo(Line(here, there), 7, seed=1)
+        self.pull = PulledById(Line(there, here), 7, seed=2)
+        self.outcomes: dict[str, str] = {}
+
+    def begin(self, name: str) -> threading.Thread:
+        thing = getattr(self, name)
+
+        def move() -> None:
+            try:
+                thing.move()
+                self.outcomes[name] = "arrived" if contents(thing.target) == contents(thing.source) else "spoiled"
+            except LLMException as refused:
+                self.outcomes[name] = refused.status_code.name
+
+        thread = threading.Thread(target=move)
+        thread.start()
+        return thread
+
+
+class PushedTo(Pushed):
+    """To node 1."""
+
+    def move(self) -> None:
+        self.line.asker.store.push_cache(CacheKeyByIdAndIndex(1, self.target.cache_id, 0), self.source)
+
+
+@pytest.mark.parametrize("push_fails", [None, 0])
+def test_a_pull_whose_connection_failed_waits_for_the_push_in_the_other_direction(
+    make_conversing: Callable[..., ConversingNode],
+    network: Network,
+    gate: threading.Event,
+    eventually: Callable,
+    push_fails: int | None,
+) -> None:
+    both = BothWays(make_conversing, timeout_ms=20_000)
+    network.follow([Course(gate=gate, fails=push_fails)] * PARTS)
+    pushing = both.begin("push")
+    eventually(lambda: len(network.writings) == PARTS, "the push is under way")
+    network.follow([Course(fails=0)] * PARTS)
+    pulling = both.begin("pull")
+    eventually(lambda: any(writing.failure for writing in network.writings), "the connection has failed")
+    pulling.join(0.2)
+    assert pulling.is_alive(), "what is under way ends first"
+    gate.set()
+    for thread in (pushing, pulling):
+        thread.join()
+    assert both.outcomes == {"push": "arrived", "pull": "arrived"}
+
+
+def test_a_pull_whose_connection_cannot_be_reached_anew_ends_at_its_deadline(
+    make_conversing: Callable[..., ConversingNode], network: Network, gate: threading.Event, eventually: Callable
+) -> None:
+    both = BothWays(make_conversing, timeout_ms=SHORT_MS)
+    network.follow([Course(gate=gate)] * PARTS)
+    pushing = both.begin("push")
+    eventually(lambda: len(network.writings) == PARTS, "the push is under way")
+    network.follow([Course(fails=0)] * PARTS)
+    both.begin("pull").join()
+    pushing.join()
+    assert both.outcomes == {"push": "LLM_TIMEOUT", "pull": "LLM_TIMEOUT"}
+    network.programme.clear()
+    gate.set()
+    eventually(lambda: not network.under_way, "nobody waits for it, and it ends")
+    both.begin("pull").join()
+    assert both.outcomes["pull"] == "arrived"
+
+
+def test_a_connection_that_died_unnoticed_costs_no_push(patient_line: Line, network: Network, moved: Callable) -> None:
+    thing = moved(patient_line)
+    network.follow([Course(fails=0)] * PARTS)
+    thing.move()
+    assert contents(thing.target) == contents(thing.source)
 
 
 def test_an_engine_that_gives_up_after_the_deadline(

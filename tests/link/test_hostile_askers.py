@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -329,6 +331,30 @@ def test_many_blocks_of_each_of_many_items(scene: Scene) -> None:
         asker = scene.asker()
         asker.say(msgspec.structs.replace(begin, items=[changed] * 200))
         asker.hear()
+
+
+@pytest.mark.parametrize(
+    ("form", "announced", "times"), [(0, transfer_messages.MAX_BLOCKS, 64), (1, SMALL, 20_000)], ids=["slot", "blocks"]
+)
+def test_blocks_that_are_announced_and_not_listed_take_no_memory(
+    scene: Scene, form: int, announced: int, times: int
+) -> None:
+    """A batch slot that is pulled lists none at its owner's, where it goes to blocks neither."""
+    begin = scene.templates()["small pull"]
+    (item,) = begin.items
+    changed = msgspec.structs.replace(item, form=form, block_count=announced, our_row_bytes=1)
+    asker = scene.asker()
+    before = address_space()
+    asker.say(msgspec.structs.replace(begin, items=[changed] * times, patience_ms=1_000_000))
+    begun = asker.hear()
+    assert isinstance(begun, Begun)
+    assert begun.items[0].result == 0
+    assert address_space() - before < 64 << 20
+
+
+def address_space() -> int:
+    """Bytes of memory that this process has asked for."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.parametrize("staging", [0, 1, 2**63, 2**64 - 1])

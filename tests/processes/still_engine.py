@@ -58,8 +58,9 @@ class StillEngine(TransferEngine):
         if peer not in self.peers or self._peer_of(metadata) != peer:
             raise EngineFailed(f"this is not the metadata of {peer}")
 
-    def reconnect(self, peer: str) -> None:
+    def reconnect(self, peer: str) -> bool:
         self._require_open()
+        return True
 
     def disconnect(self, peer: str) -> None:
         self._require_open()

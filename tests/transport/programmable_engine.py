@@ -112,6 +112,7 @@ class ProgrammableEngine(TransferEngine):
         self.writable: set[Region] = set()
         self.peers: dict[str, list[Region]] = {}
         self.leaving: set[str] = set()
+        self.failed: set[str] = set()
         self.proceeded = 0
         self.closed = False
 
@@ -157,13 +158,17 @@ class ProgrammableEngine(TransferEngine):
                 raise EngineFailed(f"the metadata is of {name!r}, not of {peer!r}")
             self.peers[peer] = regions
 
-    def reconnect(self, peer: str) -> None:
+    def reconnect(self, peer: str) -> bool:
         with self.network.lock:
             self._require_connected(peer)
+            if peer not in self.failed:
+                return True
             if self._writings_of(peer):
-                raise EngineFailed(f"writings to {peer!r} are under way still")
+                return False
             if self.network.engines[peer].closed:
                 raise EngineFailed(f"{peer!r} is gone")
+            self.failed.discard(peer)
+            return True
 
     def disconnect(self, peer: str) -> None:
         with self.network.lock:
@@ -181,14 +186,18 @@ class ProgrammableEngine(TransferEngine):
             self._require_connected(peer)
             course = self.network.programme.popleft() if self.network.programme else self.network.usual
             target = self.network.engines[peer]
-            if course.refused or target.closed:
-                raise EngineFailed(f"{peer!r} cannot be written to")
             pieces = [
                 (int(to), int(source), int(size)) for (source, size, _), (to, _, _) in zip(local, remote, strict=True)
             ]
-            for to, source, size in pieces:
-                _require_within(source, size, self.regions, "here")
-                _require_within(to, size, self.peers[peer], f"at {peer!r}, as far as is known here")
+            try:
+                if course.refused or target.closed:
+                    raise EngineFailed(f"{peer!r} cannot be written to")
+                for to, source, size in pieces:
+                    _require_within(source, size, self.regions, "here")
+                    _require_within(to, size, self.peers[peer], f"at {peer!r}, as far as is known here")
+            except EngineFailed:
+                self.failed.add(peer)
+                raise
             writing = ProgrammedWriting(self, target, course, pieces)
             self.network.writings.append(writing)
             return writing
@@ -213,6 +222,7 @@ class ProgrammableEngine(TransferEngine):
         for peer in list(self.leaving):
             if not self._writings_of(peer):
                 self.leaving.discard(peer)
+                self.failed.discard(peer)
                 self.peers.pop(peer, None)
 
     def _writings_of(self, peer: str) -> list[ProgrammedWriting]:
@@ -274,6 +284,7 @@ class ProgrammedWriting(Writing):
         """End it, if it has not ended."""
         if not self.has_ended:
             self.failure = EngineFailed(why)
+            self.writer.failed.add(self.target.own_name)
             self.writer.forget_who_left()
 
     def step(self) -> None:

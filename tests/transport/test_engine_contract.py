@@ -323,13 +323,40 @@ def test_nothing_is_released_while_it_is_under_way(hosts: Hosts) -> None:
 def test_a_peer_is_reached_anew(hosts: Hosts) -> None:
     writer, target, peer = hosts.pair(LARGE)
     writing = large_writing(writer, target, peer)
+    assert writer.engine.reconnect(peer), "nothing has failed"
     with pytest.raises(EngineFailed):
-        writer.engine.reconnect(peer)
+        writer.engine.write(peer, writer.rows((0, 10)), target.rows((LARGE, 10)))
+    assert not writer.engine.reconnect(peer), "the other writing is under way"
     complete(writing, target)
     target.memory[:] = 0
-    writer.engine.reconnect(peer)
-    complete(large_writing(writer, target, peer), target)
+    assert writer.engine.reconnect(peer)
+    for _ in range(2):
+        complete(large_writing(writer, target, peer), target)
+        assert writer.engine.reconnect(peer)
     assert np.array_equal(target.memory, writer.memory)
+
+
+def test_who_asks_later_does_not_reach_anew_what_was_reached(hosts: Hosts) -> None:
+    """Two transfers have failed with the connection: the one that begins again first is not disturbed by the other."""
+    writer, target, peer = hosts.pair(LARGE)
+    for _ in range(2):
+        with pytest.raises(EngineFailed):
+            writer.engine.write(peer, writer.rows((0, 10)), target.rows((LARGE, 10)))
+    assert writer.engine.reconnect(peer)
+    writing = large_writing(writer, target, peer)
+    assert writer.engine.reconnect(peer)
+    complete(writing, target)
+
+
+def test_a_peer_that_is_gone_is_not_reached_anew(hosts: Hosts) -> None:
+    writer, target, peer = hosts.pair(LARGE)
+    writing = large_writing(writer, target, peer)
+    target.engine.close()
+    with pytest.raises(EngineFailed):
+        complete(writing)
+    with pytest.raises(EngineFailed):
+        if writer.engine.reconnect(peer):
+            complete(large_writing(writer, target, peer))
 
 
 def test_nothing_is_written_after_the_end_of_the_target(hosts: Hosts) -> None:
