@@ -20,6 +20,7 @@ from __future__ import annotations
 import ctypes
 import importlib.machinery
 import importlib.util
+import logging
 import os
 import sys
 import threading
@@ -38,6 +39,8 @@ import numpy as np
 
 from .engine import MAX_METADATA, Descriptors, EngineFailed, EngineUnavailable, TransferEngine, Writing
 from .ucx_ports import require_a_free_port
+
+_logger = logging.getLogger("llmdd.transport")
 
 #: The packages that NIXL comes in, one for each kind of accelerator; any of them serves the memory of a host.
 PACKAGES = ("nixl_cu12", "nixl_cu13", "nixl_rocm")
@@ -176,8 +179,8 @@ class NixlEngine(TransferEngine):
             known = self._peers.get(peer)
             if known is not None and known.leaving:
                 # What is being written to it keeps it known, and it has come back meanwhile.
-                self._load(peer, introduction.blob)
-                known.metadata, known.leaving = introduction.blob, False
+                self._learn(peer, known, introduction.blob)
+                known.leaving = False
                 return peer
             if known is not None:
                 raise EngineFailed(f"the engine is connected to {peer!r} already")
@@ -196,21 +199,11 @@ class NixlEngine(TransferEngine):
             known = self._known(peer)
             if introduction.name != peer:
                 raise EngineFailed(f"the metadata is of {introduction.name!r}, not of {peer!r}")
-            self._load(peer, introduction.blob)
-            known.metadata = introduction.blob
+            self._learn(peer, known, introduction.blob)
 
     def reconnect(self, peer: str) -> bool:
         with self._lock:
-            known = self._known(peer)
-            if not known.has_failed:
-                return True
-            if known.writings:
-                return False
-            self._ask(f"leave {peer!r}", self._agent.invalidateRemoteMD, peer)
-            self._load(peer, known.metadata)
-            self._ask(f"reach {peer!r}", self._agent.makeConnection, peer, _NOTHING)
-            known.has_failed = False
-            return True
+            return self._reach(peer, self._known(peer))
 
     def disconnect(self, peer: str) -> None:
         with self._lock:
@@ -317,6 +310,38 @@ class NixlEngine(TransferEngine):
         if name != peer.encode():
             self._agent.invalidateRemoteMD(name.decode())
             raise EngineFailed(f"the metadata names {name!r}, and is said to be of {peer!r}")
+
+    def _learn(self, peer: str, known: _Peer, blob: bytes) -> None:
+        """Take newer metadata, or put it off until the peer is reached again; the lock is held.
+
+        Of a peer whose connection has failed NIXL takes none, and having been asked to it never takes any more.
+        """
+        known.has_failed = known.has_failed or not self._is_connected(peer)
+        if not known.has_failed:
+            self._load(peer, blob)
+        known.metadata = blob
+        self._reach(peer, known)
+
+    def _is_connected(self, peer: str) -> bool:
+        """Whether the connection has not failed, as far as is known. A notification tells, and nobody reads those."""
+        try:
+            self._agent.genNotif(peer, "", _NOTHING)
+        except Exception as error:
+            _logger.debug("the connection to %r has failed: %s", peer, _said(error))
+            return False
+        return True
+
+    def _reach(self, peer: str, known: _Peer) -> bool:
+        """Reach a peer anew if its connection has failed and nothing is under way on it; whether it is reached."""
+        if not known.has_failed:
+            return True
+        if known.writings:
+            return False
+        self._ask(f"leave {peer!r}", self._agent.invalidateRemoteMD, peer)
+        self._load(peer, known.metadata)
+        self._ask(f"reach {peer!r}", self._agent.makeConnection, peer, _NOTHING)
+        known.has_failed = False
+        return True
 
     def _forget(self, peer: str) -> None:
         del self._peers[peer]

@@ -3,7 +3,8 @@
 It prints its metadata and where its memory is, proceeds all the time, and takes orders from its input, one a line, in
 JSON. ``{"write_to": metadata, "address": ..., "times": ...}`` writes all its memory to a peer's that often, or for ever
 if that is 0, and answers with one line when it has, or cannot. ``{"matches": seeds}`` answers whether the memory is
-what :func:`content` makes of them. It closes its engine when its input ends.
+what :func:`content` makes of them. ``{"register": size}`` registers that much more, and answers with the new metadata.
+It closes its engine when its input ends.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Process:
         self.engine: TransferEngine = NixlEngine(f"engine of process {os.getpid()}")
         self.memory = content(size, seed)
         self.engine.register(self.memory.ctypes.data, size, writable=True)
+        self._more: list[NDArray[np.uint8]] = []
         self._writing: Writing | None = None
         self._peer = ""
         self._there = 0
@@ -71,6 +73,11 @@ class Process:
     def obey(self, order: dict[str, Any]) -> None:
         if "matches" in order:
             say(bool(np.array_equal(self.memory, content(self.memory.nbytes, *order["matches"]))))
+            return
+        if "register" in order:
+            self._more.append(np.zeros(order["register"], np.uint8))
+            self.engine.register(self._more[-1].ctypes.data, self._more[-1].nbytes, writable=True)
+            say(self.engine.metadata().hex())
             return
         self._peer = self.engine.connect(bytes.fromhex(order["write_to"]))
         self._there = order["address"]

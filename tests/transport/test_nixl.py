@@ -70,6 +70,13 @@ class EngineProcess:
             if isinstance(answer, bool):
                 return answer
 
+    def register_more(self) -> bytes:
+        """Let it have more memory registered; its metadata then."""
+        self.tell(register=SIZE)
+        answer = self.answer()
+        assert isinstance(answer, str)
+        return bytes.fromhex(answer)
+
     def end(self) -> int:
         """Let it close its engine and end; its exit code."""
         assert self.process.stdin is not None
@@ -174,6 +181,62 @@ def test_the_death_of_one_target_leaves_the_others_alone(start: StartProcess, wr
         ended(writing)
     assert ended(writer.engine.write(peer, writer.rows((0, SIZE)), other.rows()))
     assert other.has(2)
+
+
+def cut_connections() -> None:
+    """End every TCP connection that leads out of this process, as if the network had."""
+    with ExitStack() as closing:
+        ours = []
+        for descriptor in os.listdir("/proc/self/fd"):
+            if not os.path.exists(path := f"/proc/self/fd/{descriptor}") or not os.readlink(path).startswith("socket:"):
+                continue
+            connection = closing.enter_context(socket.socket(fileno=os.dup(int(descriptor))))
+            if connection.family in (socket.AF_INET, socket.AF_INET6):
+                ours.append(connection)
+        # The engine's connections to itself are no part of the network.
+        own_ports = {connection.getsockname()[1] for connection in ours}
+        cut = 0
+        for connection in ours:
+            try:
+                if connection.getpeername()[1] not in own_ports:
+                    connection.shutdown(socket.SHUT_RDWR)
+                    cut += 1
+            except OSError:
+                continue  # it listens
+        assert cut, "there was no connection"
+
+
+@pytest.mark.parametrize("noticed", ["by a write", "when it is told"])
+def test_a_peer_tells_of_more_memory_after_its_connection_was_cut(
+    start: StartProcess, writer: Host, noticed: str
+) -> None:
+    """NIXL takes no metadata over a connection that has failed, nor ever after if it was asked to."""
+    target = start(0)
+    peer = writer.engine.connect(target.metadata)
+    for seed in (2, 3):
+        write_persistently(writer, target, peer)
+        cut_connections()
+        writer.memory[:] = content(SIZE, seed)
+        for _ in range(1000):
+            writer.engine.progress()
+        if noticed == "by a write":
+            with pytest.raises(EngineFailed):
+                ended(writer.engine.write(peer, writer.rows((0, SIZE)), target.rows()))
+        writer.engine.refresh(peer, target.register_more())
+        write_persistently(writer, target, peer)
+        assert target.has(seed)
+
+
+def write_persistently(writer: Host, target: EngineProcess, peer: str, attempts: int = 3) -> None:
+    """Write all, and reach the peer anew if that fails."""
+    for attempt in range(1, attempts + 1):
+        try:
+            assert writer.engine.reconnect(peer)
+            assert ended(writer.engine.write(peer, writer.rows((0, SIZE)), target.rows()))
+            return
+        except EngineFailed:
+            if attempt == attempts:
+                raise
 
 
 def test_a_target_that_wakes_up_after_its_writer_has_closed_goes_on(start: StartProcess, writer: Host) -> None:
