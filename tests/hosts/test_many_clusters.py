@@ -20,7 +20,7 @@ TIMEOUT_MS = 5_000
 
 @pytest.fixture
 def three(nixl: None, make_network: Any, start_process: Any) -> list[Node]:
-    """A node on each of three hosts. Parting from one that is gone without a word takes them as long as a transfer may."""
+    """A node on each of three hosts. To part from one that is gone without a word takes as long as a transfer may."""
     hosts = make_network(3).hosts
     return [start_process(host).open(number, timeout_ms=TIMEOUT_MS) for number, host in enumerate(hosts, start=1)]
 

@@ -265,13 +265,20 @@ class RawEnd:
     def segments(self, token: bytes, /, **changes: Any) -> messages.Segments:
         return msgspec.structs.replace(messages.Segments(token, self.store.export()[0], 0), **changes)
 
-    def hand_over(self, welcome: messages.Welcome, payload: bytes | None = None, fds: list[int] | None = None) -> bool:
-        """Come to the rendezvous with what is given (this end's memory otherwise); whether memory came in return."""
+    def hand_over(
+        self, welcome: messages.Welcome, payload: bytes | None = None, fds: list[int] | None = None, takes: bool = True
+    ) -> bool:
+        """Come to the rendezvous with what is given (this end's memory otherwise); whether memory came in return.
+
+        Unless this end ``takes`` what comes, the other cannot even send it.
+        """
         payload = messages.encode(self.segments(welcome.token)) if payload is None else payload
         fds = self.store.export()[1] if fds is None else fds
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as unix:
             unix.settimeout(PATIENCE_S)
             unix.connect(f"\0llmdd-{welcome.rendezvous}")
+            if not takes:
+                unix.shutdown(socket.SHUT_RD)
             try:
                 socket.send_fds(unix, [payload], fds)
                 received = socket.recv_fds(unix, messages.MAX_PAYLOAD, 8)[1]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
@@ -23,6 +24,13 @@ def linked(make_node: Callable):
     target = server.listen()
     assert client.link(target) == "LLM_SUCCESS"
     return client, server, target
+
+
+@pytest.fixture
+def without_collector() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
 
 
 def assert_sound(client, server, make_node: Callable) -> None:
@@ -135,6 +143,23 @@ def test_a_stranger_at_the_rendezvous_cannot_spoil_the_handshake(linked, make_ra
     assert end.hand_over(welcome)
     channel.send(messages.Commit())
     assert channel.receive() == messages.Linked()
+
+
+def test_an_end_that_gives_its_memory_and_takes_none(
+    linked, make_raw_end: Callable, eventually: Callable, without_collector: None
+) -> None:
+    """What it gave is let go of at once, and not when the collector comes to the error."""
+    end, channels = make_raw_end(3), []
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        channel, welcome = end.request_link(linked[2])
+        channels.append(channel)
+        assert not end.hand_over(welcome, takes=False)
+        assert isinstance(channel.receive(), messages.Refusal)
+    for channel in channels:
+        channel.close()
+    eventually(lambda: len(os.listdir("/proc/self/fd")) <= before, "nothing of it is held")
+    assert linked[1].bits_out() == 1
 
 
 def segments_of_another_kind(kind: str, honest: list[int]) -> list[int]:
