@@ -44,17 +44,14 @@ async def answer(channel: Channel, end: LocalEnd, theirs: Identity) -> LocalSess
     with Rendezvous() as rendezvous:
         channel.send(Welcome(end.identity, rendezvous.name, token))
         connection, handover = await _meet(rendezvous, theirs, token)
-    with (
-        connection,
-        closing(handover),
-        _granted(end.store, end.reaper, connection.peer_pid) as grant,
-        ExitStack() as undo,
-    ):
+    with connection, closing(handover), _granted(end.store, end.reaper, connection.peer_pid) as grant:
         arena = _attach(handover, connection)
-        # At once, also where the error keeps it referenced: it holds a descriptor of the peer's process.
-        undo.callback(arena.detach, 0)
-        _hand_over(end.store, grant, connection, token)
-        undo.pop_all()
+        try:
+            _hand_over(end.store, grant, connection, token)
+        except BaseException:
+            # Now, and not when the error that keeps it is collected: it holds a descriptor of the peer's process.
+            arena.detach(0)
+            raise
         return LocalSession(channel, theirs, arena, grant)
 
 
