@@ -62,7 +62,9 @@ part still had it. Either end may die at any time, the session end at any time, 
 
 A transfer is one stretch, or three that go through two parts of staging memory. An engine may need the other end to
 let it proceed; that each end does so for as long as it may be written to is left out here, and needed for what is
-promised where the engine ends. Not modelled is an asker who breaks the rules, whose session the owner ends, and a
+promised where the engine ends. Where much is asked for, the owner finds and pins it in portions and serves others in
+between; it hears nothing of this conversation before it has answered, so that is one turn here, between two items of
+which anybody else's may come. Not modelled is an asker who breaks the rules, whose session the owner ends, and a
 message that is sent in part: the rest goes before anything else, or the session ends.
 """
 

@@ -689,8 +689,10 @@ cdef class NodeCaches:
                 if header.pools[pool].configured
             ]
 
-    def serve(self, items, together, patience_ms):
+    def serve(self, items, together, patience_ms, count=None):
         """Begin what a peer on another host asks for (``link.transfer_messages.Wanted``): it is pinned as for a peer here.
+
+        ``count``: how many transfers there are in all, if ``items`` are not all of them: the rest is to be taken next.
 
         Returns
         -------
@@ -703,7 +705,14 @@ cdef class NodeCaches:
         LLMException
             ``LLM_ENGINE_FINALIZED``: the store was closed.
         """
-        return serve(self.memory, self.remote_accessible, list(items), together, <int64_t>patience_ms * 1000000)
+        return serve(
+            self.memory,
+            self.remote_accessible,
+            list(items),
+            together,
+            <int64_t>patience_ms * 1000000,
+            len(items) if count is None else count,
+        )
 
     def evict_peer(self, peer_bit):
         """A peer's link is down, and its process lives: what it reads is held for it no longer (protocol 11).

@@ -82,6 +82,8 @@ cdef class ServedTransfers:
             self.codes[<uint64_t>position] = NOT_BEGUN
             self.stream_items[<uint64_t>position] = NOT_SEEN
             self.begun[<uint64_t>position].holder = NOT_SEEN
+        if not (pair_set_make(&self.pinned, count) and pair_set_make(&self.sources, count)):
+            raise MemoryError(f"no memory to compare {count} transfers")
         self.kept = []
         self.stream = Stream(count)
 
@@ -93,10 +95,36 @@ cdef class ServedTransfers:
         free(self.codes)
         free(self.stream_items)
         free(self.landings)
+        pair_set_drop(&self.pinned)
+        pair_set_drop(&self.sources)
 
     # ------------------------------------------------------------ what is asked for
 
-    cdef int enter(self, uint64_t position, object wanted, bint remote_mode) except -1:
+    def take(self, list items):
+        """Find, pin and check the next of them. ValueError if there can be no such transfers."""
+        cdef uint64_t begin = self.taken
+        cdef uint64_t end = begin + <uint64_t>len(items)
+        cdef uint64_t position
+        if not self.is_open:
+            raise ValueError("the transfers have ended")
+        if end > self.count:
+            raise ValueError(f"{end} transfers are asked for, {self.count} were announced")
+        for position in range(begin, end):
+            self.enter(position, items[position - begin])
+            if self.transfers[position].push != self.transfers[0].push:
+                raise ValueError("pulls and pushes do not come together")
+        self.taken = end
+        self.pushes = self.transfers[0].push
+        if self.transfers[0].addressing == BY_ADDRESS:
+            self.begin_at_addresses()
+        else:
+            self.begin_keyed(begin, end)
+        self.lay_out(begin, end)
+        if self.taken == self.count:
+            pair_set_drop(&self.pinned)
+            pair_set_drop(&self.sources)
+
+    cdef int enter(self, uint64_t position, object wanted) except -1:
         """Take one item from its message; ValueError if there can be no such transfer."""
         cdef Transfer *transfer = self.transfers + position
         cdef Slot *asker = self.askers + position
@@ -118,7 +146,7 @@ cdef class ServedTransfers:
         transfer.addresses[0], transfer.addresses[1] = wanted.addresses
         transfer.push = wanted.push
         transfer.keeps_keys = wanted.keeps_keys
-        transfer.remote_mode = remote_mode
+        transfer.remote_mode = self.remote_mode
         transfer.locally_refused = wanted.only_look
         transfer.all_remote = wanted.whole_yours
         transfer.remote_first = wanted.your_first
@@ -172,27 +200,18 @@ cdef class ServedTransfers:
 
     # ------------------------------------------------------------ begin
 
-    cdef int begin_keyed(self) except -1:
-        """Find, pin and check every item; of several that go together, up to the first that is refused."""
-        cdef PairSet pinned, sources
-        cdef bint enough = pair_set_make(&pinned, self.count)
+    cdef int begin_keyed(self, uint64_t begin, uint64_t end) except -1:
+        """Find, pin and check these; of several that go together, up to the first that is refused."""
         cdef uint64_t i
-        enough = pair_set_make(&sources, self.count) and enough
-        try:
-            if not enough:
-                raise MemoryError(f"no memory to compare {self.count} transfers")
-            with nogil:
-                for i in range(self.count):
-                    self.codes[i] = begin_transfer(self.transfers, self.begun, i, &pinned, &sources)
-                    if self.codes[i] != TRANSFERRED:
-                        self.begun[i].holder = NOT_SEEN
-                        if self.together:
-                            break
-        finally:
-            pair_set_drop(&pinned)
-            pair_set_drop(&sources)
-            for i in range(self.count):
+        with nogil:
+            for i in range(begin, end):
+                if self.together and self.has_refused:
+                    break
+                self.codes[i] = begin_transfer(self.transfers, self.begun, i, &self.pinned, &self.sources)
                 self.transfers[i].pinned = NULL
+                if self.codes[i] != TRANSFERRED:
+                    self.begun[i].holder = NOT_SEEN
+                    self.has_refused = True
         return 0
 
     cdef int begin_at_addresses(self) except -1:
@@ -207,10 +226,10 @@ cdef class ServedTransfers:
         self.codes[0] = result
         return 0
 
-    cdef int lay_out(self) except -1:
-        """The stream of what can be transferred."""
+    cdef int lay_out(self, uint64_t begin, uint64_t end) except -1:
+        """The part of the stream that consists of these, as far as they can be transferred."""
         cdef uint64_t i
-        for i in range(self.count):
+        for i in range(begin, end):
             if self.codes[i] == TRANSFERRED:
                 self.lay_out_item(i)
         return 0
@@ -313,6 +332,8 @@ cdef class ServedTransfers:
         cdef bint all_well = True
         if not self.is_open:
             raise ValueError("the transfers have ended")
+        if self.taken != self.count:
+            raise ValueError(f"{self.count - self.taken} of {self.count} transfers have not been taken")
         if <uint64_t>len(succeeded) != self.count:
             raise ValueError(f"{len(succeeded)} outcomes were given for {self.count} transfers")
         for i in range(self.count):
@@ -353,11 +374,14 @@ cdef class ServedTransfers:
                 unpin(self.transfers, self.landings[i].entry.slot, False)
 
 
-cdef ServedTransfers serve(NodeMemory memory, bint remote_mode, list items, bint together, int64_t patience_ns):
-    """Begin what a peer on another host asks for. ValueError if there can be no such transfers."""
-    cdef ServedTransfers served = ServedTransfers(len(items))
+cdef ServedTransfers serve(
+    NodeMemory memory, bint remote_mode, list items, bint together, int64_t patience_ns, uint64_t count
+):
+    """Begin what a peer on another host asks for: `count` transfers, of which these are the first. ValueError if there
+    can be no such transfers."""
+    cdef ServedTransfers served = ServedTransfers(count)
     cdef CriticalSection section
-    cdef uint64_t position
+    served.remote_mode = remote_mode
     served.deadline = monotonic_nanoseconds() + patience_ns
     served.together = together
     # Nobody closes the memory between the look whether it is there and our own references to it.
@@ -369,15 +393,6 @@ cdef ServedTransfers serve(NodeMemory memory, bint remote_mode, list items, bint
     leave_critical_section(&section)
     if served.arena is None:
         raise failure("serve", LLMStatusCode.LLM_ENGINE_FINALIZED, "the caches have been given up")
-    for position in range(served.count):
-        served.enter(position, items[position], remote_mode)
-        if served.transfers[position].push != served.transfers[0].push:
-            raise ValueError("pulls and pushes do not come together")
-    served.pushes = served.transfers[0].push
     served.is_open = True
-    if served.transfers[0].addressing == BY_ADDRESS:
-        served.begin_at_addresses()
-    else:
-        served.begin_keyed()
-    served.lay_out()
+    served.take(items)
     return served

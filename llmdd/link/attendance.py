@@ -1,8 +1,8 @@
 """Answering peers on other hosts that ask for transfers: one thread for all of them (see ``transfer_messages``).
 
 What a peer asks for is done at once and without the store's lock, as it would do it itself if it shared our memory;
-so nobody who holds the store still (``CacheManager.paused``) holds up a transfer. The thread lets the engine proceed as
-long as a peer may be reading, and sleeps otherwise.
+so nobody who holds the store still (``CacheManager.paused``) holds up a transfer. Peers take turns: one that asks for
+much is served in portions. The thread lets the engine proceed as long as a peer may be reading, and sleeps otherwise.
 """
 
 from __future__ import annotations
@@ -64,6 +64,12 @@ _RECEIVED_AT_ONCE = 256 * 1024
 # Steps between two looks at the connections, while something moves.
 _STEPS_IN_A_ROW = 16
 
+# A request is begun so many items at a time, between which others are served.
+_ITEMS_AT_ONCE = 256
+
+# How long the requests of one peer are heard before others have their turn.
+_TURN_S = 0.002
+
 # How soon to look again at what takes longer than anybody waits for it.
 _LOOK_AGAIN_S = 0.002
 
@@ -100,6 +106,8 @@ class Guest:
         self.outbox = Outbox(attendance.engine, engine_peer, attendance.areas)
         self.stretches: Stretches | None = None
         self.work: Generator[None] | None = None
+        self.beginning: Generator[None] | None = None
+        self.is_behind = False
         self.unsent = Unsent(sock)
         self.frames = Frames()
         self.is_gone = False
@@ -235,6 +243,8 @@ class Attendance:
         now = time.monotonic()
         patience = _LOOK_AGAIN_S if now < self._receive_until or self.areas.has_left_over else None
         for guest in self._guests:
+            if guest.is_behind:
+                return 0.0
             if guest.outbox.has_under_way:
                 patience = _LOOK_AGAIN_S
             if guest.open is None:
@@ -255,6 +265,10 @@ class Attendance:
             if guest.open is not None and now > guest.open.deadline + GRACE_S:
                 _logger.debug("request %d is dropped: whoever wanted it has not ended it", guest.open.number)
                 self._drop(guest)
+            if guest.beginning is not None:
+                self._guarded(guest, self._go_on_beginning)
+            elif guest.is_behind:
+                self._guarded(guest, self._hear_what_has_come)
             if guest.work is not None:
                 self._guarded(guest, self._work_on)
             elif guest.outbox.has_under_way:
@@ -306,6 +320,9 @@ class Attendance:
     def _drop(self, guest: Guest) -> None:
         """End the request that is open without dropping a key."""
         guest.work = guest.stretches = None
+        if guest.beginning is not None:
+            guest.beginning.close()
+            guest.beginning = None
         if guest.open is not None:
             if guest.open.is_written_by_peer:
                 self._receive_until = time.monotonic() + RECEIVED_LATE_S
@@ -334,6 +351,8 @@ class Attendance:
         self.part_from(guest, guest.on_end)
 
     def _hear(self, guest: Guest) -> None:
+        if guest.is_behind:
+            return
         try:
             data = guest.socket.recv(_RECEIVED_AT_ONCE)
         except BlockingIOError:
@@ -342,8 +361,17 @@ class Attendance:
             raise ConnectionError("the peer has hung up")
         guest.frames.feed(data)
         self._pace.restart()
-        while (request := guest.frames.next_request()) is not None:
+        self._hear_what_has_come(guest)
+
+    def _hear_what_has_come(self, guest: Guest) -> None:
+        """Serve what a guest has asked for, one request after the other, until its turn is over."""
+        turn_ends = time.monotonic() + _TURN_S
+        guest.is_behind = True
+        while guest.beginning is None and (request := guest.frames.next_request()) is not None:
             self._serve(guest, request)
+            if time.monotonic() > turn_ends:
+                return
+        guest.is_behind = guest.beginning is not None
 
     def _say(self, guest: Guest, answer: Answer) -> None:
         guest.unsent.add(answer)
@@ -389,15 +417,37 @@ class Attendance:
         guest.last_number = request.number
         if request.metadata:
             self._take_news(guest, request.metadata)
-        served = self._store.serve(request.items, request.together, request.patience_ms)
+        guest.beginning = self._beginning(guest, request)
+        self._go_on_beginning(guest)
+
+    def _go_on_beginning(self, guest: Guest) -> None:
+        assert guest.beginning is not None
+        self._pace.restart()
+        if next(guest.beginning, self) is self:
+            guest.beginning = None
+
+    def _beginning(self, guest: Guest, request: Begin) -> Generator[None]:
+        """Find, pin and check what is wanted, and answer: in portions, if that is much."""
+        count = len(request.items)
+        portions = request.portions(_ITEMS_AT_ONCE)
+        served = self._store.serve(next(portions), request.together, request.patience_ms, count)
         try:
+            for items in portions:
+                yield
+                served.take(items)
+            found: list[Found] = []
+            for begin in range(0, count, _ITEMS_AT_ONCE):
+                if begin:
+                    yield
+                end = min(begin + _ITEMS_AT_ONCE, count)
+                found += [Found(*served.describe(number)) for number in range(begin, end)]
             way = self._way(request, served)
             try:
-                begun = self._answer_to(guest, request, served, way)
+                begun = self._answer_to(guest, request, served, way, found)
             except EngineFailed as error:
                 _logger.warning("the transfer engine cannot take part: %s", error)
-                items = [Found(_ENGINE_FAILED, False, 0, 0, 0, False, 0) for _ in request.items]
-                begun = Begun(request.number, items, Way.NONE, b"", 0, b"")
+                found = [Found(_ENGINE_FAILED, False, 0, 0, 0, False, 0)] * count
+                begun = Begun(request.number, found, Way.NONE, b"", 0, b"")
             if not begun.has_ended(served.pushes):
                 guest.open = _Open(request, served, begun.way)
             self._say(guest, begun)
@@ -418,15 +468,17 @@ class Attendance:
         carried = bool(request.data) if served.pushes else served.stream_bytes <= MAX_CARRIED
         return Way.CARRIED if carried else Way.WRITTEN
 
-    def _answer_to(self, guest: Guest, request: Begin, served: ServedTransfers, way: Way) -> Begun:
-        items = [Found(*served.describe(number)) for number in range(len(request.items))]
+    def _answer_to(self, guest: Guest, request: Begin, served: ServedTransfers, way: Way, items: list[Found]) -> Begun:
         data, staging, news = b"", 0, b""
         if way is Way.CARRIED and served.pushes:
             if len(request.data) != served.stream_bytes:
                 raise ProtocolError(f"{len(request.data)} bytes came with a push of {served.stream_bytes}")
             served.scatter(0, request.data)
             results = served.finish([True] * len(items))
-            items = [replace(item, result=result) for item, result in zip(items, results, strict=True)]
+            items = [
+                item if item.result == result else replace(item, result=result)
+                for item, result in zip(items, results, strict=True)
+            ]
         elif way is Way.CARRIED:
             carried = bytearray(served.stream_bytes)
             served.gather(0, carried)

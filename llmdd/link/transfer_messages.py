@@ -31,11 +31,12 @@ from __future__ import annotations
 
 import socket
 from collections import deque
+from collections.abc import Iterator
 from enum import IntEnum
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct
 
 from llmdd.transport.engine import MAX_METADATA
 
@@ -51,6 +52,9 @@ MAX_ITEMS = 1 << 16
 MAX_BLOCKS = 1 << 21
 
 MAX_PAYLOAD = 40 << 20
+
+#: From this length on, the items of a ``Begin`` are decoded when they are needed.
+LONG_PAYLOAD = 64 * 1024
 
 Positive = Annotated[int, Meta(ge=1)]
 UInt32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
@@ -70,7 +74,7 @@ class Way(IntEnum):
     """Nothing is to be transferred: no item was accepted, or they were only looked at."""
 
 
-class Wanted(Struct, frozen=True, array_like=True):
+class Wanted(Struct, frozen=True, array_like=True, gc=False):
     """One transfer, as the end that wants it sees it.
 
     Numbers that stand side by side (blocks, addresses) are packed, eight bytes each, little-endian. ``yours`` is the
@@ -102,7 +106,7 @@ class Wanted(Struct, frozen=True, array_like=True):
     accessible: bool
 
 
-class Found(Struct, frozen=True, array_like=True):
+class Found(Struct, frozen=True, array_like=True, gc=False):
     """What an item names, if ``result`` says that it can be transferred."""
 
     result: Annotated[int, Meta(ge=0, le=255)]
@@ -129,6 +133,22 @@ class Begin(Struct, frozen=True, tag="begin"):
     data: Carried
     staging: UInt64
     metadata: Metadata
+
+    def portions(self, size: int) -> Iterator[list[Wanted]]:
+        """The items, so many at a time."""
+        for begin in range(0, len(self.items), size):
+            yield self.items[begin : begin + size]
+
+
+class LongBegin(Begin, frozen=True, tag="begin"):
+    """The same message, whose items have not been decoded yet."""
+
+    items: Annotated[list[Raw], Meta(min_length=1, max_length=MAX_ITEMS)]  # type: ignore[assignment]
+
+    def portions(self, size: int) -> Iterator[list[Wanted]]:
+        """As of any ``Begin``; :class:`~.messages.ProtocolError` if an item is none."""
+        for begin in range(0, len(self.items), size):
+            yield [_decoded(_items, item) for item in self.items[begin : begin + size]]
 
 
 class Begun(Struct, frozen=True, tag="begun"):
@@ -195,6 +215,10 @@ Answer: TypeAlias = Begun | Written | Copied | Finished
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_long_requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(
+    LongBegin | Written | Copied | Finish | Abandon
+)
+_items = msgspec.msgpack.Decoder(Wanted)
 _answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
 
 
@@ -259,15 +283,15 @@ class Frames:
 
     def next_request(self) -> Request | None:
         """The next request that has arrived whole; :class:`~.messages.ProtocolError` if what has arrived is none."""
-        request: Request | None = self._next(_requests)
+        request: Request | None = self._next(_requests, _long_requests)
         return request
 
     def next_answer(self) -> Answer | None:
         """The next answer, likewise."""
-        answer: Answer | None = self._next(_answers)
+        answer: Answer | None = self._next(_answers, _answers)
         return answer
 
-    def _next(self, decoder: msgspec.msgpack.Decoder[Any]) -> Any:
+    def _next(self, decoder: msgspec.msgpack.Decoder[Any], of_long: msgspec.msgpack.Decoder[Any]) -> Any:
         received = self._received
         if len(received) < HEADER.size:
             return None
@@ -278,9 +302,14 @@ class Frames:
         if len(received) < end:
             return None
         with memoryview(received) as view, view[HEADER.size : end] as payload:
-            try:
-                message = decoder.decode(payload)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                raise ProtocolError(f"not a message: {error}") from None
+            # What is not decoded yet needs bytes of its own.
+            message = _decoded(of_long, bytes(payload)) if length > LONG_PAYLOAD else _decoded(decoder, payload)
         del received[:end]
         return message
+
+
+def _decoded(decoder: msgspec.msgpack.Decoder[Any], payload: Any) -> Any:
+    try:
+        return decoder.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"not a message: {error}") from None

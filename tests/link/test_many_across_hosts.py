@@ -13,7 +13,7 @@ from programmable_engine import Course, Network
 from llmdd._core.cache_keys import CacheKey
 from llmdd._core.peer import PeerArena
 from llmdd._core.status import LLMException, LLMStatusCode
-from llmdd.link import conversation
+from llmdd.link import attendance, conversation, transfer_messages
 
 ROW = 2000
 LARGE_ROW = 200_000
@@ -57,9 +57,14 @@ class Cluster:
         return sum(peer.store.live_keys for peer in self.peers.values())
 
 
-@pytest.fixture(params=[ROW, LARGE_ROW], ids=["small", "large"])
-def cluster(make_conversing: Callable[..., ConversingNode], request: pytest.FixtureRequest) -> Cluster:
-    return Cluster(make_conversing, request.param)
+@pytest.fixture(params=["small", "large", "small, one at a time"])
+def cluster(
+    make_conversing: Callable[..., ConversingNode], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Cluster:
+    if request.param == "small, one at a time":
+        monkeypatch.setattr(attendance, "_ITEMS_AT_ONCE", 1)
+        monkeypatch.setattr(transfer_messages, "LONG_PAYLOAD", 0)
+    return Cluster(make_conversing, LARGE_ROW if request.param == "large" else ROW)
 
 
 SEVERAL = [(3, 0), (2, 1), (4, 2), (3, 3), (2, 0), (4, 1)]
