@@ -8,7 +8,7 @@ much is served in portions. The thread lets the engine proceed as long as a peer
 from __future__ import annotations
 
 import logging
-import selectors
+import select
 import socket
 import threading
 import time
@@ -28,6 +28,7 @@ from .messages import ProtocolError
 from .stretches import ATTEMPTS, Stretches, stretch_count, stretch_size
 from .transfer_messages import (
     MAX_CARRIED,
+    RECEIVED_AT_ONCE,
     Abandon,
     Answer,
     Begin,
@@ -59,7 +60,6 @@ MAX_UNSENT = 16 << 20
 
 _ENGINE_FAILED = ExchangeEnded.RESULTS["ENGINE_FAILED"]
 _OUT_OF_TIME = ExchangeEnded.RESULTS["OUT_OF_TIME"]
-_RECEIVED_AT_ONCE = 256 * 1024
 
 # Steps between two looks at the connections, while something moves.
 _STEPS_IN_A_ROW = 16
@@ -108,10 +108,22 @@ class Guest:
         self.work: Generator[None] | None = None
         self.beginning: Generator[None] | None = None
         self.is_behind = False
+        self.is_slow = False  # its connection has not taken yet what was said
         self.unsent = Unsent(sock)
         self.frames = Frames()
         self.is_gone = False
         self._attendance = attendance
+
+    def patience(self, now: float) -> float | None:
+        """How long what it has under way can be left alone; None if there is nothing."""
+        if self.is_behind:
+            return 0.0
+        under_way = _LOOK_AGAIN_S if self.outbox.has_under_way else None
+        if self.open is None:
+            return under_way
+        if (self.work is not None or self.open.is_written_by_peer) and now < self.open.deadline:
+            return 0.0
+        return under_way or max(_LOOK_AGAIN_S, self.open.deadline + GRACE_S - now)
 
     def dismiss(self, done: Callable[[], None]) -> None:
         """Serve it no more, and call ``done`` when nothing that it asked for holds memory. From any thread; again is
@@ -138,13 +150,14 @@ class Attendance:
     def __init__(self, store: CacheStore, engine: TransferEngine) -> None:
         self._store = store
         self.engine = engine
-        self._selector = selectors.DefaultSelector()
+        self._connections = select.epoll()
         self._wake, self._woken = socket.socketpair()
         self._wake.setblocking(False)
         self._woken.setblocking(False)
-        self._selector.register(self._woken, selectors.EVENT_READ)
+        self._connections.register(self._woken, select.EPOLLIN)
         self._errands: deque[Callable[[], None]] = deque()
-        self._guests: set[Guest] = set()
+        self._guests: dict[int, Guest] = {}  # by the descriptors of their sockets
+        self._busy: set[Guest] = set()
         self._posting = threading.Lock()
         self._closed = self._ended = False
         self.areas = StagingAreas(engine, self._ring)
@@ -179,12 +192,12 @@ class Attendance:
 
     def abandon(self) -> None:
         """Close the sockets in a forked child, and leave the peers to the parent."""
-        for guest in self._guests:
+        for guest in self._guests.values():
             guest.socket.close()
         self._close_descriptors()
 
     def _close_descriptors(self) -> None:
-        self._selector.close()
+        self._connections.close()
         self._wake.close()
         self._woken.close()
 
@@ -200,14 +213,15 @@ class Attendance:
 
     def _run(self) -> None:
         try:
+            patience: float | None = None
             while not self._closed:
-                patience = self._patience()
-                for key, events in self._selector.select(patience):
-                    if key.data is None:
+                for descriptor, events in self._connections.poll(patience):
+                    guest = self._guests.get(descriptor)
+                    if guest is not None:
+                        self._attend(guest, events)
+                    elif descriptor == self._woken.fileno():
                         self._hear_bell()
-                    else:
-                        self._attend(key.data, events)
-                self._proceed()
+                patience = self._proceed()
                 if patience == 0.0:
                     self._pace.rest()
         except Exception:
@@ -217,7 +231,7 @@ class Attendance:
                 self._ended = True
             while self._errands:
                 self._errands.popleft()()
-            for guest in list(self._guests):
+            for guest in list(self._guests.values()):
                 self.part_from(guest, lambda: None)
             self._close_descriptors()
 
@@ -238,30 +252,12 @@ class Attendance:
         self._receive_until = time.monotonic() + RECEIVED_LATE_S
         self._ring()
 
-    def _patience(self) -> float | None:
-        """How long to sleep, if nobody comes."""
-        now = time.monotonic()
-        patience = _LOOK_AGAIN_S if now < self._receive_until or self.areas.has_left_over else None
-        for guest in self._guests:
-            if guest.is_behind:
-                return 0.0
-            if guest.outbox.has_under_way:
-                patience = _LOOK_AGAIN_S
-            if guest.open is None:
-                continue
-            if (guest.work is not None or guest.open.is_written_by_peer) and now < guest.open.deadline:
-                return 0.0
-            left = max(_LOOK_AGAIN_S, guest.open.deadline + GRACE_S - now)
-            patience = left if patience is None else min(patience, left)
-        return patience
-
-    def _proceed(self) -> None:
-        """Let everything that is under way go on a little."""
+    def _proceed(self) -> float | None:
+        """Let everything that is under way go on a little; how long to sleep after that, if nobody comes."""
         now = time.monotonic()
         receiving = now < self._receive_until
-        if self.areas.has_left_over:
-            self.areas.look_after_what_is_left_over()
-        for guest in list(self._guests):
+        patience = _LOOK_AGAIN_S if receiving else None
+        for guest in list(self._busy):
             if guest.open is not None and now > guest.open.deadline + GRACE_S:
                 _logger.debug("request %d is dropped: whoever wanted it has not ended it", guest.open.number)
                 self._drop(guest)
@@ -274,8 +270,17 @@ class Attendance:
             elif guest.outbox.has_under_way:
                 self._guarded(guest, lambda guest: guest.outbox.is_idle)
             receiving = receiving or (guest.open is not None and guest.open.is_written_by_peer)
+            longest = guest.patience(now)
+            if longest is None:
+                self._busy.discard(guest)
+            else:
+                patience = longest if patience is None else min(patience, longest)
         if receiving:
             self._receive()
+        if self.areas.has_left_over:
+            self.areas.look_after_what_is_left_over()
+            patience = _LOOK_AGAIN_S if patience is None else min(patience, _LOOK_AGAIN_S)
+        return patience
 
     def _receive(self) -> None:
         try:
@@ -300,14 +305,14 @@ class Attendance:
         if guest.is_gone:
             guest.socket.close()
             return
-        self._guests.add(guest)
-        self._selector.register(guest.socket, selectors.EVENT_READ, guest)
+        self._guests[guest.socket.fileno()] = guest
+        self._connections.register(guest.socket, select.EPOLLIN)
 
     def part_from(self, guest: Guest, done: Callable[[], None]) -> None:
         """On the thread: drop everything that a guest has under way."""
-        if guest in self._guests:
-            self._guests.discard(guest)
-            self._selector.unregister(guest.socket)
+        if self._guests.pop(guest.socket.fileno(), None) is not None:
+            self._busy.discard(guest)
+            self._connections.unregister(guest.socket)
             self._drop(guest)
             guest.inbox.close()
             guest.outbox.leave()
@@ -330,9 +335,9 @@ class Attendance:
             guest.open = None
 
     def _attend(self, guest: Guest, events: int) -> None:
-        if guest in self._guests and events & selectors.EVENT_WRITE:
+        if events & select.EPOLLOUT:
             self._guarded(guest, self._send_unsent)
-        if guest in self._guests and events & selectors.EVENT_READ:
+        if events & ~select.EPOLLOUT and not guest.is_gone:
             self._guarded(guest, self._hear)
 
     def _guarded(self, guest: Guest, work: Callable[[Guest], object]) -> None:
@@ -354,12 +359,13 @@ class Attendance:
         if guest.is_behind:
             return
         try:
-            data = guest.socket.recv(_RECEIVED_AT_ONCE)
+            data = guest.socket.recv(RECEIVED_AT_ONCE)
         except BlockingIOError:
             return
         if not data:
             raise ConnectionError("the peer has hung up")
         guest.frames.feed(data)
+        self._busy.add(guest)
         self._pace.restart()
         self._hear_what_has_come(guest)
 
@@ -381,9 +387,10 @@ class Attendance:
         self._send_unsent(guest)
 
     def _send_unsent(self, guest: Guest) -> None:
-        events = selectors.EVENT_READ | (0 if guest.unsent.send() else selectors.EVENT_WRITE)
-        if self._selector.get_key(guest.socket).events != events:
-            self._selector.modify(guest.socket, events, guest)
+        has_unsent = not guest.unsent.send()
+        if has_unsent != guest.is_slow:
+            guest.is_slow = has_unsent
+            self._connections.modify(guest.socket, select.EPOLLIN | (select.EPOLLOUT if has_unsent else 0))
 
     # -- requests -------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from .transfer_messages import (
     MAX_BLOCKS,
     MAX_CARRIED,
     MAX_ITEMS,
+    RECEIVED_AT_ONCE,
     Abandon,
     Answer,
     Begin,
@@ -40,7 +41,6 @@ from .transfer_messages import (
 
 _logger = logging.getLogger("llmdd.link")
 
-_RECEIVED_AT_ONCE = 256 * 1024
 _NANOSECONDS_OF_A_MILLISECOND = 1_000_000
 _BLOCK_BYTES = 8
 
@@ -332,7 +332,7 @@ class Conversation:
     def _receive_now(self) -> bool:
         """Whether there was something to be received."""
         try:
-            data = self._socket.recv(_RECEIVED_AT_ONCE)
+            data = self._socket.recv(RECEIVED_AT_ONCE)
         except BlockingIOError:
             return False
         except OSError as error:

@@ -53,6 +53,9 @@ MAX_BLOCKS = 1 << 21
 
 MAX_PAYLOAD = 40 << 20
 
+#: How much is received at once: less than what the C library asks the kernel for, and gives back to it, each time.
+RECEIVED_AT_ONCE = 64 * 1024
+
 #: From this length on, the items of a ``Begin`` are decoded when they are needed.
 LONG_PAYLOAD = 64 * 1024
 
@@ -235,13 +238,13 @@ class Unsent:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._waiting: deque[tuple[Request | Answer, memoryview]] = deque()
+        self._waiting: deque[tuple[Request | Answer, bytes | memoryview]] = deque()
         self._is_in_part = False
         self.size = 0
 
     def add(self, message: Request | Answer) -> None:
         """Say this after what waits; ValueError if it is larger than may be."""
-        data = memoryview(frame(message))
+        data = frame(message)
         self._waiting.append((message, data))
         self.size += len(data)
 
@@ -256,7 +259,7 @@ class Unsent:
             self.size -= sent
             self._is_in_part = sent < len(rest)
             if self._is_in_part:
-                self._waiting[0] = message, rest[sent:]
+                self._waiting[0] = message, memoryview(rest)[sent:]
             else:
                 self._waiting.popleft()
         return True

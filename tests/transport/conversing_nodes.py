@@ -62,7 +62,7 @@ class ConversingNode:
 
     def is_served_by_nobody(self) -> bool:
         """Whether nothing that a peer asks for is open here."""
-        return all(guest.open is None and guest.beginning is None for guest in self.attendance._guests)
+        return all(guest.open is None and guest.beginning is None for guest in self.attendance._guests.values())
 
     @property
     def used_bytes(self) -> int:
