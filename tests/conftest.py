@@ -63,7 +63,7 @@ class Eventually(Protocol):
     def __call__(self, condition: Callable[[], object], what: str) -> None: ...
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def eventually() -> Eventually:
     """Waits for what happens on another thread or in another process, of which the API gives no notice."""
 
