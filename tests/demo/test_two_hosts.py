@@ -19,7 +19,9 @@ from pathlib import Path
 
 import misbehaving
 import pytest
+from typer.testing import CliRunner
 
+from llmdd.cli import app
 from llmdd.demo import decode, decode_end, introduction, prefill_end
 from llmdd.demo.channel import Channel, OtherEndGone
 from llmdd.demo.choices import Choices, Disagreement, agree
@@ -169,9 +171,9 @@ def test_nobody_calls() -> None:
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
 def test_bad_arguments_are_explained(arguments: tuple[str, ...], complaint: str) -> None:
-    status, output, errors = Command(*arguments).end()
-    assert (status, output) == (2, "")
-    assert complaint in " ".join(errors.replace("│", " ").split())
+    result = CliRunner().invoke(app, ["demo", *arguments])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert complaint in " ".join(result.stderr.replace("│", " ").split())
 
 
 @pytest.mark.parametrize("listen", ["203.0.113.1:0", "nowhere.invalid:0", "127.0.0.1:65535"])
