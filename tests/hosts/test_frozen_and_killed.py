@@ -21,7 +21,6 @@ NOT_EXIST = "LLM_KV_CACHE_NOT_EXIST"
 KILLS = 4
 LONGEST_DELAY_S = 0.3
 
-pieces = pytest.mark.parametrize(("tensors", "slot_bytes"), [LARGE, SMALL_PIECES], ids=["large", "small"])
 afterwards = pytest.mark.parametrize("then", ["thaw", "kill"])
 #: What is gathered and what goes directly, what goes on and what is dead: each, and not each with each.
 pieces_and_afterwards = pytest.mark.parametrize(
@@ -161,8 +160,11 @@ def test_a_push_of_which_one_end_stops(make_pair: MakePair, eventually: Any, fro
 # --------------------------------------------------------------------------------------------------------------- killed
 
 
-@pytest.mark.parametrize("doing", ["fetch_for_ever", "push_for_ever"])
-@pieces
+@pytest.mark.parametrize(
+    ("doing", "tensors", "slot_bytes"),
+    [("fetch_for_ever", *SMALL_PIECES), ("push_for_ever", *LARGE), ("push_for_ever", *SMALL_PIECES)],
+    ids=["small-fetch_for_ever", "large-push_for_ever", "small-push_for_ever"],
+)
 def test_a_peer_killed_at_any_moment_leaves_nothing(
     make_pair: MakePair, start_process: Any, eventually: Any, doing: str, tensors: int, slot_bytes: int
 ) -> None:
@@ -211,11 +213,9 @@ def test_a_key_that_a_killed_peer_did_not_finish_can_be_pulled_by_another(
         nothing_is_left(owner, eventually)
 
 
-@pieces
-def test_pulls_from_an_owner_killed_at_any_moment_end(
-    make_pair: MakePair, start_process: Any, eventually: Any, tensors: int, slot_bytes: int
-) -> None:
+def test_pulls_from_an_owner_killed_at_any_moment_end(make_pair: MakePair, start_process: Any, eventually: Any) -> None:
     """What was had before is right, what comes then is not had, and the owner's next life serves."""
+    tensors, slot_bytes = LARGE
     pair = make_pair()
     owner, puller = pair.owner, pair.puller
     moments = random.Random(tensors)
