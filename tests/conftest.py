@@ -45,6 +45,28 @@ start_forkserver()
 
 PATIENCE_S = 30.0
 
+#: They are begun first: a worker that had one of them last would keep the others waiting.
+LONGEST = (
+    "tests/lockstep/test_lockstep.py",
+    "tests/hosts/test_frozen_and_killed.py",
+    "tests/hosts/test_control_messages.py",
+    "tests/hosts/test_many_clusters.py",
+    "tests/hosts/test_slow_network.py",
+    "tests/bench/test_hosts.py",
+    "tests/demo/test_command.py",
+    "tests/test_examples_folder.py",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # pytest-xdist would begin with the files that have the most tests
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
+
 
 class MakeDatadist(Protocol):
     def __call__(
@@ -63,7 +85,7 @@ class Eventually(Protocol):
     def __call__(self, condition: Callable[[], object], what: str) -> None: ...
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def eventually() -> Eventually:
     """Waits for what happens on another thread or in another process, of which the API gives no notice."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -70,84 +72,120 @@ def with_option(name: str, changed: str) -> str:
     )
 
 
-@pytest.mark.parametrize(
-    ("lie", "complaint"),
-    [
-        ("original.EXPORTED = original.EXPORTED[1:]", "v2_list is"),
-        ("llmdd.v2_list.append('Nonsense'); original.EXPORTED += ('Nonsense',)", "Nonsense is missing"),
-        ("original.OF_THE_OLDER_API += ('CacheKey',)", "CacheKey is no ImportError"),
-        (
-            "compatibility.CLASSES = compatibility.CLASSES[:-1]",
-            "Status is exported and not described",
-        ),
-        (
-            with_member("CacheManager", "pull_cache", "parameters='cache_key, cache, **kwargs'"),
-            "CacheManager.pull_cache takes (cache_key, cache, batch_index=0, size=-1, **kwargs)",
-        ),
-        (
-            with_member("LLMDataDist", "link_clusters", "parameters='clusters, timeout=1000'"),
-            "LLMDataDist.link_clusters takes (clusters, timeout=3000)",
-        ),
-        (with_member("CacheManager", "copy_blocks", "parameters=None"), "CacheManager.copy_blocks is a method"),
-        (with_member("MemInfo", "addr", "settable=True"), "MemInfo.addr cannot be set"),
-        (with_member("TransferConfig", "dst_addrs", "settable=False"), "TransferConfig.dst_addrs can be set"),
-        (
-            with_member("CacheManager", "copy_blocks", "name='move_blocks'"),
-            "CacheManager.copy_blocks is not described",
-        ),
-        (
-            with_member("CacheManager", "copy_blocks", "name='move_blocks'"),
-            "CacheManager.move_blocks is described and does not exist",
-        ),
-        (with_class("MemInfo", "replace(it, parameters='mem_type, addr')"), "MemInfo takes (mem_type, addr, size)"),
-        (
-            with_class("CacheKey", "replace(it, parameters='cluster_id, req_id, model_id=1, prefix_id=5')"),
-            "CacheKey with defaults has model_id 0, not 1",
-        ),
-        (
-            with_class("CacheKey", "replace(it, parameters='cluster_id, req_id, model_id', sample=it.sample[:3])"),
-            "CacheKey takes 2 arguments",
-        ),
-        (
-            with_class("CacheKeyByIdAndIndex", "replace(it, parameters='cache_id, cluster_id, batch_index=0')"),
-            "CacheKeyByIdAndIndex by position has cache_id 2, not 1",
-        ),
-        ("del original.ADDITIONS['CacheManager']['lookup']", "CacheManager.lookup is not described"),
-        ("compatibility.OPTIONS = compatibility.OPTIONS[1:]", "the properties of LLMConfig are"),
-        (with_option("link_retry_count", "unset=0"), "link_retry_count is 1 when unset, not 0"),
-        (with_option("device_id", "keys=('ge.exec.deviceId',)"), "device_id becomes"),
-        (with_option("sync_kv_timeout", "effective=False"), "init heeds sync_kv_timeout"),
-        (with_option("output_max_size", "effective=True"), "init does not heed output_max_size"),
-        ("original.ENUMERATIONS['LLMRole']['MIX'] = 4", "LLMRole is"),
-        ("original.CODES['LLM_TIMEOUT'] = (26, 'late')", "LLMStatusCode is"),
-        (
-            "original.CODES['LLM_TIMEOUT'] = (original.CODES['LLM_TIMEOUT'][0], None)",
-            "LLM_TIMEOUT is named in the sources",
-        ),
-        (
-            "original.CODES['LLM_ALREADY_LINK'] = (original.CODES['LLM_ALREADY_LINK'][0], None)",
-            "LLM_ALREADY_LINK is named in the sources",
-        ),
-        (
-            "original.CODES['LLM_REPEAT_REQUEST'] = (original.CODES['LLM_REPEAT_REQUEST'][0], 'often')",
-            "LLM_REPEAT_REQUEST is not named in the sources",
-        ),
-        ("del original.HELD_BY['CacheTask']", "CacheTask is said to be better, and no test is named"),
-        (
-            with_member("CacheManager", "copy_blocks", "verdict=original.SAME"),
-            "CacheManager.copy_blocks has tests, and is not said to be better",
-        ),
-        ("original.HELD_BY['CacheTask'] += ('d999*',)", "CacheTask: there is no test d999*"),
-        ("original.HELD_BY['CacheTask'] += ('d4',)", "CacheTask: there is no test d4"),
-        ("original.IMPORT_PATHS['llm_datadist.status'] += ('Code',)", "llm_datadist.status.Code is not llmdd's"),
-    ],
-)
-def test_a_page_that_would_lie_is_not_written(lie: str, complaint: str, tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    done = run("--output", str(page), before=lie)
-    assert done.returncode == 1
-    assert complaint in done.stderr
-    assert not page.exists()
+LIES = [
+    ("original.EXPORTED = original.EXPORTED[1:]", "v2_list is"),
+    ("llmdd.v2_list.append('Nonsense'); original.EXPORTED += ('Nonsense',)", "Nonsense is missing"),
+    ("original.OF_THE_OLDER_API += ('CacheKey',)", "CacheKey is no ImportError"),
+    (
+        "compatibility.CLASSES = compatibility.CLASSES[:-1]",
+        "Status is exported and not described",
+    ),
+    (
+        with_member("CacheManager", "pull_cache", "parameters='cache_key, cache, **kwargs'"),
+        "CacheManager.pull_cache takes (cache_key, cache, batch_index=0, size=-1, **kwargs)",
+    ),
+    (
+        with_member("LLMDataDist", "link_clusters", "parameters='clusters, timeout=1000'"),
+        "LLMDataDist.link_clusters takes (clusters, timeout=3000)",
+    ),
+    (with_member("CacheManager", "copy_blocks", "parameters=None"), "CacheManager.copy_blocks is a method"),
+    (with_member("MemInfo", "addr", "settable=True"), "MemInfo.addr cannot be set"),
+    (with_member("TransferConfig", "dst_addrs", "settable=False"), "TransferConfig.dst_addrs can be set"),
+    (
+        with_member("CacheManager", "copy_blocks", "name='move_blocks'"),
+        "CacheManager.copy_blocks is not described",
+    ),
+    (
+        with_member("CacheManager", "copy_blocks", "name='move_blocks'"),
+        "CacheManager.move_blocks is described and does not exist",
+    ),
+    (with_class("MemInfo", "replace(it, parameters='mem_type, addr')"), "MemInfo takes (mem_type, addr, size)"),
+    (
+        with_class("CacheKey", "replace(it, parameters='cluster_id, req_id, model_id=1, prefix_id=5')"),
+        "CacheKey with defaults has model_id 0, not 1",
+    ),
+    (
+        with_class("CacheKey", "replace(it, parameters='cluster_id, req_id, model_id', sample=it.sample[:3])"),
+        "CacheKey takes 2 arguments",
+    ),
+    (
+        with_class("CacheKeyByIdAndIndex", "replace(it, parameters='cache_id, cluster_id, batch_index=0')"),
+        "CacheKeyByIdAndIndex by position has cache_id 2, not 1",
+    ),
+    ("del original.ADDITIONS['CacheManager']['lookup']", "CacheManager.lookup is not described"),
+    ("compatibility.OPTIONS = compatibility.OPTIONS[1:]", "the properties of LLMConfig are"),
+    (with_option("link_retry_count", "unset=0"), "link_retry_count is 1 when unset, not 0"),
+    (with_option("device_id", "keys=('ge.exec.deviceId',)"), "device_id becomes"),
+    (with_option("sync_kv_timeout", "effective=False"), "init heeds sync_kv_timeout"),
+    (with_option("output_max_size", "effective=True"), "init does not heed output_max_size"),
+    ("original.ENUMERATIONS['LLMRole']['MIX'] = 4", "LLMRole is"),
+    ("original.CODES['LLM_TIMEOUT'] = (26, 'late')", "LLMStatusCode is"),
+    (
+        "original.CODES['LLM_TIMEOUT'] = (original.CODES['LLM_TIMEOUT'][0], None)",
+        "LLM_TIMEOUT is named in the sources",
+    ),
+    (
+        "original.CODES['LLM_ALREADY_LINK'] = (original.CODES['LLM_ALREADY_LINK'][0], None)",
+        "LLM_ALREADY_LINK is named in the sources",
+    ),
+    (
+        "original.CODES['LLM_REPEAT_REQUEST'] = (original.CODES['LLM_REPEAT_REQUEST'][0], 'often')",
+        "LLM_REPEAT_REQUEST is not named in the sources",
+    ),
+    ("del original.HELD_BY['CacheTask']", "CacheTask is said to be better, and no test is named"),
+    (
+        with_member("CacheManager", "copy_blocks", "verdict=original.SAME"),
+        "CacheManager.copy_blocks has tests, and is not said to be better",
+    ),
+    ("original.HELD_BY['CacheTask'] += ('d999*',)", "CacheTask: there is no test d999*"),
+    ("original.HELD_BY['CacheTask'] += ('d4',)", "CacheTask: there is no test d4"),
+    ("original.IMPORT_PATHS['llm_datadist.status'] += ('Code',)", "llm_datadist.status.Code is not llmdd's"),
+]
+
+#: Tells each lie in a process of its own, forked from one that has imported llmdd.
+TELL_THEM_ALL = """
+import json, os, sys
+from dataclasses import replace
+import llmdd
+from llmdd.dropin import compatibility, original
+tests, folder = sys.argv[1:]
+for number, lie in enumerate(json.load(sys.stdin)):
+    if os.fork() == 0:
+        os.dup2(os.open(f"{folder}/{number}.stderr", os.O_WRONLY | os.O_CREAT), 2)
+        exec(lie)
+        compatibility.main(["--tests", tests, "--output", f"{folder}/{number}.md"])
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[int, str, bool]]:
+    """For each of the lies the exit status, the complaint, and whether a page was written."""
+    folder = tmp_path_factory.mktemp("lies")
+    done = subprocess.run(
+        [sys.executable, "-c", TELL_THEM_ALL, str(TESTS), str(folder)],
+        input=json.dumps([lie for lie, _ in LIES]),
+        cwd="/",
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    statuses = [int(line) for line in done.stdout.splitlines()]
+    return lambda number: (
+        statuses[number],
+        (folder / f"{number}.stderr").read_text(),
+        (folder / f"{number}.md").exists(),
+    )
+
+
+@pytest.mark.parametrize("number", range(len(LIES)), ids=[complaint for _, complaint in LIES])
+def test_a_page_that_would_lie_is_not_written(told: Callable[[int], tuple[int, str, bool]], number: int) -> None:
+    status, errors, is_written = told(number)
+    assert status == 1
+    assert LIES[number][1] in errors
+    assert not is_written
 
 
 def test_the_page_has_everything() -> None:

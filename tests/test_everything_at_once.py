@@ -14,7 +14,9 @@ from rank_tables import rank_table
 from llmdd import LLMConfig
 
 CLUSTERS = everything_process.CLUSTERS
-SECONDS = 28.0
+#: A storm's, of which there are at least two, and as many as it takes for everything to have been done often enough.
+SECONDS = 5.0
+MOST_STORMS = 12
 PATIENCE_S = 240.0
 
 _processes = multiprocessing.get_context("forkserver")
@@ -72,6 +74,11 @@ def tell_all(clusters: list[Cluster], name: str, *arguments: Any) -> list[Any]:
     return [cluster.answer() for cluster in clusters]
 
 
+def seldom_succeeded(seen: Counter[tuple[str, str]]) -> set[str]:
+    succeeded = {name for (name, code), times in seen.items() if code == "LLM_SUCCESS" and times >= 5}
+    return {name for name, _ in seen} - succeeded
+
+
 def test_everything_at_once(clusters: list[Cluster]) -> None:
     """Every byte that arrives is the right one, every invariant holds, and both pools end entirely free."""
     peers = tell_all(clusters, "introduce")
@@ -79,10 +86,13 @@ def test_everything_at_once(clusters: list[Cluster]) -> None:
         assert set(codes) <= {"LLM_SUCCESS"}
     seen: Counter[tuple[str, str]] = Counter()
     wrong: list[str] = []
-    for done, failures in tell_all(clusters, "storm", SECONDS):
-        seen += done
-        wrong += failures
-    assert not wrong, "\n".join(wrong)
+    for storms in range(1, MOST_STORMS + 1):
+        for done, failures in tell_all(clusters, "storm", SECONDS):
+            seen += done
+            wrong += failures
+        assert not wrong, "\n".join(wrong)
+        if storms > 1 and not seldom_succeeded(seen):
+            break
     tell_all(clusters, "leave")
     tell_all(clusters, "part")
     for codes in tell_all(clusters, "meet", peers, ""):
@@ -93,6 +103,4 @@ def test_everything_at_once(clusters: list[Cluster]) -> None:
     assert tell_all(clusters, "inspect") == [nothing] * CLUSTERS
     tell_all(clusters, "finalize")
     # It was a storm of everything.
-    succeeded = {name for (name, code), times in seen.items() if code == "LLM_SUCCESS" and times >= 5}
-    missing = {name for name, _ in seen} - succeeded
-    assert not missing, (missing, seen)
+    assert not seldom_succeeded(seen), seen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import llmdd
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -62,14 +65,35 @@ def changed_core(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert text.count(SAFE) == 1, "the transition to be changed is not in spec/lifecycle.py as this test knows it"
     lifecycle.write_text(text.replace(SAFE, FREES_WHILE_PINNED))
     target = tmp_path_factory.mktemp("installed")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run(
-        [*pip, "--target", str(target), str(source)],
-        check=True,
-        timeout=300,
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-    )
+    installed = Path(llmdd.__file__).parent
+    shutil.copytree(installed, target / "llmdd", ignore=shutil.ignore_patterns("__pycache__"))
+    for module in built_anew(source):
+        shutil.copy(module, target / "llmdd" / "_core")
     return target
+
+
+def built_anew(source: Path) -> list[Path]:
+    """The modules that the tables are compiled into, built from this source; the others would be what they are."""
+    build = source / "build"
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+    def run(*command: str | Path) -> str:
+        return subprocess.run(
+            command, cwd=source, env=environment, check=True, timeout=300, stdout=subprocess.PIPE, text=True
+        ).stdout
+
+    run("meson", "setup", "-Doptimization=0", build)
+    with_tables = {
+        path.stem for path in source.glob("llmdd/_core/*.p[xy][dx]") if "_core.tables cimport" in path.read_text()
+    }
+    modules = [
+        Path(target["filename"][0])
+        for target in json.loads(run("meson", "introspect", "--targets", build))
+        if target["name"].partition(".")[0] in {"tables", *with_tables}
+    ]
+    assert len(modules) == 1 + len(with_tables) > 1
+    run("ninja", "-C", build, *(module.relative_to(build) for module in modules))
+    return modules
 
 
 def printed_by(program: str, path: Path | None) -> str:

@@ -68,10 +68,10 @@ def succeed(completed: subprocess.CompletedProcess[bytes]) -> dict[str, Any]:
 
 def test_the_bundled_prompts() -> None:
     prompts = bundled_prompts()
-    result = succeed(llmdd("demo", "--json", "--tokens", "12"))
+    result = succeed(llmdd("demo", "--json", "--tokens", "4"))
     assert result["requests"] == len(prompts)
-    assert result["tokens"] == 12 * len(prompts)
-    settings = Settings.for_prompts(prompts, Choices(tokens=12))
+    assert result["tokens"] == 4 * len(prompts)
+    settings = Settings.for_prompts(prompts, Choices(tokens=4))
     assert result["bytes_moved"] == len(prompts) * settings.slot_bytes
 
 
@@ -96,9 +96,9 @@ def test_prompts_from_standard_input(batch: int, slots: int, tokens: int) -> Non
 
 def test_a_killed_decode_process_costs_prefill_nothing() -> None:
     prompts = bundled_prompts()
-    result = succeed(llmdd("demo", "--json", "--tokens", "24", "--kill", "decode"))
+    result = succeed(llmdd("demo", "--json", "--tokens", "8", "--kill", "decode"))
     assert len(prompts) / 2 <= result["requests"] < len(prompts)
-    assert 0 < result["tokens"] < 24 * len(prompts)
+    assert 0 < result["tokens"] < 8 * len(prompts)
 
 
 def test_a_decode_process_killed_at_its_only_request() -> None:
@@ -107,7 +107,7 @@ def test_a_decode_process_killed_at_its_only_request() -> None:
 
 
 def test_the_summary_for_people() -> None:
-    completed = llmdd("demo", "--tokens", "3")
+    completed = llmdd("demo", "--tokens", "1")
     assert completed.returncode == 0, completed.stderr.decode()
     assert completed.stderr == b"", "the progress bar belongs to a terminal"
     summary = completed.stdout.decode()
@@ -128,7 +128,7 @@ def test_the_summary_for_people() -> None:
 
 
 def test_the_summary_of_a_kill() -> None:
-    completed = llmdd("demo", "--tokens", "12", "--kill", "decode")
+    completed = llmdd("demo", "--tokens", "4", "--kill", "decode")
     assert completed.returncode == 0, completed.stderr.decode()
     summary = completed.stdout.decode()
     pulls = re.search(r"killed after (\d+) pulls", summary)

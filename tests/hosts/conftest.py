@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -94,6 +95,43 @@ class Pair:
         return self.network.hosts
 
 
+class LastingHosts:
+    """Two hosts with a process on each, which serve one test after another."""
+
+    def __init__(self) -> None:
+        self._ending = ExitStack()
+        self._processes: list[HostProcess] = []
+        self._nodes: list[Node] = []
+        self._settings: dict[str, Any] = {}
+
+    def open(self, **settings: Any) -> list[Node]:
+        """A node on each, 1 and 2: those of the test before, if theirs are the same settings."""
+        if not self._processes:
+            self._start()
+        if not self._nodes or settings != self._settings:
+            for node in self._nodes:
+                node.process.call("close", node.cluster_id)
+            self._nodes = [process.open(number, **settings) for number, process in enumerate(self._processes, start=1)]
+            self._settings = settings
+        return self._nodes
+
+    @property
+    def network(self) -> Network:
+        return self._network
+
+    def _start(self) -> None:
+        self._network = opened_network(2)
+        self._ending.callback(self._network.close)
+        for host in self._network.hosts:
+            self._processes.append(HostProcess(host))
+            self._ending.callback(self._processes[-1].end)
+
+    def close(self) -> None:
+        """Take them away; those who ask next have others."""
+        self._processes, self._nodes = [], []
+        self._ending.close()
+
+
 class MakeProcess(Protocol):
     def __call__(self, host: Host, *, missing: tuple[str, ...] = ()) -> HostProcess: ...
 
@@ -130,6 +168,14 @@ def network(make_network: Callable[[int], Network]) -> Network:
     return make_network(2)
 
 
+@pytest.fixture(scope="module")
+def lasting_network() -> Iterator[Network]:
+    """Two hosts for tests that leave them as they were."""
+    network = opened_network(2)
+    yield network
+    network.close()
+
+
 @pytest.fixture
 def start_process(make_network: Callable[[int], Network]) -> Iterator[MakeProcess]:
     """Starts processes on hosts. It needs the networks to last longer than its processes."""
@@ -158,8 +204,24 @@ def make_pair(nixl: None, network: Network, start_process: MakeProcess) -> MakeP
     return make
 
 
+@pytest.fixture(scope="module")
+def hosts_of_the_module() -> Iterator[LastingHosts]:
+    hosts = LastingHosts()
+    yield hosts
+    hosts.close()
+
+
 @pytest.fixture
-def open_control_link(make_network: Callable[[int], Network]) -> Iterator[Callable[..., ControlLink]]:
+def lasting_hosts(hosts_of_the_module: LastingHosts, request: pytest.FixtureRequest) -> Iterator[LastingHosts]:
+    """Hosts that outlast the test, unless it fails."""
+    failed_before = request.session.testsfailed
+    yield hosts_of_the_module
+    if request.session.testsfailed > failed_before:
+        hosts_of_the_module.close()
+
+
+@pytest.fixture
+def open_control_link() -> Iterator[Callable[..., ControlLink]]:
     """Opens ways through the test to a listener."""
     opened: list[ControlLink] = []
 

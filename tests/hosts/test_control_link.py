@@ -54,11 +54,11 @@ class Talk:
 
 
 @pytest.fixture
-def make_talk(network: Network, open_control_link: Any) -> Iterator[Callable[..., Talk]]:
+def make_talk(lasting_network: Network, open_control_link: Any) -> Iterator[Callable[..., Talk]]:
     made: list[Talk] = []
 
     def make(delay_s: float = 0.0) -> Talk:
-        made.append(Talk(network, open_control_link, delay_s))
+        made.append(Talk(lasting_network, open_control_link, delay_s))
         return made[-1]
 
     yield make

@@ -10,20 +10,19 @@ import pytest
 
 from llmdd.transport.staging import PARTS, STRETCH_BYTES
 
-from .conftest import Node
+from .conftest import LastingHosts, Node
 from .control_link import ControlLink
-from .network import Network
 
 SUCCESS, TIMED_OUT, NOT_LINKED = "LLM_SUCCESS", "LLM_TIMEOUT", "LLM_NOT_YET_LINK"
 NOT_EXIST = "LLM_KV_CACHE_NOT_EXIST"
 
 TIMEOUT_MS = 1500
-HANDSHAKE_TIMEOUT_MS = 2000
+HANDSHAKE_TIMEOUT_MS = 1000
 DELAY_S = 0.02
 
 #: Tensors and bytes of a slot of what travels with the messages, of what goes directly from pool to pool, and of what
 #: is gathered from many places.
-WITH_MESSAGES, DIRECTLY, GATHERED = (2, 1000), (4, 2 << 20), (64, 4096)
+WITH_MESSAGES, DIRECTLY, GATHERED = (2, 1000), (4, 256 << 10), (64, 4096)
 ways = pytest.mark.parametrize(
     ("tensors", "slot_bytes"), [WITH_MESSAGES, DIRECTLY, GATHERED], ids=["with messages", "directly", "gathered"]
 )
@@ -35,14 +34,11 @@ BEGIN, BEGUN, FINISH, FINISHED = 1, 2, 3, 4
 class Controlled:
     """Two linked nodes with the way between them in the test's hand. Each connection has been used before."""
 
-    def __init__(self, network: Network, start_process: Any, open_control_link: Any, **settings: Any) -> None:
+    def __init__(self, hosts: LastingHosts, open_control_link: Any, delay_s: float = 0.0, **settings: Any) -> None:
         self.remote = settings.get("remote", False)
-        delay_s = settings.pop("delay_s", 0.0)
-        self.owner, self.puller = (
-            start_process(host).open(cluster_id, **settings) for cluster_id, host in enumerate(network.hosts, start=1)
-        )
+        self.owner, self.puller = hosts.open(**settings)
         assert self.owner.address is not None
-        self.link: ControlLink = open_control_link(network, self.owner.address, delay_s)
+        self.link: ControlLink = open_control_link(hosts.network, self.owner.address, delay_s)
         self.relink()
         for near, far in ((self.puller, self.owner), (self.owner, self.puller)):
             # What the engine does at its first use of a connection is done.
@@ -71,8 +67,8 @@ class Controlled:
 
 
 @pytest.fixture
-def control(nixl: None, network: Network, start_process: Any, open_control_link: Any) -> Callable[..., Controlled]:
-    return lambda **settings: Controlled(network, start_process, open_control_link, **settings)
+def control(nixl: None, lasting_hosts: LastingHosts, open_control_link: Any) -> Callable[..., Controlled]:
+    return lambda **settings: Controlled(lasting_hosts, open_control_link, **settings)
 
 
 # ---------------------------------------------------------------------------------------------------------- round trips
@@ -238,19 +234,14 @@ def test_a_push_whose_link_is_lost_at_a_message(control: Any, eventually: Any, t
 @pytest.mark.parametrize("turn", range(1, 9))
 @pytest.mark.parametrize("how", ["hold", "cut"])
 def test_a_handshake_that_comes_no_further(
-    nixl: None,
-    network: Network,
-    start_process: Any,
-    open_control_link: Any,
-    eventually: Any,
-    turn: int,
-    how: Any,
+    nixl: None, lasting_hosts: LastingHosts, open_control_link: Any, eventually: Any, turn: int, how: Any
 ) -> None:
     """Nothing is linked then, at either end, and nothing is left of it; the next one succeeds."""
-    server, client = (start_process(host).open(cluster_id) for cluster_id, host in enumerate(network.hosts, start=1))
+    server, client = lasting_hosts.open()
+    assert client.unlink(1, *server.address, True) == SUCCESS
     assert client.link_to(server) == SUCCESS, "the engines are open now, which takes its time"
     assert client.unlink(1, *server.address) == SUCCESS
-    link = open_control_link(network, server.address)
+    link = open_control_link(lasting_hosts.network, server.address)
     server.bind(7, *WITH_MESSAGES)
     link.stop_at(turn, how)
     code = client.link(1, *link.address, HANDSHAKE_TIMEOUT_MS)

@@ -18,11 +18,14 @@ TIMEOUT_MS = 1500
 SUCCESS, TIMED_OUT, NOT_LINKED = "LLM_SUCCESS", "LLM_TIMEOUT", "LLM_NOT_YET_LINK"
 NOT_EXIST = "LLM_KV_CACHE_NOT_EXIST"
 
-KILLS = 6
+KILLS = 4
 LONGEST_DELAY_S = 0.3
 
-pieces = pytest.mark.parametrize(("tensors", "slot_bytes"), [LARGE, SMALL_PIECES], ids=["large", "small"])
 afterwards = pytest.mark.parametrize("then", ["thaw", "kill"])
+#: What is gathered and what goes directly, what goes on and what is dead: each, and not each with each.
+pieces_and_afterwards = pytest.mark.parametrize(
+    ("tensors", "slot_bytes", "then"), [(*LARGE, "thaw"), (*SMALL_PIECES, "kill")], ids=["large-thaw", "small-kill"]
+)
 
 
 def nothing_is_left(node: Node, eventually: Callable[..., None]) -> None:
@@ -62,8 +65,7 @@ def test_an_owner_that_stands_still_from_the_beginning(make_pair: MakePair, even
     nothing_is_left_at_both(pair, eventually)
 
 
-@afterwards
-@pieces
+@pieces_and_afterwards
 def test_an_owner_that_stops_in_mid_transfer(
     make_pair: MakePair, eventually: Any, tensors: int, slot_bytes: int, then: str
 ) -> None:
@@ -86,8 +88,7 @@ def test_an_owner_that_stops_in_mid_transfer(
     nothing_is_left_at_both(pair, eventually)
 
 
-@afterwards
-@pieces
+@pieces_and_afterwards
 def test_a_puller_that_stops_in_mid_transfer(
     make_pair: MakePair, eventually: Any, tensors: int, slot_bytes: int, then: str
 ) -> None:
@@ -159,8 +160,11 @@ def test_a_push_of_which_one_end_stops(make_pair: MakePair, eventually: Any, fro
 # --------------------------------------------------------------------------------------------------------------- killed
 
 
-@pytest.mark.parametrize("doing", ["fetch_for_ever", "push_for_ever"])
-@pieces
+@pytest.mark.parametrize(
+    ("doing", "tensors", "slot_bytes"),
+    [("fetch_for_ever", *SMALL_PIECES), ("push_for_ever", *LARGE), ("push_for_ever", *SMALL_PIECES)],
+    ids=["small-fetch_for_ever", "large-push_for_ever", "small-push_for_ever"],
+)
 def test_a_peer_killed_at_any_moment_leaves_nothing(
     make_pair: MakePair, start_process: Any, eventually: Any, doing: str, tensors: int, slot_bytes: int
 ) -> None:
@@ -187,10 +191,10 @@ def test_a_peer_killed_at_any_moment_leaves_nothing(
     eventually(lambda: owner.process.call("resources") == half_way, f"nothing is left of the dead: {resources}")
 
 
-@pieces
 def test_a_key_that_a_killed_peer_did_not_finish_can_be_pulled_by_another(
-    make_pair: MakePair, start_process: Any, eventually: Any, tensors: int, slot_bytes: int
+    make_pair: MakePair, start_process: Any, eventually: Any
 ) -> None:
+    tensors, slot_bytes = LARGE
     pair = make_pair()
     owner, peer, numbers = pair.owner, pair.puller, list(range(4))
     moments = random.Random(11)
@@ -209,11 +213,9 @@ def test_a_key_that_a_killed_peer_did_not_finish_can_be_pulled_by_another(
         nothing_is_left(owner, eventually)
 
 
-@pieces
-def test_pulls_from_an_owner_killed_at_any_moment_end(
-    make_pair: MakePair, start_process: Any, eventually: Any, tensors: int, slot_bytes: int
-) -> None:
+def test_pulls_from_an_owner_killed_at_any_moment_end(make_pair: MakePair, start_process: Any, eventually: Any) -> None:
     """What was had before is right, what comes then is not had, and the owner's next life serves."""
+    tensors, slot_bytes = LARGE
     pair = make_pair()
     owner, puller = pair.owner, pair.puller
     moments = random.Random(tensors)
@@ -243,7 +245,7 @@ def test_an_owner_that_comes_back_at_the_same_address(make_pair: MakePair, start
     pair = make_pair(timeout_ms=TIMEOUT_MS)
     owner, puller = pair.owner, pair.puller
     host, port = owner.address
-    for life in range(3):
+    for life in range(2):
         owner.bind(7, 2, 100_000 + life)
         assert puller.fetch_persistently(1, 7, 2, 100_000 + life, host, port)[0] == "right"
         old = owner.bind(8, 2, 100_000, kept=True)
@@ -263,7 +265,7 @@ def test_an_owner_that_comes_back_at_the_same_address(make_pair: MakePair, start
 def test_a_puller_that_comes_back(make_pair: MakePair, start_process: Any, eventually: Any) -> None:
     pair = make_pair(timeout_ms=TIMEOUT_MS)
     owner, puller = pair.owner, pair.puller
-    for life in range(3):
+    for life in range(2):
         owner.bind(life, *LARGE)
         assert puller.fetch(1, life, *LARGE) == "right"
         puller.process.kill()

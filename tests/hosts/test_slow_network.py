@@ -136,8 +136,11 @@ def assert_pushed_in_the_end(pusher: Node, theirs: int, ours: int) -> None:
 # ----------------------------------------------------------------------------------------------------- the cable is out
 
 
-@pytest.mark.parametrize("unplugged", [0, 1], ids=["owner's cable", "puller's cable"])
-@pieces
+@pytest.mark.parametrize(
+    ("tensors", "slot_bytes", "unplugged"),
+    [(*LARGE, 0), (*SMALL_PIECES, 1)],
+    ids=["large-owner's cable", "small-puller's cable"],
+)
 def test_a_cable_that_is_out_for_a_while(
     make_pair: MakePair, eventually: Any, tensors: int, slot_bytes: int, unplugged: int
 ) -> None:

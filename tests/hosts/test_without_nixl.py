@@ -13,6 +13,11 @@ from .network import Network
 LINK_TIMEOUT_MS = 600_000
 
 
+@pytest.fixture
+def network(lasting_network: Network) -> Network:
+    return lasting_network
+
+
 def refused(here: HostProcess, there: HostProcess, **settings: Any) -> list[str]:
     """What is logged here about a link that is refused."""
     client, server = here.open(1, **settings), there.open(2)

@@ -15,7 +15,7 @@ import instance_process
 import msgspec
 import pytest
 from commanded_process import CommandedProcess
-from conversing_nodes import ConversingNode, Line
+from conversing_nodes import ConversingNode, Line, conversing_nodes
 from instance_process import Instance
 from programmable_engine import Course, Network
 from still_engine import StillEngine
@@ -423,20 +423,9 @@ def network() -> Network:
 
 @pytest.fixture
 def make_conversing(network: Network, eventually: Callable) -> Iterator[Callable[..., ConversingNode]]:
-    """Makes nodes that converse. In the end every invariant of theirs holds, and nothing of them is left."""
-    descriptors = open_descriptors()
-    threads = set(threading.enumerate())
-    nodes: list[ConversingNode] = []
-
-    def make(cluster_id: int, **settings: Any) -> ConversingNode:
-        nodes.append(ConversingNode(network, cluster_id, **settings))
-        return nodes[-1]
-
-    yield make
-    for node in nodes:
-        node.close()
-    eventually(lambda: not set(threading.enumerate()) - threads, "every thread has ended")
-    eventually(lambda: open_descriptors() <= descriptors, f"{descriptors} descriptors were open before the test")
+    """Makes nodes that converse, of which nothing is left in the end."""
+    with conversing_nodes(eventually) as make:
+        yield lambda cluster_id, **settings: make(cluster_id, network, **settings)
 
 
 @pytest.fixture

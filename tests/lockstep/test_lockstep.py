@@ -12,7 +12,7 @@ from .clusters import LockstepAcrossProcesses, LockstepBetweenHosts, LockstepInO
 from .machine import Lockstep
 from .tally import Tally
 
-FEWEST_STEPS = 10_000
+FEWEST_STEPS = 5_000
 
 
 def run(make_machine: Callable[[], Lockstep], profile: settings) -> None:
@@ -29,8 +29,8 @@ def test_nodes_on_hosts_of_their_own(profile: settings, tally: Tally) -> None:
 
 
 def test_nodes_in_processes_of_their_own(profile: settings, tally: Tally, children: Children) -> None:
-    half_as_long = settings(profile, max_examples=profile.max_examples // 2)
-    run(lambda: LockstepAcrossProcesses(tally, children), half_as_long)
+    a_third = settings(profile, max_examples=profile.max_examples // 3)
+    run(lambda: LockstepAcrossProcesses(tally, children), a_third)
 
 
 def test_enough_steps_were_made(tally_of_all_tests: Tally) -> None:

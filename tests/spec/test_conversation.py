@@ -14,6 +14,8 @@ from llmdd.spec.interleavings import Interleavings
 from llmdd.spec.misunderstandings import MISUNDERSTANDINGS
 from llmdd.spec.turns import ENGINE, OWNER, Send, Situation, Way
 
+from .thorough import thorough_unless
+
 PAGE = Path(__file__).parents[2] / "docs" / "conversation.md"
 COUNTS = {
     name: (int(states.replace(",", "")), int(transitions.replace(",", "")))
@@ -26,7 +28,7 @@ COUNTS = {
 WRITTEN = {direction: Situation(direction, "written", calls=1) for direction in ("pull", "push")}
 
 
-@pytest.fixture(scope="module", params=SITUATIONS)
+@pytest.fixture(scope="module", params=thorough_unless(lambda name: COUNTS[name][0] < 75_000, SITUATIONS))
 def explored(request: pytest.FixtureRequest) -> tuple[Explorer, Interleavings]:
     """A situation that has been explored; one at a time, as each takes some hundred megabytes."""
     explorer = Explorer(conversation(SITUATIONS[request.param]), request.param)
@@ -53,7 +55,10 @@ def test_nothing_goes_unchecked(explored: tuple[Explorer, Interleavings]) -> Non
         assert {state[place] for state in explorer.parent} == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize(("travel", "stretches"), [("carried", 1), ("written", 1), ("written", 3)])
+@pytest.mark.parametrize(
+    ("travel", "stretches"),
+    [("carried", 1), ("written", 1), pytest.param("written", 3, marks=pytest.mark.thorough)],
+)
 @pytest.mark.parametrize("direction", ["pull", "push"])
 def test_conversation_ends(direction: str, travel: str, stretches: int) -> None:
     situation = Situation(direction, travel, stretches=stretches, calls=1, rebinding=True, impatience=True)

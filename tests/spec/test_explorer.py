@@ -6,17 +6,19 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from llmdd.spec.explorer import SMALL, Exploration, Explorer, Scenario, explore, main
+from llmdd.spec.explorer import SMALL, Exploration, Explorer, explore, main
 from llmdd.spec.lifecycle import BATCH_SLOT, CACHE, LINK, MACHINES
 from llmdd.spec.machine import Machine, Transition
 from llmdd.spec.statecharts import Statecharts
 
+from .thorough import thorough_unless
+
 SCENARIOS = {scenario.name: scenario for scenario in SMALL}
 
 
-@pytest.mark.parametrize("scenario", SMALL, ids=lambda scenario: scenario.name)
-def test_every_promise_holds(scenario: Scenario) -> None:
-    found = Explorer(scenario).run()
+@pytest.mark.parametrize("name", thorough_unless(lambda name: name in ("links", "registered"), SCENARIOS))
+def test_every_promise_holds(name: str) -> None:
+    found = Explorer(SCENARIOS[name]).run()
     assert found.violation is None, str(found)
     assert found.states > 500
     assert found.transitions > 5 * found.states

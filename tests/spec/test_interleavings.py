@@ -14,6 +14,8 @@ from llmdd.spec.protocol import OWNER_NAME, PEER_NAME, decision, everything, pro
 from llmdd.spec.protocol_page import page
 from llmdd.spec.steps import GONE, IDLE, Go, Load, names_in
 
+from .thorough import thorough_unless
+
 PAGE = Path(__file__).parents[2] / "docs" / "protocol.md"
 COUNTS = {
     name: (int(states.replace(",", "")), int(transitions.replace(",", "")))
@@ -28,13 +30,14 @@ def explored() -> dict[str, Explorer]:
     return {name: Explorer(protocol(configuration), name) for name, configuration in SMALL.items()}
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", thorough_unless(lambda name: name == "views", SMALL))
 def test_every_promise_holds_and_the_page_tells_the_counts(explored: dict[str, Explorer], name: str) -> None:
     found = explored[name].run()
     assert found.violation is None, str(found)
     assert COUNTS[name] == (found.states, found.transitions), "run python -m spec protocol"
 
 
+@pytest.mark.thorough
 def test_nothing_goes_unchecked(explored: dict[str, Explorer]) -> None:
     reached: set[tuple[str, str]] = set()
     standing: set[tuple[str, str]] = set()

@@ -12,10 +12,17 @@ from llmdd.spec.promela import LIVENESS, check_with_spin, main, promela, promela
 from llmdd.spec.protocol import protocol
 from llmdd.spec.steps import Configuration
 
+from .thorough import thorough_unless
+
 needs_spin = pytest.mark.skipif(
     shutil.which("spin") is None or shutil.which("cc") is None,
     reason="SPIN or a C compiler is not installed (Debian: apt-get install spin gcc)",
 )
+
+LOST_MARKS = [name for name, mistake in MISTAKES.items() if mistake.promise == "every released cache is reaped"]
+
+#: What SPIN is to find without ``-m thorough``.
+QUICKLY_FOUND = "address-not-validated"
 
 TENSORS = Configuration(generations=1, requests=(("pull_tensor_1",), ("pull_tensor_2",)))
 
@@ -63,7 +70,10 @@ def test_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 @needs_spin
-@pytest.mark.parametrize("configuration", [TENSORS, SMALL["views"]], ids=["tensors", "views"])
+@pytest.mark.parametrize(
+    "configuration",
+    [pytest.param(TENSORS, id="tensors"), pytest.param(SMALL["views"], id="views", marks=pytest.mark.thorough)],
+)
 def test_spin_visits_the_states_that_the_explorer_visits(configuration: Configuration) -> None:
     verdict = check_with_spin(protocol(configuration), "model")
     assert verdict.violation is None, str(verdict)
@@ -71,7 +81,7 @@ def test_spin_visits_the_states_that_the_explorer_visits(configuration: Configur
 
 
 @needs_spin
-@pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.parametrize("name", thorough_unless(lambda name: name == QUICKLY_FOUND, MISTAKES))
 def test_spin_finds_the_mistake_by_as_short_a_way(name: str) -> None:
     mistake = MISTAKES[name]
     wrong = mistake.make(protocol(mistake.configuration))
@@ -82,17 +92,17 @@ def test_spin_finds_the_mistake_by_as_short_a_way(name: str) -> None:
 
 
 @needs_spin
-@pytest.mark.parametrize("name", ["removals", "views"])
-def test_every_released_cache_is_eventually_reaped(name: str) -> None:
-    verdict = check_with_spin(protocol(LIVENESS[name]), name, liveness=True)
+@pytest.mark.thorough
+def test_every_released_cache_is_eventually_reaped() -> None:
+    """Here in one configuration; ``python -m spec spin`` has all."""
+    verdict = check_with_spin(protocol(LIVENESS["removals"]), "removals", liveness=True)
     assert verdict.violation is None, str(verdict)
     assert verdict.states > 100_000
 
 
 @needs_spin
-@pytest.mark.parametrize(
-    "name", [name for name, mistake in MISTAKES.items() if mistake.promise == "every released cache is reaped"]
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", LOST_MARKS)
 def test_lost_mark_is_a_cache_that_is_never_reaped(name: str) -> None:
     wrong = MISTAKES[name].make(protocol(LIVENESS["removals"]))
     verdict = check_with_spin(wrong, name, liveness=True)

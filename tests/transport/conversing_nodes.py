@@ -6,9 +6,12 @@ or held there, so that either end can be made to seem hostile, slow or silent.
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 from unittest import mock
 
@@ -90,10 +93,38 @@ class ConversingNode:
         self.store.close()
 
 
+@contextmanager
+def conversing_nodes(eventually: Callable) -> Iterator[Callable[..., ConversingNode]]:
+    """Makes nodes that converse. In the end every invariant of theirs holds, and nothing of them is left."""
+    descriptors = open_descriptors()
+    threads = set(threading.enumerate())
+    nodes: list[ConversingNode] = []
+
+    def make(cluster_id: int, network: Network, **settings: Any) -> ConversingNode:
+        nodes.append(ConversingNode(network, cluster_id, **settings))
+        return nodes[-1]
+
+    yield make
+    for node in nodes:
+        node.close()
+    eventually(lambda: not set(threading.enumerate()) - threads, "every thread has ended")
+    eventually(lambda: open_descriptors() <= descriptors, f"{descriptors} descriptors were open before")
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
 def fill(cache: Cache, seed: int) -> None:
-    chance = np.random.default_rng(seed)
-    for tensor in cache.tensors:
-        tensor[:] = chance.integers(1, 256, tensor.shape, np.uint8) if seed else 0
+    tensors = cache.tensors
+    for number, tensor in enumerate(tensors):
+        tensor[:] = noise(seed, number, tensor.shape) if seed else 0
+
+
+@lru_cache(maxsize=8)
+def noise(seed: int, number: int, shape: tuple[int, ...]) -> np.ndarray:
+    """What a tensor with that number has in it; made once, as many tests have the same."""
+    return np.random.default_rng((seed, number)).integers(1, 256, shape, np.uint8)
 
 
 def contents(cache: Cache) -> list[bytes]:
