@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from llmdd.link.stretches import GATHERED_BELOW
+from llmdd.link.transfer_messages import MAX_CARRIED
+from llmdd.transport.engine import SILENT_HOST_S
+from llmdd.transport.staging import PARTS, STRETCH_BYTES
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGE = (REPOSITORY / "docs" / "deployment.md").read_text()
 
@@ -45,3 +50,13 @@ def test_a_message_is_one_that_llmdd_gives(message: str) -> None:
 def test_every_link_leads_to_a_file() -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", PAGE):
         assert (REPOSITORY / "docs" / target).exists(), target
+
+
+def test_the_figures_are_those_of_the_code() -> None:
+    text = " ".join(PAGE.split())
+    assert f"Transfers of up to {MAX_CARRIED >> 10} KiB travel on the messages" in text
+    assert f"stretches of {STRETCH_BYTES >> 20} MiB, {['', 'one', 'two', 'three', 'four'][PARTS]} of which" in text
+    assert f"an area of {PARTS * STRETCH_BYTES >> 20} MiB" in text
+    assert f"pieces of less than {GATHERED_BELOW >> 10} KiB on the average" in text
+    assert f"is noticed after {SILENT_HOST_S} s" in text
+    assert f"otherwise after {SILENT_HOST_S // 3} s" in text

@@ -7,6 +7,8 @@ import os
 import socket
 from typing import Any, TypeVar, overload
 
+from llmdd.transport.engine import SILENT_HOST_S
+
 from .messages import (
     HEADER,
     MAX_BULK_PAYLOAD,
@@ -26,12 +28,7 @@ _O = TypeVar("_O")
 # What may wait to be sent: an answer and a request with a piece of memory each, and the short messages behind them.
 _MAX_UNSENT = 3 * MAX_BULK_PAYLOAD
 
-# A host that has crashed, or that no wire leads to any more, is noticed within about half a minute: where nothing is
-# said, by the kernel's probes; where something is, because it is not acknowledged.
-_SILENT_BEFORE_PROBES_S = 10
-_BETWEEN_PROBES_S = 5
 _PROBES = 4
-_UNACKNOWLEDGED_MS = 30_000
 
 
 class ConnectionEnded(ProtocolError):
@@ -39,12 +36,17 @@ class ConnectionEnded(ProtocolError):
 
 
 def watch_for_a_dead_host(sock: socket.socket) -> None:
-    """Have the kernel break a TCP connection whose other end has been out of reach for about half a minute."""
+    """Have the kernel break a TCP connection whose other end has answered nothing for `SILENT_HOST_S`.
+
+    Where nothing is said, the kernel asks whether it is there; where something is, it must be acknowledged. An end that
+    is there and knows nothing of the connection says so to the first such question, after a third of that time.
+    """
+    before_probes = max(1, SILENT_HOST_S // 3)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENT_BEFORE_PROBES_S)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _BETWEEN_PROBES_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, before_probes)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, (SILENT_HOST_S - before_probes) // _PROBES))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_HOST_S * 1000)
 
 
 class Channel:

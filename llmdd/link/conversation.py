@@ -73,6 +73,11 @@ class Conversation:
         Our staging memory.
     given_up
         Called when a pull is given up whose bytes may still be on their way: our engine must go on receiving them.
+
+    Attributes
+    ----------
+    on_end
+        Called, on the thread that asks, when the connection turns out to have ended, and not by :meth:`break_off`.
     """
 
     #: How many transfers one request may have.
@@ -94,6 +99,8 @@ class Conversation:
         self._inbox = Inbox(areas)
         self._outbox = Outbox(engine, engine_peer, areas)
         self._given_up = given_up
+        self.on_end: Callable[[], None] = lambda: None
+        self._is_broken_off = False
         self._something_is_late = False
         self._frames = Frames()
         self._unsent = Unsent(sock)
@@ -159,6 +166,7 @@ class Conversation:
 
     def break_off(self) -> None:
         """End the wait for an answer. From any thread."""
+        self._is_broken_off = True
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -309,6 +317,12 @@ class Conversation:
         self.break_off()
         return ExchangeEnded("PEER_UNSOUND")
 
+    def _lost(self, why: object) -> ExchangeEnded:
+        _logger.debug("a conversation has ended: %s", why)
+        if not self._is_broken_off:
+            self.on_end()
+        return ExchangeEnded("LINK_LOST")
+
     def _require_time(self, deadline: int) -> None:
         if time.monotonic_ns() >= deadline:
             raise ExchangeEnded("OUT_OF_TIME")
@@ -336,9 +350,9 @@ class Conversation:
         except BlockingIOError:
             return False
         except OSError as error:
-            raise _lost(error) from None
+            raise self._lost(error) from None
         if not data:
-            raise ExchangeEnded("LINK_LOST")
+            raise self._lost("the owner has hung up")
         self._frames.feed(data)
         return True
 
@@ -351,7 +365,7 @@ class Conversation:
             while not self._unsent.send():
                 self._sleep_until(_polled(self._socket, select.POLLOUT), deadline)
         except OSError as error:
-            raise _lost(error) from None
+            raise self._lost(error) from None
 
     def _say(self, message: Abandon) -> None:
         """Tell the owner, as soon as the connection takes it; one that has ended need not be told, nor one that has not
@@ -378,11 +392,6 @@ def _polled(sock: socket.socket, event: int) -> select.poll:
     except ValueError:
         raise ExchangeEnded("LINK_LOST") from None  # it was closed
     return ready
-
-
-def _lost(error: OSError) -> ExchangeEnded:
-    _logger.debug("a conversation has ended: %s", error)
-    return ExchangeEnded("LINK_LOST")
 
 
 def _engine_failed(error: EngineFailed) -> ExchangeEnded:

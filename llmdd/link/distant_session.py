@@ -45,6 +45,8 @@ class DistantSession(Session):
         self._asking = asking
         self._forget = forget
         self._left = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        conversation.on_end = self._conversation_ended
 
     def discard(self) -> None:
         super().discard()
@@ -57,6 +59,13 @@ class DistantSession(Session):
 
     async def left(self) -> None:
         await self._left.wait()
+
+    def _conversation_ended(self) -> None:
+        """A call of ours has found its connection dead, of which the other end may know nothing. On any thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._peer_died)
+        except RuntimeError:
+            return  # the loop has ended, and the session with it
 
     def _peer_is_out_of_reach(self) -> None:
         self.memory.break_off()

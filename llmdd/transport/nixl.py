@@ -37,7 +37,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from .engine import MAX_METADATA, Descriptors, EngineFailed, EngineUnavailable, TransferEngine, Writing
+from .engine import MAX_METADATA, SILENT_HOST_S, Descriptors, EngineFailed, EngineUnavailable, TransferEngine, Writing
 from .ucx_ports import require_a_free_port
 
 _logger = logging.getLogger("llmdd.transport")
@@ -49,11 +49,15 @@ PACKAGES = ("nixl_cu12", "nixl_cu13", "nixl_rocm")
 #: PyTorch, with which come gigabytes of CUDA, and llmdd does without.
 HOW_TO_INSTALL = "pip install 'llmdd[nixl]', or without a GPU: pip install --no-deps nixl-cu12"
 
+# As UCX has them: for how long nothing is said before the kernel asks whether the other end is there, and how often.
+_SILENT_BEFORE_PROBES_S = 10
+_BETWEEN_PROBES_S = 2
+
 #: How UCX is set where the user has not set it.
 UCX_SETTINGS = {
     "UCX_TCP_CONN_NB": "y",  # else an address that nobody answers at holds the whole process up for minutes
-    "UCX_TCP_KEEPCNT": "10",  # with the two seconds between them, and the ten before the first, half a minute
-    "UCX_TCP_USER_TIMEOUT": "30s",  # without it a link that is cut in mid-transfer is not noticed
+    "UCX_TCP_KEEPCNT": str((SILENT_HOST_S - _SILENT_BEFORE_PROBES_S) // _BETWEEN_PROBES_S),
+    "UCX_TCP_USER_TIMEOUT": f"{SILENT_HOST_S}s",  # without it a link that is cut in mid-transfer is not noticed
     "UCX_LOG_LEVEL": "fatal",  # what goes wrong is raised; UCX would write it to the standard output as well
     "NIXL_LOG_LEVEL": "FATAL",
 }

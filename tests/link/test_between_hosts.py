@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import stat
+import struct
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import msgspec
 import pytest
 from rank_tables import rank_table
 
-from llmdd._core.status import LLMStatusCode
-from llmdd.link import LinkTarget, channel, handshake, listener, messages
+from llmdd._core.status import LLMException, LLMStatusCode
+from llmdd.link import LinkTarget, channel, handshake, introduction, listener, messages
+from llmdd.link.conversation import Conversation
 from llmdd.transport.engine import EngineFailed, EngineUnavailable
 from llmdd.transport.engines import ENGINES
 
 pytestmark = pytest.mark.usefixtures("engines", "no_descriptor_leaks")
+
+TCP_REPAIR = 19
+SO_ATTACH_FILTER = 26
+BPF_RETURN = 0x06
 
 HERE = messages.Identity(1, 1, "abc", 1, 1, "here", 1, False)
 THERE = messages.Identity(1, 1, "abc", 2, 2, "there", 2, False)
@@ -166,8 +173,95 @@ def test_every_connection_of_a_link_notices_that_a_host_is_gone(make_distant: Ca
     for inode in made:
         with socket.socket(fileno=os.dup(tcp_connections()[inode])) as sock:
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == channel._UNACKNOWLEDGED_MS
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1000 * channel.SILENT_HOST_S
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+
+
+@pytest.mark.parametrize("end", ["who asks", "who is asked"])
+def test_a_conversation_that_has_died_at_one_end_ends_the_link_at_both(
+    make_distant: Callable,
+    asking: list[socket.socket],
+    eventually: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    end: str,
+) -> None:
+    monkeypatch.setattr(channel, "SILENT_HOST_S", 3)
+    one, two = make_distant(1), make_distant(2)
+    target = two.listen()
+    assert one.link(target) == "LLM_SUCCESS"
+    of_asker, of_owner = conversation_of_initiator(target, asking)
+    vanish(of_asker if end == "who asks" else of_owner)
+    if end == "who is asked":
+        with pytest.raises(LLMException, match="LLM_NOT_YET_LINK"):
+            one.pull(2, 7)
+    eventually(lambda: (one.linked(), two.linked()) == ([], []), "neither is linked any more")
+    assert one.unlink(target, force=True) == "LLM_SUCCESS"
+
+
+def test_a_conversation_through_which_nothing_comes_ends_the_link_at_both(
+    make_distant: Callable, asking: list[socket.socket], eventually: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel, "SILENT_HOST_S", 3)
+    one, two = make_distant(1), make_distant(2)
+    target = two.listen()
+    assert one.link(target) == "LLM_SUCCESS"
+    for end in conversation_of_initiator(target, asking):
+        deafen(end)
+    eventually(lambda: (one.linked(), two.linked()) == ([], []), "neither is linked any more")
+
+
+def test_who_finds_a_conversation_dead_does_not_wait_for_the_other_to_find_out(
+    make_distant: Callable, asking: list[socket.socket], eventually: Callable
+) -> None:
+    one, two = make_distant(1), make_distant(2)
+    target = two.listen()
+    assert one.link(target) == "LLM_SUCCESS"
+    _, of_owner = conversation_of_initiator(target, asking)
+    vanish(of_owner)
+    with pytest.raises(LLMException, match="LLM_NOT_YET_LINK"):
+        one.pull(2, 7)
+    eventually(lambda: (one.linked(), two.linked()) == ([], []), "neither is linked any more")
+
+
+@pytest.fixture
+def asking(monkeypatch: pytest.MonkeyPatch) -> list[socket.socket]:
+    """The sockets on which links ask, those of both ends."""
+    made: list[socket.socket] = []
+
+    def converse(sock: socket.socket, *rest: Any) -> Conversation:
+        made.append(sock)
+        return Conversation(sock, *rest)
+
+    monkeypatch.setattr(introduction, "Conversation", converse)
+    return made
+
+
+def conversation_of_initiator(target: LinkTarget, asking: list[socket.socket]) -> tuple[int, int]:
+    """The descriptors of the connection on which the initiator of the only link asks, at its end and the other."""
+    (sock,) = (each for each in asking if each.getpeername()[1] == target.port)
+    for descriptor in tcp_connections().values():
+        with socket.socket(fileno=os.dup(descriptor)) as other:
+            if other.getpeername() == sock.getsockname():
+                return sock.fileno(), descriptor
+    raise AssertionError("it has no other end")
+
+
+def vanish(descriptor: int) -> None:
+    """Let one end of a connection be gone, and the other not hear of it, as if something between the two had failed."""
+    one, other = socket.socketpair()
+    with one, other, socket.socket(fileno=os.dup(descriptor)) as sock:
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+        except PermissionError:
+            pytest.skip("who may not set TCP_REPAIR cannot have a connection end without a word")
+        os.dup2(one.fileno(), descriptor)
+
+
+def deafen(descriptor: int) -> None:
+    """Let whatever comes to one end of a connection be lost."""
+    nothing = ctypes.create_string_buffer(struct.pack("HBBI", BPF_RETURN, 0, 0, 0))
+    with socket.socket(fileno=os.dup(descriptor)) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", 1, ctypes.addressof(nothing)))
 
 
 def tcp_connections() -> dict[int, int]:
