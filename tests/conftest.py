@@ -19,6 +19,8 @@ from typing import Protocol
 import pytest
 
 from llmdd import LLMClusterInfo, LLMConfig, LLMDataDist, LLMRole, LLMStatusCode
+from llmdd.transport.engine import EngineUnavailable, TransferEngine
+from llmdd.transport.engines import ENGINES
 
 PROCESSES = Path(__file__).parent / "processes"
 TRANSPORT = Path(__file__).parent / "transport"
@@ -44,6 +46,25 @@ def start_forkserver() -> None:
 start_forkserver()
 
 PATIENCE_S = 30.0
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--nixl", action="store_true", help="also hold the library to the contract and the model over NIXL (minutes)"
+    )
+
+
+@pytest.fixture
+def nixl_engine(request: pytest.FixtureRequest) -> Callable[[str], TransferEngine]:
+    """Opens engines of NIXL; skips where they are not asked for, or cannot be had."""
+    if not request.config.getoption("--nixl"):
+        pytest.skip("only with --nixl")
+    try:
+        ENGINES["nixl"]("trial").close()
+    except EngineUnavailable as error:
+        pytest.skip(str(error))
+    return ENGINES["nixl"]
+
 
 #: They are begun first: a worker that had one of them last would keep the others waiting.
 LONGEST = (

@@ -11,8 +11,7 @@ import pytest
 from programmable_engine import Course, Network
 from separate_hosts import Favoured, separate_hosts
 
-from llmdd.transport.engine import EngineUnavailable, TransferEngine
-from llmdd.transport.engines import ENGINES
+from llmdd.transport.engine import TransferEngine
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for this folder's modules
 
@@ -23,10 +22,6 @@ from conformance.world import World
 
 #: The sections of the contract that say something of transfers and links: there it matters which hosts nodes are on.
 BETWEEN_HOSTS = ("test_3_", "test_4_1_", "test_4_2_", "test_5")
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--nixl", action="store_true", help="also hold the library to the contract over NIXL (minutes)")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -55,20 +50,14 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
         return
     # Which way the bytes travel depends on the test alone, and each is taken by a third of them.
     favoured = list(Favoured)[crc32(request.node.nodeid.encode()) % len(Favoured)]
-    open_engine = Network(usual=Course(polls=3)).open if request.param == "between hosts" else nixl()
+    if request.param == "nixl":
+        open_engine: Callable[[str], TransferEngine] = request.getfixturevalue("nixl_engine")
+    else:
+        open_engine = Network(usual=Course(polls=3)).open
     with separate_hosts(open_engine, favoured):
         made = LibraryWorld()
         yield made
         made.close()
-
-
-def nixl() -> Callable[[str], TransferEngine]:
-    """NIXL, or the reason why there is none."""
-    try:
-        ENGINES["nixl"]("trial").close()
-    except EngineUnavailable as error:
-        pytest.skip(str(error))
-    return ENGINES["nixl"]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from hypothesis import strategies as st
@@ -11,6 +12,8 @@ from hypothesis.stateful import rule
 from llmdd.spec.values import CacheKeyByIdAndIndex
 from programmable_engine import Course, Network
 from separate_hosts import Favoured, separate_hosts
+
+from llmdd.transport.engine import TransferEngine
 
 from .child_process import ChildProcess, Children
 from .library_side import LibrarySide
@@ -43,18 +46,20 @@ class LockstepInOneProcess(AllRules):
 class LockstepBetweenHosts(LockstepInOneProcess):
     """The same, but they take each other for nodes of other hosts: an engine is between them.
 
-    Each search takes another way for the bytes, and an engine that delivers pieces late and in another order.
+    Each search takes another way for the bytes, and if no engine is given one that delivers pieces late and in another
+    order.
     """
 
     _numbers = itertools.count()
 
-    def __init__(self, tally: Tally) -> None:
+    def __init__(self, tally: Tally, open_engine: Callable[[str], TransferEngine] | None = None) -> None:
         super().__init__(tally)
         number = next(self._numbers)
-        course = Course(polls=number % 5, order=random.Random(number))
+        if open_engine is None:
+            open_engine = Network(usual=Course(polls=number % 5, order=random.Random(number))).open
         favoured = list(Favoured)[number % len(Favoured)]
         self._hosts = ExitStack()
-        self._hosts.enter_context(separate_hosts(Network(usual=course).open, favoured))
+        self._hosts.enter_context(separate_hosts(open_engine, favoured))
 
     def leave(self, failing: bool) -> None:
         super().leave(failing)

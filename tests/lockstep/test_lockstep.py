@@ -7,6 +7,8 @@ from collections.abc import Callable
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from llmdd.transport.engine import TransferEngine
+
 from .child_process import Children
 from .clusters import LockstepAcrossProcesses, LockstepBetweenHosts, LockstepInOneProcess
 from .machine import Lockstep
@@ -26,6 +28,13 @@ def test_nodes_in_one_process(profile: settings, tally: Tally) -> None:
 def test_nodes_on_hosts_of_their_own(profile: settings, tally: Tally) -> None:
     a_third = settings(profile, max_examples=profile.max_examples // 3)
     run(lambda: LockstepBetweenHosts(tally), a_third)
+
+
+def test_nodes_between_which_is_nixl(
+    nixl_engine: Callable[[str], TransferEngine], profile: settings, tally: Tally
+) -> None:
+    a_third = settings(profile, max_examples=profile.max_examples // 3)
+    run(lambda: LockstepBetweenHosts(tally, nixl_engine), a_third)
 
 
 def test_nodes_in_processes_of_their_own(profile: settings, tally: Tally, children: Children) -> None:
