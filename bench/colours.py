@@ -22,6 +22,7 @@ LOOKS = {
     "vLLM BlockPool": Look("#009E73", "^"),
     "NIXL": Look("#D55E00", "^"),
     "NIXL, merged": Look("#CC79A7", "D"),
+    "NIXL, writing": Look("#882255", "P"),
     "Mooncake": Look("#009E73", "v"),
     "shared memory + pipe": Look("#E69F00", "s"),
     "sockets": Look("#E69F00", "s"),

@@ -12,6 +12,9 @@ the release.
 - On another host the owner has none either: it polls for notifications itself for as long as a round lasts, as if it
   had nothing else to do. That is faster, by up to a seventh, and an owner's thread that polls all the time would take a
   core of this machine from whoever's turn it is.
+- That owner may also be asked, by a notification, to WRITE what a request is about to the puller, who is told by the
+  notification that goes with it: no READ is imitated where the network has none, at the price of one message more. It
+  does nothing else until a WRITE is done, which is the fastest for a puller who asks for one after the other.
 - Between two processes of one host UCX then reads by ``process_vm_readv`` (``cma``) where the kernel permits it, and
   sends notifications by TCP over loopback (``UCX_PROTO_INFO=y`` shows what it takes on a machine). With
   ``ucx_error_handling_mode=none`` it would send them through shared memory, at the price that the death of the other
@@ -38,6 +41,8 @@ PACKAGES = ("nixl_cu12", "nixl_cu13")
 PATIENCE_S = 3.0
 #: How long an owner may take until it attends to transfers.
 ATTENTION_PATIENCE_S = 30.0
+#: How long an owner may take to write what it was asked for.
+HEARING_PATIENCE_S = 30.0
 
 #: What an owner is told by one byte, and what it makes of it.
 LEAVE, ATTEND, ATTENDS = range(3)
@@ -71,12 +76,24 @@ def touched(rows: int, size: int) -> Bytes:
     return memory
 
 
+#: What an agent tells another one in the set-up: its metadata, and where its memory begins.
+Introduction = tuple[bytes, int]
+
+
 class Agent:
     """A NIXL agent whose one region of memory is registered."""
 
-    def __init__(self, name: str, memory: Bytes, progress_thread: bool) -> None:
+    def __init__(self, name: str, memory: Bytes, progress_thread: bool = False) -> None:
+        self.memory = memory
         self.api = NIXL.nixl_agent(name, NIXL.nixl_agent_config(enable_prog_thread=progress_thread))
         self.api.register_memory([(memory.ctypes.data, memory.nbytes, 0, "")], "DRAM")
+
+    def introduce(self) -> Introduction:
+        return self.api.get_agent_metadata(), self.memory.ctypes.data
+
+    def new_messages(self) -> list[bytes]:
+        """The notifications that have come from anybody since it was asked before."""
+        return [message for messages in self.api.get_new_notifs().values() for message in messages]
 
 
 class NixlOwner(Owner):
@@ -95,9 +112,8 @@ class NixlOwner(Owner):
         self._orders = orders
         self._agent = Agent(f"owner {os.getpid()}", self.memory, progress_thread=orders is None)
 
-    def introduce(self) -> tuple[bytes, int]:
-        """Its metadata, and where its memory begins."""
-        return self._agent.api.get_agent_metadata(), self.memory.ctypes.data
+    def introduce(self) -> Introduction:
+        return self._agent.introduce()
 
     def attend(self) -> None:
         """Let transfers proceed until told to leave."""
@@ -113,10 +129,30 @@ class NixlOwner(Owner):
         return len(self.keys)
 
     def _take_notifications(self) -> None:
-        for messages in self._agent.api.get_new_notifs().values():
-            for message in messages:
-                for request_id in message.split():
-                    self.release(int(request_id))
+        for message in self._agent.new_messages():
+            self._take(message)
+
+    def _take(self, message: bytes) -> None:
+        """Of the requests that are done."""
+        for request_id in message.split():
+            self.release(int(request_id))
+
+
+class WritingNixlOwner(NixlOwner):
+    """Writes what it is asked for, and releases the key when that is done."""
+
+    def meet(self, puller: Introduction) -> None:
+        """Prepare to write into the memory of a puller, whose pieces are as large as this one's rows."""
+        self._connection = Connection(self._agent, self.memory.shape[1], puller)
+
+    def _take(self, message: bytes) -> None:
+        """The row to write, the piece of the puller's memory that it goes to, and the request."""
+        row, piece, request_id = map(int, message.split())
+        self.write_piece(row, piece, request_id)
+        self.release(request_id)
+
+    def write_piece(self, row: int, piece: int, request_id: int) -> None:
+        self._connection.write([row], [piece], b"%d" % request_id)
 
 
 class Attention:
@@ -144,25 +180,33 @@ class Attention:
 
 
 class Connection:
-    """The puller's agent, and the prepared descriptors of `count` pieces of `size` bytes on both sides."""
+    """An agent and another one that it knows by its introduction.
 
-    def __init__(self, owner: OtherEnd, memory: Bytes, size: int) -> None:
-        self.agent = Agent(f"puller {os.getpid()}", memory, progress_thread=False)
-        metadata_of_owner, begin = owner.call("introduce")
-        self.name = self.agent.api.add_remote_agent(metadata_of_owner)
-        self.agent.api.make_connection(self.name)
+    The descriptors of the pieces of `size` bytes are prepared for both; both have as much memory.
+    """
+
+    def __init__(self, agent: Agent, size: int, other: Introduction) -> None:
+        self.agent = agent
+        metadata_of_other, begin = other
+        self.name = agent.api.add_remote_agent(metadata_of_other)
+        agent.api.make_connection(self.name)
+        memory = agent.memory
         self.pieces = pieces(memory.ctypes.data, memory, size)
         self.remote_pieces = pieces(begin, memory, size)
         self.local = self.agent.api.prep_xfer_dlist("NIXL_INIT_AGENT", self.pieces, "DRAM")
         self.remote = self.agent.api.prep_xfer_dlist(self.name, self.remote_pieces, "DRAM")
 
     def read(self, local: Any, remote: Any, message: bytes) -> None:
-        """Transfer the pieces numbered `remote` to those numbered `local`, and tell the owner if there is a message."""
+        """Transfer the pieces numbered `remote` to those numbered `local`, and tell the other if there is a message."""
         self.finish(self.begin(local, remote, message))
 
-    def begin(self, local: Any, remote: Any, message: bytes) -> tuple[Any, str]:
+    def write(self, local: Any, remote: Any, message: bytes) -> None:
+        """Transfer the pieces numbered `local` to those numbered `remote`, and tell the other."""
+        self.finish(self.begin(local, remote, message, "WRITE"))
+
+    def begin(self, local: Any, remote: Any, message: bytes, operation: str = "READ") -> tuple[Any, str]:
         """Have the transfer begun; the handle and state that :meth:`finish` needs."""
-        handle = self.agent.api.make_prepped_xfer("READ", self.local, local, self.remote, remote, message)
+        handle = self.agent.api.make_prepped_xfer(operation, self.local, local, self.remote, remote, message)
         return handle, self.agent.api.transfer(handle)
 
     def read_merged(self, local: Any, remote: Any, message: bytes) -> None:
@@ -172,6 +216,17 @@ class Connection:
         lists = api.get_xfer_descs(ours, "DRAM"), api.get_xfer_descs(theirs, "DRAM")
         handle = api.initialize_xfer("READ", *lists, self.name, message)
         self.finish((handle, api.transfer(handle)))
+
+    def tell(self, message: bytes) -> None:
+        self.agent.api.send_notif(self.name, message)
+
+    def hear(self, message: bytes) -> None:
+        """Wait for this message, which is the next."""
+        deadline = time.monotonic() + HEARING_PATIENCE_S
+        while not (messages := self.agent.new_messages()):
+            require(time.monotonic() < deadline, "nothing is heard of what was asked for")
+        if messages != [message]:
+            raise Incorrect(f"{messages} was heard instead of {message!r}")
 
     def finish(self, begun: tuple[Any, str]) -> None:
         """Wait for the end of a transfer."""
@@ -207,10 +262,17 @@ def merged(ours: Any, theirs: Any) -> tuple[Any, Any]:
 class NixlTransfers(BetweenProcesses):
     """An owner on another host attends to its transfers while a round is played."""
 
+    make_owner: type[NixlOwner] = NixlOwner
+
     def start_owner(self, rows: int, size: int) -> None:
         """Start the owner of so much memory: a fork, so before the agent has threads."""
         self._attention = Attention() if self.apart else None
-        self.owner = self.start(NixlOwner, rows, size, self._attention and self._attention.orders)
+        self.owner = self.start(self.make_owner, rows, size, self._attention and self._attention.orders)
+
+    def connect(self, memory: Bytes, size: int) -> Connection:
+        """Make the agent whose memory this is, and have it know the owner."""
+        agent = Agent(f"puller {os.getpid()}", memory)
+        return Connection(agent, size, self.owner.call("introduce"))
 
     def prepare(self, number: int) -> None:
         super().prepare(number)
@@ -235,12 +297,28 @@ class NixlPulls(NixlTransfers, Pulls):
         super().__init__(size, count, **how)
         self.start_owner(count, size)
         self.pulled = memory = touched(count, size)
-        self.connection = Connection(self.owner, memory, size)
+        self.connection = self.connect(memory, size)
 
     def run(self) -> None:
         read, places = self.connection.read, self.places
         for row, request_id in enumerate(self.requests):
             read([row], [places[request_id]], b"%d" % request_id)
+
+
+class NixlWrites(NixlPulls):
+    """The owner is asked for each request, and writes it. It must be on another host: nobody else attends."""
+
+    make_owner = WritingNixlOwner
+
+    def __init__(self, size: int, count: int, **how: bool) -> None:
+        super().__init__(size, count, **how)
+        self.owner.call("meet", self.connection.agent.introduce())
+
+    def run(self) -> None:
+        connection, places = self.connection, self.places
+        for row, request_id in enumerate(self.requests):
+            connection.tell(b"%d %d %d" % (places[request_id], row, request_id))
+            connection.hear(b"%d" % request_id)
 
 
 class NixlPullsAtOnce(NixlPulls):
@@ -279,7 +357,7 @@ class NixlBlockPulls(NixlTransfers, BlockPulls):
         self.start_owner(tensors, blocks * size)
         memory = touched(tensors, blocks * size)
         self.pulled = memory.reshape(tensors, blocks, size)
-        self.connection = Connection(self.owner, memory, size)
+        self.connection = self.connect(memory, size)
 
     def numbers(self) -> tuple[Any, Any]:
         """The numbers of all pieces: where they go, and where they come from."""

@@ -22,6 +22,7 @@ ITEMS = {
     f"{MEMCPY}:Copies": "copies",
     f"{SHARED_MEMORY_PIPE}:PipePulls": "targets",
     f"{NIXL}:NixlPulls": "requests",
+    f"{NIXL}:NixlWrites": "requests",
     f"{MOONCAKE}:MooncakePulls": "requests",
     f"{SOCKETS}:SocketPulls": "targets",
 }
@@ -78,6 +79,8 @@ class KeyLeft:
 
     def __new__(cls, factory: str, **parameters: Any) -> Pulls:
         base = contender(factory)
+        if factory == f"{NIXL}:NixlWrites":
+            return owner_leaves_a_key(base)(**parameters)
         return {LLMDD: llmdd_leaves_a_key, NIXL: nixl_leaves_a_key}.get(factory.partition(":")[0], skips_a_release)(
             base
         )(**parameters)
@@ -111,6 +114,69 @@ def nixl_leaves_a_key(base: Any) -> Any:
             return without_the_last
 
     return Broken
+
+
+def owner_leaves_a_key(base: Any) -> Any:
+    def breaks(owner: Any) -> None:
+        release = owner.release
+
+        def all_but_the_last(request_id: int) -> None:
+            if request_id != max(owner.keys):
+                release(request_id)
+
+        owner.release = all_but_the_last
+
+    return with_owner(base, breaks)
+
+
+def with_owner(base: Any, breaks: Callable[[Any], None]) -> Any:
+    """A contender whose owner is broken by `breaks`."""
+
+    class Broken(base):
+        def start(self, make: Callable[..., Owner], *arguments: Any) -> OtherEnd:
+            def broken(*arguments: Any) -> Owner:
+                owner = make(*arguments)
+                breaks(owner)
+                return owner
+
+            return super().start(broken, *arguments)
+
+    return Broken
+
+
+class WrongRow:
+    """The owner writes each request into the row of another one."""
+
+    def __new__(cls, factory: str, **parameters: Any) -> Pulls:
+        def breaks(owner: Any) -> None:
+            write = owner.write_piece
+            owner.write_piece = lambda row, piece, request_id: write(row, piece ^ 1, request_id)
+
+        broken: Pulls = with_owner(contender(factory), breaks)(**parameters)
+        return broken
+
+
+class NothingWritten:
+    """The owner only says that it has written what it was asked for."""
+
+    def __new__(cls, factory: str, **parameters: Any) -> Pulls:
+        def breaks(owner: Any) -> None:
+            owner.write_piece = lambda row, piece, request_id: owner._connection.tell(b"%d" % request_id)
+
+        broken: Pulls = with_owner(contender(factory), breaks)(**parameters)
+        return broken
+
+
+class OtherRequestWritten:
+    """The owner says of another request that it was written."""
+
+    def __new__(cls, factory: str, **parameters: Any) -> Pulls:
+        def breaks(owner: Any) -> None:
+            write = owner.write_piece
+            owner.write_piece = lambda row, piece, request_id: write(row, piece, request_id + 1)
+
+        broken: Pulls = with_owner(contender(factory), breaks)(**parameters)
+        return broken
 
 
 def skips_a_release(base: Any) -> Any:

@@ -37,7 +37,8 @@ MAY_BE_MISSING = (
     "libibverbs",
 )
 
-PULLS = [f"{LLMDD}:CachePulls", f"{NIXL}:NixlPulls", f"{MOONCAKE}:MooncakePulls", f"{SOCKETS}:SocketPulls"]
+WRITES = f"{NIXL}:NixlWrites"
+PULLS = [f"{LLMDD}:CachePulls", f"{NIXL}:NixlPulls", WRITES, f"{MOONCAKE}:MooncakePulls", f"{SOCKETS}:SocketPulls"]
 AT_ONCE = [
     f"{LLMDD}:CallsForMany",
     f"{NIXL}:NixlPullsAtOnce",
@@ -52,9 +53,18 @@ OF_BLOCKS = [
 ]
 #: What the contenders do on one host too is broken in test_pulls.py.
 BROKEN = [
+<<<<<<< HEAD
     *(("WrongByte", factory, PARAMETERS, "wrong bytes of payload") for factory in (PULLS[0], PULLS[-1])),
     ("KeyLeft", PULLS[-1], PARAMETERS, "the owner has 1 keys left"),
     ("NothingPulled", AT_ONCE[1], MANY, "wrong bytes of payload"),
+=======
+    *(("WrongByte", factory, PARAMETERS, "wrong bytes of payload") for factory in PULLS),
+    *(("KeyLeft", factory, PARAMETERS, "the owner has 1 keys left") for factory in PULLS),
+    *((name, WRITES, PARAMETERS, "wrong bytes of payload") for name in ("NothingPulled", "OtherOffer", "WrongRow")),
+    ("NothingWritten", WRITES, PARAMETERS, "wrong bytes of payload"),
+    ("OtherRequestWritten", WRITES, PARAMETERS, "was heard instead of"),
+    *(("NothingPulled", factory, MANY, "wrong bytes of payload") for factory in AT_ONCE[1:]),
+>>>>>>> nixlwrite
     *(("KeyLeft", factory, MANY, "the owner has 1 keys left") for factory in AT_ONCE[1:]),
     ("BatchLeftOut", AT_ONCE[0], {**MANY, "count": 128}, "64 pulls of 128 succeeded"),
     *(("BlockMixedUp", factory, BLOCKS, "tensor 2: a block does not have the bytes") for factory in OF_BLOCKS),
@@ -111,7 +121,8 @@ def test_the_full_profile_has_what_the_quick_one_has() -> None:
 def test_who_is_needed_to_judge_takes_part(profile: Profile) -> None:
     for case in cases_of_hosts.cases(profile):
         assert case.target is not None
-        needed = {case.baseline, *case.target.ahead_of, case.target.one_more or case.baseline}
+        target = case.target
+        needed = {case.baseline, *target.ahead_of, *target.best_of, target.one_more or case.baseline}
         assert needed <= {one.name for one in case.entrants}
         assert [one.name for one in case.entrants if not one.moves_bytes] == [case.target.one_more] * (
             case.target.one_more is not None

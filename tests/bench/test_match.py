@@ -57,6 +57,7 @@ def test_times_are_for_one_operation_and_ratios_against_the_baseline(stable: Sta
 
 LIMITS = [
     (Target(max_ratio=2), "≤ 2x", 200, 201),
+    (Target(max_ratio=2, best_of=("peer", "trip")), "≤ 2x the best of peer and of trip", 60, 61),
     (Target(max_ns=150), "≤ 150 ns", 150, 151),
     (Target(max_ratio=2, max_ns=250), "≤ 250 ns or ≤ 2x", 250, 251),
     (Target(one_more="trip"), "≤ 1x and one trip", 130, 131),
@@ -73,6 +74,14 @@ def test_a_target_is_judged_by_the_times_of_others(target: Target, text: str, me
     assert target.is_met(met, "peer", times_ns) is True
     assert target.is_met(missed, "peer", times_ns) is False
     assert target.is_met(met, "peer", {}) is (None if target.max_ns is None else met <= target.max_ns)
+
+
+@pytest.mark.parametrize(
+    "target", [Target(max_ratio=2, best_of=("peer", "trip")), Target(ahead_of=("peer", "trip"))], ids=str
+)
+def test_a_target_that_takes_the_times_of_several_is_not_judged_without_one_of_them(target: Target) -> None:
+    for times_ns in ({"peer": 100.0}, {"trip": 30.0}, {"peer": 100.0, "other": 30.0}):
+        assert target.is_met(1, "peer", times_ns) is None
 
 
 def test_without_time_the_least_number_of_rounds_is_played(stable: Stable) -> None:
