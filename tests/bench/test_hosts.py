@@ -53,18 +53,12 @@ OF_BLOCKS = [
 ]
 #: What the contenders do on one host too is broken in test_pulls.py.
 BROKEN = [
-<<<<<<< HEAD
-    *(("WrongByte", factory, PARAMETERS, "wrong bytes of payload") for factory in (PULLS[0], PULLS[-1])),
-    ("KeyLeft", PULLS[-1], PARAMETERS, "the owner has 1 keys left"),
-    ("NothingPulled", AT_ONCE[1], MANY, "wrong bytes of payload"),
-=======
-    *(("WrongByte", factory, PARAMETERS, "wrong bytes of payload") for factory in PULLS),
-    *(("KeyLeft", factory, PARAMETERS, "the owner has 1 keys left") for factory in PULLS),
+    *(("WrongByte", factory, PARAMETERS, "wrong bytes of payload") for factory in (PULLS[0], WRITES, PULLS[-1])),
+    *(("KeyLeft", factory, PARAMETERS, "the owner has 1 keys left") for factory in (WRITES, PULLS[-1])),
     *((name, WRITES, PARAMETERS, "wrong bytes of payload") for name in ("NothingPulled", "OtherOffer", "WrongRow")),
     ("NothingWritten", WRITES, PARAMETERS, "wrong bytes of payload"),
     ("OtherRequestWritten", WRITES, PARAMETERS, "was heard instead of"),
-    *(("NothingPulled", factory, MANY, "wrong bytes of payload") for factory in AT_ONCE[1:]),
->>>>>>> nixlwrite
+    ("NothingPulled", AT_ONCE[1], MANY, "wrong bytes of payload"),
     *(("KeyLeft", factory, MANY, "the owner has 1 keys left") for factory in AT_ONCE[1:]),
     ("BatchLeftOut", AT_ONCE[0], {**MANY, "count": 128}, "64 pulls of 128 succeeded"),
     *(("BlockMixedUp", factory, BLOCKS, "tensor 2: a block does not have the bytes") for factory in OF_BLOCKS),
