@@ -43,6 +43,7 @@ from .transfer_messages import (
     Way,
     Written,
 )
+from .wakefulness import Wakefulness
 
 _logger = logging.getLogger("llmdd.link")
 
@@ -108,6 +109,7 @@ class Guest:
         self.work: Generator[None] | None = None
         self.beginning: Generator[None] | None = None
         self.is_behind = False
+        self.wakefulness = Wakefulness()  # from what is said of a request until more is heard
         self.is_slow = False  # its connection has not taken yet what was said
         self.unsent = Unsent(sock)
         self.frames = Frames()
@@ -116,7 +118,7 @@ class Guest:
 
     def patience(self, now: float) -> float | None:
         """How long what it has under way can be left alone; None if there is nothing."""
-        if self.is_behind:
+        if self.is_behind or (self.open is not None and self.wakefulness.is_awake):
             return 0.0
         under_way = _LOOK_AGAIN_S if self.outbox.has_under_way else None
         if self.open is None:
@@ -312,7 +314,10 @@ class Attendance:
         """On the thread: drop everything that a guest has under way."""
         if self._guests.pop(guest.socket.fileno(), None) is not None:
             self._busy.discard(guest)
-            self._connections.unregister(guest.socket)
+            try:
+                self._connections.unregister(guest.socket)
+            except FileNotFoundError:
+                _logger.debug("a conversation's descriptor was closed behind our back")
             self._drop(guest)
             guest.inbox.close()
             guest.outbox.leave()
@@ -365,6 +370,7 @@ class Attendance:
         if not data:
             raise ConnectionError("the peer has hung up")
         guest.frames.feed(data)
+        guest.wakefulness.end()
         self._busy.add(guest)
         self._pace.restart()
         self._hear_what_has_come(guest)
@@ -458,6 +464,7 @@ class Attendance:
             if not begun.has_ended(served.pushes):
                 guest.open = _Open(request, served, begun.way)
             self._say(guest, begun)
+            guest.wakefulness.begin()
             if guest.open is None:
                 served.abandon()
             elif begun.way is Way.WRITTEN and not served.pushes:

@@ -38,6 +38,7 @@ from .transfer_messages import (
     Way,
     Written,
 )
+from .wakefulness import Wakefulness
 
 _logger = logging.getLogger("llmdd.link")
 
@@ -102,6 +103,7 @@ class Conversation:
         self.on_end: Callable[[], None] = lambda: None
         self._is_broken_off = False
         self._something_is_late = False
+        self._wakefulness = Wakefulness()
         self._frames = Frames()
         self._unsent = Unsent(sock)
         self._last_number = 0
@@ -329,9 +331,14 @@ class Conversation:
 
     def _receive(self, deadline: int) -> None:
         """Wait for more of an answer."""
-        self._sleep_until(self._readable, deadline)
+        self._require_time(deadline)
+        self._wakefulness.begin()
         while not self._receive_now():
-            self._sleep_until(self._readable, deadline)
+            if self._wakefulness.is_awake:
+                self._wakefulness.rest()
+            else:
+                self._sleep_until(self._readable, deadline)
+        self._wakefulness.end()
 
     def _receive_beside_engine(self, exchange: Exchange, deadline: int) -> None:
         """The same, while our engine receives what the owner writes."""
