@@ -21,6 +21,10 @@ class NamespacesUnavailable(Exception):
     """This machine, or this user, cannot make network namespaces."""
 
 
+class LossUnavailable(Exception):
+    """This machine's kernel cannot let packets be late or lost on purpose."""
+
+
 class Network:
     """Hosts that reach each other through a switch, and nothing else.
 
@@ -96,6 +100,14 @@ class Host:
         """Let no more than so much leave this host in a second."""
         limit = ("tbf", "rate", f"{megabits}mbit", "burst", "32kb", "latency", "100ms")
         _command("tc", "-n", self.namespace, "qdisc", "replace", "dev", "eth0", "root", *limit)
+
+    def lose(self, percent: float, delay_ms: int, spread_ms: int) -> None:
+        """Let what leaves this host be late, by so much more or less, out of order, and lost now and then."""
+        faults = ("netem", "delay", f"{delay_ms}ms", f"{spread_ms}ms", "loss", f"{percent}%")
+        try:
+            _command("tc", "-n", self.namespace, "qdisc", "replace", "dev", "eth0", "root", *faults)
+        except RuntimeError as error:
+            raise LossUnavailable(f"there is no netem here: {error}") from None
 
     def lift_limit(self) -> None:
         _command("tc", "-n", self.namespace, "qdisc", "delete", "dev", "eth0", "root")

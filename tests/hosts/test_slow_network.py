@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from .conftest import MakePair, Node, Pair
+from .network import LossUnavailable
 
 MEGABITS = 20
 #: Takes seconds at that rate, in a few large pieces, or in many small ones.
@@ -215,3 +216,21 @@ def test_a_host_that_is_gone_without_a_word(make_pair: MakePair, start_process: 
     assert puller.unlink(1, *owner.address, True) == SUCCESS
     eventually(lambda: puller.link_to(owner) == SUCCESS, "linked again, when the way is known again")
     eventually(lambda: puller.fetch(1, 9, *LARGE) == "right", "pulled, when the engine has found the way again")
+
+
+@pieces
+def test_a_network_that_delays_reorders_and_loses(
+    make_pair: MakePair, eventually: Any, tensors: int, slot_bytes: int
+) -> None:
+    """Where the kernel can make one; elsewhere a proxy does so to the messages alone (``test_control_link.py``)."""
+    pair = make_pair()
+    try:
+        for host in pair.hosts:
+            host.lose(percent=1, delay_ms=4, spread_ms=3)
+    except LossUnavailable as reason:
+        pytest.skip(str(reason))
+    pair.owner.bind(7, tensors, slot_bytes)
+    pair.owner.bind(8, 1, 1000)
+    assert pair.puller.fetch(1, 8, 1, 1000) == "right"
+    assert pair.puller.fetch(1, 7, tensors, slot_bytes) == "right"
+    nothing_is_left(pair, eventually)
