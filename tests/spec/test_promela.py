@@ -70,10 +70,8 @@ def test_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 @needs_spin
-@pytest.mark.parametrize(
-    "configuration",
-    [pytest.param(TENSORS, id="tensors"), pytest.param(SMALL["views"], id="views", marks=pytest.mark.thorough)],
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("configuration", [TENSORS, SMALL["views"]], ids=["tensors", "views"])
 def test_spin_visits_the_states_that_the_explorer_visits(configuration: Configuration) -> None:
     verdict = check_with_spin(protocol(configuration), "model")
     assert verdict.violation is None, str(verdict)
