@@ -109,7 +109,7 @@ class Guest:
         self.work: Generator[None] | None = None
         self.beginning: Generator[None] | None = None
         self.is_behind = False
-        self.wakefulness = Wakefulness()  # from what is said of a request until more is heard
+        self.wakefulness = Wakefulness()  # from when bytes were sent on a message until it is said that they are there
         self.is_slow = False  # its connection has not taken yet what was said
         self.unsent = Unsent(sock)
         self.frames = Frames()
@@ -164,6 +164,7 @@ class Attendance:
         self._closed = self._ended = False
         self.areas = StagingAreas(engine, self._ring)
         self._receive_until = 0.0
+        self._engine_receives = True
         self._pace = Pace()
         self._thread = threading.Thread(target=self._run, name=f"llmdd attendance {store.cluster_id}", daemon=True)
         self._thread.start()
@@ -290,9 +291,13 @@ class Attendance:
                 self.engine.progress()
         except EngineFailed as error:
             # What is on its way will not be told of as written, and its calls end by themselves.
-            _logger.warning("the transfer engine receives nothing: %s", error)
+            if self._engine_receives:
+                _logger.warning("the transfer engine receives nothing: %s", error)
+            self._engine_receives = False
             self._receive_until = 0.0
-            time.sleep(_LOOK_AGAIN_S)
+            time.sleep(_LOOK_AGAIN_S)  # nothing tells when it does again
+        else:
+            self._engine_receives = True
 
     def _work_on(self, guest: Guest) -> None:
         assert guest.work is not None
@@ -464,9 +469,10 @@ class Attendance:
             if not begun.has_ended(served.pushes):
                 guest.open = _Open(request, served, begun.way)
             self._say(guest, begun)
-            guest.wakefulness.begin()
             if guest.open is None:
                 served.abandon()
+            elif begun.way is Way.CARRIED:
+                guest.wakefulness.begin()
             elif begun.way is Way.WRITTEN and not served.pushes:
                 guest.stretches = Stretches(served, guest.outbox, request.staging)
                 guest.work = self._write(guest, request.number, guest.stretches)

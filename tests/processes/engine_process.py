@@ -89,7 +89,12 @@ class Process:
         return self._writing is not None
 
     def _write(self) -> None:
-        self._writing = self.engine.write(self._peer, self._all_at(self.memory.ctypes.data), self._all_at(self._there))
+        here, there = self._all_at(self.memory.ctypes.data), self._all_at(self._there)
+        try:
+            self._writing = self.engine.write(self._peer, here, there)
+        except EngineFailed as failure:  # it was known already that the peer is gone
+            self._writing = None
+            say(str(failure))
 
     def _all_at(self, address: int) -> Descriptors:
         return np.array([[address, self.memory.nbytes, 0]], np.uint64)
