@@ -130,7 +130,7 @@ def test_a_cache_is_no_destination_of_push_blocks(world: World) -> None:
         prompt.push_blocks(by_id(theirs, cluster_id=2), blocks, [0], [0])
 
 
-@pytest.mark.parametrize(("there", "here"), itertools.product(("DEVICE", "HOST"), repeat=2))
+@pytest.mark.parametrize(("there", "here"), list(itertools.product(("DEVICE", "HOST"), repeat=2)))
 def test_every_placement(world: World, there: str, here: str) -> None:
     """api §3.5, D77: placement is a label: every combination of HOST and DEVICE works, for C and for B."""
     prompt, decoder = world.pair(remote=True)

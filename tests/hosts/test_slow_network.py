@@ -19,6 +19,7 @@ BEGUN_BYTES = 1 << 20
 
 TIMEOUT_MS = 1500
 SUCCESS, TIMED_OUT, NOT_LINKED = "LLM_SUCCESS", "LLM_TIMEOUT", "LLM_NOT_YET_LINK"
+NOT_EXIST = "LLM_KV_CACHE_NOT_EXIST"
 
 pieces = pytest.mark.parametrize(("tensors", "slot_bytes"), [LARGE, SMALL_PIECES], ids=["large", "small"])
 
@@ -49,16 +50,20 @@ def test_a_pull_that_outlives_its_deadline(make_pair: MakePair, eventually: Any,
     assert owner.is_bound(7)
     pair.hosts[0].lift_limit()
     assert_pulled_in_the_end(puller, 1, 7, ours)
-    assert puller.holds(ours, 0, 7)
     nothing_is_left(pair, eventually)
 
 
 def assert_pulled_in_the_end(node: Node, cluster_id: int, number: int, cache_id: int) -> None:
-    """A call may still run out of time while the network recovers."""
+    """Every byte arrives, though a call may still run out of time while the network recovers.
+
+    If one has when its last word was said and not answered, the key is gone, and its bytes were all there before
+    (``spec/conversation.py``, rules 8 and 10).
+    """
     codes = []
     while len(codes) < 20:
         codes.append(node.pull(cluster_id, number, cache_id))
-        if codes[-1] == SUCCESS:
+        if codes[-1] == SUCCESS or codes[-2:] == [TIMED_OUT, NOT_EXIST]:
+            assert node.holds(cache_id, 0, number), codes
             return
         assert codes[-1] == TIMED_OUT, codes
     raise AssertionError(f"still not after {len(codes)} calls")
@@ -82,8 +87,7 @@ def test_memory_that_is_given_back_after_the_deadline_is_let_be(
     pair.hosts[0].lift_limit()
     for other in others[:8]:
         puller.drop(other)
-    assert_pulled_in_the_end(puller, 1, 7, ours := puller.allocate(tensors, slot_bytes))
-    assert puller.holds(ours, 0, 7)
+    assert_pulled_in_the_end(puller, 1, 7, puller.allocate(tensors, slot_bytes))
     assert all(puller.is_filled(other, 0x55) for other in others[8:])
     nothing_is_left(pair, eventually)
 
@@ -158,7 +162,6 @@ def test_a_cable_that_is_out_for_a_while(
     pair.hosts[0].lift_limit()
     pair.hosts[unplugged].plug_in()
     assert_pulled_in_the_end(puller, 1, 7, ours)
-    assert puller.holds(ours, 0, 7)
     nothing_is_left(pair, eventually)
 
 
