@@ -117,11 +117,10 @@ def test_who_is_needed_to_judge_takes_part(profile: Profile) -> None:
 
 
 @pytest.mark.parametrize("factory", PULLS, ids=named)
-def test_nothing_is_left_of_a_killed_puller(factory: str) -> None:
-    with Stable(search_path=str(Path(__file__).parent)) as stable:
-        standing = play_broken("KilledHalfWay", factory, PARAMETERS, stable)
-        assert standing.incorrect == "its process ended with -9"
-        eventually(lambda: not children_of_nurseries(), "a process of the killed puller is left")
+def test_nothing_is_left_of_a_killed_puller(factory: str, stable: Stable) -> None:
+    standing = play_broken("KilledHalfWay", factory, PARAMETERS, stable)
+    assert standing.incorrect == "its process ended with -9"
+    eventually(lambda: not children_of_nurseries(), "a process of the killed puller is left")
 
 
 class Traveller:
