@@ -31,7 +31,7 @@ class CacheManager(BulkCalls):
 
     Besides the calls of LLM-DataDist there are :meth:`lookup`, :meth:`lookup_many`, :meth:`remove_cache_keys`,
     :meth:`deallocate_many`, :meth:`pull_many`, :meth:`pool_usage`, :attr:`live_caches`,
-    :attr:`live_keys`, :meth:`paused` and :meth:`check`.
+    :attr:`live_keys`, :attr:`waiting_allocations`, :meth:`paused` and :meth:`check`.
     """
 
     __slots__ = ()

@@ -112,6 +112,7 @@ class LLMDataDist:
             host_pool=_pool_size(wanted.host_pool),
             remote_accessible=wanted.remote_accessible,
             timeout_ms=wanted.sync_kv_timeout_ms,
+            wait_for_memory=wanted.wait_for_memory,
         )
         links = LinkService(
             cluster_id=self._cluster_id,
@@ -140,6 +141,7 @@ class LLMDataDist:
     def finalize(self) -> None:
         """Drop links, caches, pools and the listener, after the calls in progress (api §4.4).
 
+        Calls that wait for memory end at once, with ``LLM_ENGINE_FINALIZED``.
         Does nothing on an instance that is not initialised. The instance may be initialised again.
         """
         with self._changing:
@@ -149,6 +151,7 @@ class LLMDataDist:
                 return
             links, manager, options = self._links, self._manager, self._options
             assert links is not None and manager is not None and options is not None
+            manager.stop_waiting()
             links.close(options.sync_kv_timeout_ms)
             manager.close()
             with _changing_live:

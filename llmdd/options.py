@@ -40,6 +40,7 @@ class EngineOptions:
     transport: str
     listen_address: tuple[str, int] | None
     sync_kv_timeout_ms: int
+    wait_for_memory: bool
     link_total_time_s: int
     link_retry_count: int
     device_pool: PoolOptions | None
@@ -90,6 +91,7 @@ class EngineOptions:
             transport="nixl" if backend == "nixl" else "",
             listen_address=listen_address,
             sync_kv_timeout_ms=int(options.get("llm.SyncKvCacheWaitTime", DEFAULT_SYNC_KV_TIMEOUT_MS)),
+            wait_for_memory=options.get("llmdd.WaitForMemory") == "1",
             link_total_time_s=int(options.get("llm.LinkTotalTime", 0)),
             link_retry_count=int(options.get("llm.LinkRetryCount", 1)),
             device_pool=_parse_pool("llm.MemPoolConfig", options),
@@ -162,6 +164,9 @@ def _check_values(options: Mapping[str, str], remote: str | None, backend: str |
     timeout = options.get("llm.SyncKvCacheWaitTime", str(DEFAULT_SYNC_KV_TIMEOUT_MS))
     if not _is_digits(timeout) or not 0 < int(timeout) <= INT32_MAX:
         raise _refused(f"llm.SyncKvCacheWaitTime is {timeout!r}, it should be digits, from 1 to {INT32_MAX}")
+    waits = options.get("llmdd.WaitForMemory", "0")
+    if waits not in ("0", "1"):
+        raise _refused(f"llmdd.WaitForMemory is {waits!r}, it should be 0 or 1")
     retries = options.get("llm.LinkRetryCount", "1")
     if not _is_digits(retries) or not 1 <= int(retries) <= 100:
         raise _refused(f"llm.LinkRetryCount is {retries!r}, it should be from 1 to 100")

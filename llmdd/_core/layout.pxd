@@ -4,7 +4,8 @@ Two segments, mapped one behind the other so that one base address serves both::
 
     control     header | key index | slots | free slots | registrations | record units | page trees | tenants of pages
                                                                                           peers: read-only
-    references  released bitmap | reference slots | pins of further peers | word units   peers: read and write
+    references  released bitmap | release event | reference slots | pins of further peers | word units
+                                                                                          peers: read and write
 
 Everything is sized by capacity at start and zero until used, so an untouched page costs nothing. Zero means free,
 empty, unused everywhere.
@@ -25,7 +26,7 @@ from libc.string cimport memcpy
 from llmdd._core.atomic cimport atomic_load_flag
 
 cdef enum:
-    LAYOUT_VERSION_NUMBER = 3
+    LAYOUT_VERSION_NUMBER = 4
     CACHE_LINE = 64
     HEADER_BYTES = 4096
     POOL_COUNT = 2                 # indexed by Placement: 0 HOST, 1 DEVICE
@@ -176,6 +177,10 @@ cdef inline PinWords *pin_words(char *arena, const ArenaHeader *known, uint64_t 
         return &(<ReferenceSlot *>(arena + known.reference_slots_offset) + slot).pins
     return <PinWords *>(arena + known.more_pins_offset) + slot * MORE_PEER_WORDS + (number - 1)
 
+cdef inline uint64_t *release_event_of(char *arena, const ArenaHeader *known) noexcept nogil:
+    """Who waits for memory (release_event.h): beside the highest mark of the released bitmap, which is looked at before."""
+    return <uint64_t *>(arena + known.released_offsets[RELEASED_LEVELS - 1]) + 1
+
 cdef inline uint64_t *words_of(char *arena, Slot *slot) noexcept nogil:
     return <uint64_t *>(arena + slot.words)
 
@@ -196,6 +201,17 @@ cdef inline KeyRecord *keys_of(char *arena, Slot *slot) noexcept nogil:
 cdef inline uint64_t key_words(uint64_t key_count) noexcept nogil:
     """Words that hold `key_count` key bits."""
     return (key_count + WORD_BITS - 1) // WORD_BITS
+
+cdef inline uint64_t record_bytes(uint64_t key_count, uint64_t num_tensors, bint contiguous) noexcept nogil:
+    """Bytes of key records, notes of indexed keys and tensor places, where the slot itself has too little room."""
+    cdef uint64_t size = 0
+    if key_count > 1:
+        size += key_count * sizeof(KeyRecord)
+    if key_count > WORD_BITS:
+        size += (key_words(key_count) + 1) // 2 * 8
+    if not contiguous:
+        size += num_tensors * 8
+    return size
 
 cdef inline uint64_t tensor_words(uint64_t num_tensors) noexcept nogil:
     """Words that hold one key's bits of tensors still to be transferred."""

@@ -25,6 +25,7 @@ cdef struct Allocation:
     const uint64_t *addresses      # of the caller's own memory, one for each tensor; NULL: take it from the pool
     bint accessible                # to peers in remote mode
     bint only_check                # answer a key that is bound already, and make nothing
+    int64_t deadline               # how long the call waits for memory, by the monotonic clock; 0: not at all
     const KeyRecord *keys
     uint64_t key_count
     uint64_t slot

@@ -50,8 +50,10 @@ from llmdd._core.layout cimport (
     key_words,
     keys_of,
     pin_words,
+    record_bytes,
     record_of,
     reference_slot_at,
+    release_event_of,
     registrations_of,
     slot_at,
     tensor_words,
@@ -69,6 +71,7 @@ from llmdd._core.references cimport (
     mark_released,
     take_released,
 )
+from llmdd._core.release_event cimport announce_release
 from llmdd._core.tables cimport (
     BATCH_SLOT_EFFECT_DROP_KEY,
     BATCH_SLOT_EFFECT_INDEX_KEY,
@@ -238,6 +241,7 @@ cdef void return_memory(char *arena, uint64_t slot_number, Slot *slot) noexcept 
     slot.quarantined = read_by_evicted(arena, slot_number)
     if not slot.quarantined:
         vacate(arena, slot_number, slot)
+    announce_release(release_event_of(arena, header_of(arena)))
 
 
 cdef void end_quarantine(char *arena, uint64_t slot_number, Slot *slot) noexcept nogil:
@@ -246,6 +250,7 @@ cdef void end_quarantine(char *arena, uint64_t slot_number, Slot *slot) noexcept
         return
     slot.quarantined = False
     vacate(arena, slot_number, slot)
+    announce_release(release_event_of(arena, header_of(arena)))
 
 
 cdef void vacate(char *arena, uint64_t slot_number, Slot *slot) noexcept nogil:
@@ -485,16 +490,10 @@ cdef bint take_own_memory(char *arena, uint64_t slot_number, Slot *slot, const u
 cdef bint take_records(char *arena, Slot *slot) noexcept nogil:
     """Room for key records, notes of indexed keys and tensor places, where the slot itself has too little."""
     cdef ArenaHeader *header = header_of(arena)
-    cdef uint64_t size = 0
+    cdef uint64_t size = record_bytes(slot.key_count, slot.num_tensors, slot.contiguous)
     cdef uint64_t first
     if slot.record_units:
         return True
-    if slot.key_count > 1:
-        size += slot.key_count * sizeof(KeyRecord)
-    if slot.key_count > WORD_BITS:
-        size += (key_words(slot.key_count) + 1) // 2 * 8
-    if not slot.contiguous:
-        size += <uint64_t>slot.num_tensors * 8
     slot.keys = <uint64_t>(<char *>&slot.first_key - arena)
     if size == 0:
         return True

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t, uint64_t
 
+from llmdd._core.allocation_queue cimport AllocationQueue
 from llmdd._core.cache cimport Cache
 from llmdd._core.cache_desc cimport CacheDesc
 from llmdd._core.layout cimport PEER_WORDS, KeyRecord
@@ -13,12 +14,16 @@ cdef class NodeCaches:
     cdef NodeMemory memory
     cdef readonly uint64_t cluster_id
     cdef readonly bint remote_accessible
+    cdef bint waits_for_memory
+    cdef AllocationQueue host_queue
+    cdef AllocationQueue device_queue
     # Kept by the links; read in a critical section.
     cdef public dict peers         # cluster id -> Peer; replaced, never modified
     cdef public int communicators  # how many live
     cdef uint64_t[PEER_WORDS] admitted   # one bit for each pin bit given to a peer
     cdef Cache make(self, str tag, CacheDesc desc, Allocation *request, tuple keys, list addresses)
     cdef int describe(self, CacheDesc desc, Allocation *request) except -1
+    cdef int64_t memory_deadline(self) noexcept
     cdef int enter_arena(self, str tag, CacheDesc desc, Allocation *request, tuple keys) except -1
     cdef bint may_be_accessible(self, CacheDesc desc, object remote_accessible) except -1
     cdef int move_registered(self, uint64_t peer_bit, uint64_t slot_number, uint64_t generation, uint64_t tensor,

@@ -10,6 +10,7 @@ from libc.stdlib cimport free, malloc
 
 from typing import NamedTuple
 
+from llmdd._core.allocation_queue cimport AllocationQueue
 from llmdd._core.atomic cimport (
     atomic_fetch_add_word,
     atomic_fetch_clear,
@@ -39,6 +40,7 @@ from llmdd._core.layout cimport (
     Slot,
     header_of,
     pin_words,
+    release_event_of,
     slot_at,
 )
 from llmdd._core.lifecycle cimport (
@@ -65,6 +67,7 @@ from llmdd._core.lifecycle cimport (
 from llmdd._core.node_memory cimport NodeMemory, is_closed
 from llmdd._core.segments cimport Mapping
 from llmdd._core.references cimport anything_released
+from llmdd._core.release_event cimport announce_release
 from llmdd._core.served_transfers cimport serve
 from llmdd._core.status import LLMStatusCode, failure, invalid
 from llmdd._core.validation cimport (
@@ -114,6 +117,8 @@ cdef class NodeCaches:
         How many caches and keys together can live at once.
     shared : bool
         False keeps the memory private: nobody can link to the node.
+    wait_for_memory : bool
+        Whether calls that take memory of a pool wait for it, up to ``sync_kv_timeout``.
     """
 
     def __cinit__(
@@ -127,9 +132,13 @@ cdef class NodeCaches:
         slot_capacity=1 << 20,
         key_capacity=1 << 22,
         shared=True,
+        wait_for_memory=False,
     ):
         self.cluster_id = cluster_id
         self.remote_accessible = remote_accessible
+        self.waits_for_memory = wait_for_memory
+        self.host_queue = AllocationQueue(0)
+        self.device_queue = AllocationQueue(1)
         self.peers = {}
         self.memory = NodeMemory(
             cluster_id=cluster_id,
@@ -147,6 +156,11 @@ cdef class NodeCaches:
         """Allocate a cache and bind its batch slots to keys (seed §1, §4).
 
         The memory goes back when the cache was deallocated *and* every key was pulled, pushed into or removed.
+
+        With ``LLMConfig.wait_for_memory`` on, a cache for which its pool has no room waits until enough has gone back,
+        for ``sync_kv_timeout`` from the begin of the call. Those that wait for one pool are served in their order: until
+        the first has its memory, nobody who comes later gets any, however little he wants. Nothing else waits with them,
+        and what no release could mend is refused at once. A thread inside :meth:`paused` does not wait.
 
         Parameters
         ----------
@@ -166,8 +180,11 @@ cdef class NodeCaches:
             An argument of a wrong type, or None as the descriptor.
         LLMException
             ``LLM_PARAM_INVALID``: no pool for that placement, a shape that cannot be allocated, more keys than batch
-            slots, a key that is bound already. ``LLM_OUT_OF_MEMORY``: no run of free pages is long enough.
-            ``LLM_TIMEOUT``: other calls held the caches for longer than ``sync_kv_timeout``. Nothing has changed then.
+            slots, a key that is bound already, or is when the call's turn comes. ``LLM_OUT_OF_MEMORY``: no run of free
+            pages is long enough, or slots, keys or their records are used up; with ``wait_for_memory``, even when nothing
+            else is there. ``LLM_TIMEOUT``: with ``wait_for_memory``, there was no room for ``sync_kv_timeout``; or other
+            calls held the caches for that long. ``LLM_ENGINE_FINALIZED``: the instance was finalized meanwhile. Nothing
+            has changed then.
 
         Examples
         --------
@@ -182,6 +199,7 @@ cdef class NodeCaches:
         self.memory.require_open("allocate_cache")
         require_present("cache_desc", cache_desc, CacheDesc)
         cdef Allocation request
+        request.deadline = self.memory_deadline()
         request.blocks = False
         request.accessible = True
         request.addresses = NULL
@@ -222,6 +240,7 @@ cdef class NodeCaches:
         self.memory.require_open("allocate_blocks_cache")
         require_present("cache_desc", cache_desc, CacheDesc)
         cdef Allocation request
+        request.deadline = self.memory_deadline()
         request.blocks = True
         request.accessible = True
         request.addresses = NULL
@@ -268,6 +287,7 @@ cdef class NodeCaches:
         require_present("cache_desc", cache_desc, CacheDesc)
         addresses = checked_address_types(addrs)
         keys = checked_keys(cache_keys)
+        request.deadline = 0
         request.blocks = False
         request.accessible = self.may_be_accessible(cache_desc, remote_accessible)
         return self.make("register_cache", cache_desc, &request, keys, addresses)
@@ -307,6 +327,7 @@ cdef class NodeCaches:
         require_present("cache_desc", cache_desc, CacheDesc)
         addresses = checked_address_types(addrs)
         keys = checked_blocks_key(blocks_cache_key)
+        request.deadline = 0
         request.blocks = True
         request.accessible = self.may_be_accessible(cache_desc, remote_accessible)
         return self.make("register_blocks_cache", cache_desc, &request, keys, addresses)
@@ -375,10 +396,15 @@ cdef class NodeCaches:
             )
         return 0
 
+    cdef int64_t memory_deadline(self) noexcept:
+        """How long a call that begins now waits for memory; 0: not at all."""
+        return monotonic_nanoseconds() + self.memory.timeout_ns if self.waits_for_memory else 0
+
     cdef int enter_arena(self, str tag, CacheDesc desc, Allocation *request, tuple keys) except -1:
         """Bind the keys and take the memory, all or nothing."""
         cdef KeyRecord[KEYS_ON_STACK] few
         cdef KeyRecord *records = few
+        cdef AllocationQueue queue
         cdef Refusal refusal
         cdef bint mapped = True
         cdef uint64_t count = len(keys)
@@ -398,13 +424,17 @@ cdef class NodeCaches:
                 with nogil:
                     for i in range(request.num_tensors):
                         mapped = mapped and is_mapped(request.addresses[i], request.tensor_bytes)
-            self.memory.enter(tag)
-            try:
-                reap(self.memory.base, REAP_LIMIT)
-                request.only_check = not mapped
-                refusal = allocate(self.memory.base, request)
-            finally:
-                self.memory.leave()
+            if request.deadline:
+                queue = self.device_queue if request.placement else self.host_queue
+                refusal = queue.allocate(self.memory, tag, request)
+            else:
+                self.memory.enter(tag)
+                try:
+                    reap(self.memory.base, REAP_LIMIT)
+                    request.only_check = not mapped
+                    refusal = allocate(self.memory.base, request)
+                finally:
+                    self.memory.leave()
         finally:
             if records != few:
                 free(records)
@@ -930,12 +960,33 @@ cdef class NodeCaches:
         """
         return Pause(self)
 
+    @property
+    def waiting_allocations(self):
+        """How many calls wait for memory of a pool, with :attr:`LLMConfig.wait_for_memory` on. Never waits itself."""
+        return self.host_queue.length + self.device_queue.length
+
+    def stop_waiting(self):
+        """Refuse the calls that wait for memory, and those that would, with ``LLM_ENGINE_FINALIZED``. Never waits itself."""
+        cdef Mapping arena
+        cdef CriticalSection section
+        self.host_queue.close()
+        self.device_queue.close()
+        enter_critical_section(&section, <PyObject *>self.memory)
+        arena = self.memory.arena
+        leave_critical_section(&section)
+        if arena is not None:
+            announce_release(release_event_of(arena.base, header_of(arena.base)))
+
     def close(self):
         """Give the memory up; every later call is refused with ``LLM_ENGINE_FINALIZED``."""
+        self.stop_waiting()
         self.memory.close()
 
     def abandon(self):
         """Give the memory up in a forked child."""
+        # Those who wait are threads of the parent's, and stand on stacks that are not theirs here.
+        self.host_queue = AllocationQueue(0)
+        self.device_queue = AllocationQueue(1)
         self.memory.abandon()
 
     @property
