@@ -37,7 +37,8 @@ class CacheManager(LeaseCalls):
 
     Besides the calls of LLM-DataDist there are :meth:`lookup`, :meth:`lookup_many`, :meth:`remove_cache_keys`,
     :meth:`deallocate_many`, :meth:`pull_many`, :meth:`renew_leases`, :meth:`keep_leases`, :meth:`let_leases_lapse`,
-    :meth:`expire_leases`, :meth:`pool_usage`, :attr:`live_caches`, :attr:`live_keys`, :meth:`paused` and :meth:`check`.
+    :meth:`expire_leases`, :meth:`pool_usage`, :attr:`live_caches`, :attr:`live_keys`, :attr:`key_counts`,
+    :attr:`kept_leases`, :attr:`waiting_allocations`, :meth:`paused` and :meth:`check`.
     """
 
     __slots__ = ()

@@ -17,7 +17,7 @@ UINT32_MAX = 2**32 - 1
 class LlmConfig:
     """Collects the options of an instance, property by property (api §1.4).
 
-    Only these have an effect here: ``sync_kv_timeout``, ``mem_pool_cfg``, ``host_mem_pool_cfg``,
+    Only these have an effect here: ``sync_kv_timeout``, ``wait_for_memory``, ``mem_pool_cfg``, ``host_mem_pool_cfg``,
     ``enable_cache_manager``, ``enable_remote_cache_accessible``, ``listen_ip_info``, ``link_total_time``,
     ``link_retry_count``, ``local_comm_res`` and ``transfer_backend``. The others are checked and kept.
     ``cache_key_lease`` is not of LLM-DataDist: its option has a prefix of its own, ``llmdd.``
@@ -54,6 +54,7 @@ class LlmConfig:
         self._cluster_info: str | None = None
         self._output_max_size: int | None = None
         self._enable_switch_role: bool | None = None
+        self._wait_for_memory: bool | None = None
         self._mem_utilization: float = DEFAULT_MEM_UTILIZATION
 
     def generate_options(self) -> dict[str, str]:
@@ -96,6 +97,7 @@ class LlmConfig:
         if_set("llm.OutputMaxSize", self._output_max_size)
         if self._enable_switch_role:
             options["llm.EnableSwitchRole"] = "1"
+        flag("llmdd.WaitForMemory", self._wait_for_memory)
         options["llm.MemoryUtilization"] = str(self._mem_utilization)
         return options
 
@@ -340,6 +342,19 @@ class LlmConfig:
     @enable_switch_role.setter
     def enable_switch_role(self, enable_switch_role: bool | None) -> None:
         self._enable_switch_role = _optional("enable_switch_role", enable_switch_role, bool)
+
+    @property
+    def wait_for_memory(self) -> bool:
+        """Ours: whether a cache for which its pool has no room waits for it, up to :attr:`sync_kv_timeout`.
+
+        For what peers pull, for what other threads drop, for whatever else gives memory back; first come first served.
+        Off unless it is set: the call is ``LLM_OUT_OF_MEMORY`` at once.
+        """
+        return bool(self._wait_for_memory)
+
+    @wait_for_memory.setter
+    def wait_for_memory(self, wait_for_memory: bool | None) -> None:
+        self._wait_for_memory = _optional("wait_for_memory", wait_for_memory, bool)
 
     @property
     def mem_utilization(self) -> float:

@@ -113,6 +113,7 @@ class LLMDataDist:
             remote_accessible=wanted.remote_accessible,
             timeout_ms=wanted.sync_kv_timeout_ms,
             cache_key_lease=wanted.cache_key_lease_ms,
+            wait_for_memory=wanted.wait_for_memory,
         )
         links = LinkService(
             cluster_id=self._cluster_id,
@@ -141,6 +142,7 @@ class LLMDataDist:
     def finalize(self) -> None:
         """Drop links, caches, pools and the listener, after the calls in progress (api §4.4).
 
+        Calls that wait for memory end at once, with ``LLM_ENGINE_FINALIZED``.
         Does nothing on an instance that is not initialised. The instance may be initialised again.
         """
         with self._changing:
@@ -150,6 +152,7 @@ class LLMDataDist:
                 return
             links, manager, options = self._links, self._manager, self._options
             assert links is not None and manager is not None and options is not None
+            manager.stop_waiting()
             links.close(options.sync_kv_timeout_ms)
             manager.close()
             with _changing_live:

@@ -41,6 +41,7 @@ class EngineOptions:
     listen_address: tuple[str, int] | None
     sync_kv_timeout_ms: int
     cache_key_lease_ms: int
+    wait_for_memory: bool
     link_total_time_s: int
     link_retry_count: int
     device_pool: PoolOptions | None
@@ -92,6 +93,7 @@ class EngineOptions:
             listen_address=listen_address,
             sync_kv_timeout_ms=int(options.get("llm.SyncKvCacheWaitTime", DEFAULT_SYNC_KV_TIMEOUT_MS)),
             cache_key_lease_ms=int(options.get("llmdd.CacheKeyLease", 0)),
+            wait_for_memory=options.get("llmdd.WaitForMemory") == "1",
             link_total_time_s=int(options.get("llm.LinkTotalTime", 0)),
             link_retry_count=int(options.get("llm.LinkRetryCount", 1)),
             device_pool=_parse_pool("llm.MemPoolConfig", options),
@@ -164,6 +166,9 @@ def _check_values(options: Mapping[str, str], remote: str | None, backend: str |
     timeout = options.get("llm.SyncKvCacheWaitTime", str(DEFAULT_SYNC_KV_TIMEOUT_MS))
     if not _is_digits(timeout) or not 0 < int(timeout) <= INT32_MAX:
         raise _refused(f"llm.SyncKvCacheWaitTime is {timeout!r}, it should be digits, from 1 to {INT32_MAX}")
+    waits = options.get("llmdd.WaitForMemory", "0")
+    if waits not in ("0", "1"):
+        raise _refused(f"llmdd.WaitForMemory is {waits!r}, it should be 0 or 1")
     retries = options.get("llm.LinkRetryCount", "1")
     if not _is_digits(retries) or not 1 <= int(retries) <= 100:
         raise _refused(f"llm.LinkRetryCount is {retries!r}, it should be from 1 to 100")

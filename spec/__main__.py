@@ -9,6 +9,8 @@ from collections.abc import Sequence
 #: For each command the module whose ``main`` it is, what is put before its arguments, and what it does.
 COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "explore": ("explorer", [], "visit every state of a small cluster and check every promise"),
+    "queues": ("queues", [], "visit every state of allocations that wait for memory"),
+    "wakeups": ("wakeups", [], "visit every interleaving of who waits for memory and who releases it"),
     "interleavings": ("interleavings", [], "visit every interleaving of one-sided transfers, and every crash"),
     "protocol": ("protocol_page", [], "explore the protocol and write its page of the documentation"),
     "conversations": ("conversations", [], "visit every order of the conversation of two hosts, with every fault"),

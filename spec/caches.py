@@ -36,6 +36,7 @@ from .values import (
     KeyIdentity,
     View,
 )
+from .waiting import AllocationQueues, WaitingAllocation
 
 if TYPE_CHECKING:
     from .communicators import Communicator
@@ -60,6 +61,7 @@ class CacheOwner:
     def _become_empty(self) -> None:
         self.settings: Settings | None = None
         self.pools: dict[str, Pool] = {}
+        self.queues = AllocationQueues(self)
         self.tenants: dict[int, Tenant] = {}
         self.key_index: dict[KeyIdentity, tuple[int, int]] = {}
         self.communicators: dict[int, Communicator] = {}  # those that live, by their ids
@@ -90,6 +92,22 @@ class CacheOwner:
     # -- making caches (seed, api §3.1, §3.2) ---------------------------------------------------------------------
 
     def allocate_cache(self, cache_desc: Any, cache_keys: Any = (), *, lease: Any = None) -> Cache:
+        return self._answer(self.begin_allocate_cache(cache_desc, cache_keys, lease=lease))
+
+    def allocate_blocks_cache(self, cache_desc: Any, blocks_cache_key: Any = None) -> Cache:
+        return self._answer(self.begin_allocate_blocks_cache(cache_desc, blocks_cache_key))
+
+    def _answer(self, made: Cache | WaitingAllocation) -> Cache:
+        """What a call returns. Nothing else happens while it waits, so it waits for all of its time."""
+        if isinstance(made, Cache):
+            return made
+        self.queues.give_up(made)
+        return made.result()
+
+    def begin_allocate_cache(
+        self, cache_desc: Any, cache_keys: Any = (), *, lease: Any = None
+    ) -> Cache | WaitingAllocation:
+        """The cache, or the call that waits for its memory."""
         settings = self._serving()
         check_given("cache_desc", cache_desc, CacheDesc)
         check_sequence("cache_keys", cache_keys, CacheKey)
@@ -102,7 +120,8 @@ class CacheOwner:
         lease = settings.cache_key_lease if lease is None else lease
         return self._allocate(cache_desc, False, [key.identity for key in cache_keys], lease)
 
-    def allocate_blocks_cache(self, cache_desc: Any, blocks_cache_key: Any = None) -> Cache:
+    def begin_allocate_blocks_cache(self, cache_desc: Any, blocks_cache_key: Any = None) -> Cache | WaitingAllocation:
+        """The blocks cache, or the call that waits for its memory."""
         self._serving()
         check_given("cache_desc", cache_desc, CacheDesc)
         keys = self._blocks_keys(blocks_cache_key)
@@ -194,11 +213,25 @@ class CacheOwner:
 
     def _allocate(
         self, desc: CacheDesc, is_blocks_cache: bool, keys: Sequence[KeyIdentity | None], lease: int = 0
-    ) -> Cache:
+    ) -> Cache | WaitingAllocation:
+        if not self.queues.someone_waits_for(desc.placement):
+            made = self.make_if_there_is_room(desc, is_blocks_cache, keys, lease)
+            if made is not None:
+                self.queues.serve()
+                return made
+        could_fit = self.pools[desc.placement].could_hold(desc.num_tensors, desc.size)
+        if not self._serving().wait_for_memory or not could_fit:
+            raise Refused("LLM_OUT_OF_MEMORY", f"no room for {desc}")
+        return self.queues.join(desc, is_blocks_cache, keys, lease)
+
+    def make_if_there_is_room(
+        self, desc: CacheDesc, is_blocks_cache: bool, keys: Sequence[KeyIdentity | None], lease: int = 0
+    ) -> Cache | None:
+        """A cache of memory that its pool has, or None."""
         pool = self.pools[desc.placement]
         pages = pool.room_for(desc.num_tensors, desc.size)
         if pages is None:
-            raise Refused("LLM_OUT_OF_MEMORY", f"no room for {desc}")
+            return None
         addresses = [POOL_ADDRESSES[desc.placement] + run.start * pool.page_bytes for run in pages]
         return self._make(Tenant(self, self.next_cache_id, desc, is_blocks_cache, addresses, pages), desc, keys, lease)
 
@@ -215,7 +248,9 @@ class CacheOwner:
         if remote_accessible is None:
             remote_accessible = desc.placement == "DEVICE" and not self.communicators
         tenant = Tenant(self, self.next_cache_id, desc, is_blocks_cache, addrs, remote_accessible=remote_accessible)
-        return self._make(tenant, desc, keys)
+        made = self._make(tenant, desc, keys)
+        self.queues.serve()
+        return made
 
     def _make(self, tenant: Tenant, desc: CacheDesc, keys: Sequence[KeyIdentity | None], lease: int = 0) -> Cache:
         self.tenants[tenant.cache_id] = tenant

@@ -57,6 +57,10 @@ class Pool:
             taken.update(found[-1])
         return found
 
+    def could_hold(self, tensors: int, tensor_bytes: int) -> bool:
+        """Whether there would be room if nothing else were here."""
+        return tensors * max(1, -(-tensor_bytes // self.page_bytes)) <= self.pages
+
     def _lowest_run(self, length: int, taken: Iterable[int]) -> int | None:
         start = 0
         for page in sorted(taken):

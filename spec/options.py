@@ -34,6 +34,7 @@ class Settings:
     listen_address: Address | None
     sync_kv_timeout: int
     cache_key_lease: int
+    wait_for_memory: bool
     link_retry_count: int
     pools: Mapping[str, PoolSettings]
 
@@ -66,6 +67,7 @@ def read_options(options: Any) -> Settings:
         listen_address=listen_address,
         sync_kv_timeout=int(options.get("llm.SyncKvCacheWaitTime", 1000)),
         cache_key_lease=int(options.get("llmdd.CacheKeyLease", 0)),
+        wait_for_memory=options.get("llmdd.WaitForMemory") == "1",
         link_retry_count=int(options.get("llm.LinkRetryCount", 1)),
         pools={  # 12
             placement: read_pool(key, options[key]) for placement, key in MEMORY_POOLS.items() if key in options
@@ -129,7 +131,7 @@ def _check_values(options: dict[str, str]) -> None:
     # nixl is this library's own: it says how the bytes travel, and changes the answer to no call.
     backend = options.get("llm.TransferBackend", "hixl")
     require(backend in ("hixl", "nixl"), f"llm.TransferBackend should be hixl or nixl, but is {backend!r}")
-    for key in ("llm.EnableCacheManager", "llm.EnableRemoteCacheAccessible"):
+    for key in ("llm.EnableCacheManager", "llm.EnableRemoteCacheAccessible", "llmdd.WaitForMemory"):
         require(options.get(key, "0") in ("0", "1"), f"{key} should be 0 or 1")
     device = options.get("ge.exec.deviceId", "0")
     require(_is_number(device) and int(device) < 2**31, "ge.exec.deviceId should be one integer")

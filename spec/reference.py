@@ -9,8 +9,9 @@ nothing else.
 What this model leaves open, because the contract does:
 
 * the contents of freshly allocated memory. Here it is zero; compare only what was written;
-* time. A call that has to wait for a transfer in progress meets its deadline, if it has one (``LLM_TIMEOUT``), and
-  raises :class:`WouldWait` if it has none: nothing else happens while it waits;
+* time. A call that has to wait for a transfer in progress, or for memory, meets its deadline, if it has one
+  (``LLM_TIMEOUT``), and raises :class:`WouldWait` if it has none: nothing else happens while it waits, unless the wait
+  for memory is begun by itself (``begin_allocate_cache``);
 * the order in which the transfers over one link are served. Here they may overlap;
 * what has arrived of a transfer that failed on the way. Here it is nothing.
 
@@ -118,6 +119,7 @@ class Node(Member):
         self.cluster.meet()
 
     def release_everything(self) -> None:
+        self.queues.close()
         for link in self.links.values():
             self._drop_link(link, "peer_unlinked")  # in good order: the other end need not unlink by force
         self._drop_communicators()
@@ -646,12 +648,14 @@ class Node(Member):
             (self.role, self.next_communicator),
             tuple(communicator.observable() for communicator in self.communicators.values()),
             tuple(sorted(self.tasks)),
+            self.queues.observable(),
             tuple(sorted((address, bytes(piece)) for address, piece in self.memory.pieces.items())),
         )
 
     def check(self) -> None:
         """Every invariant of a node."""
         self.check_communicators()
+        self.queues.check()
         assert (self.state == "READY") == (self.settings is not None), f"{self.name} is {self.state}"
         for tenant in self.tenants.values():
             self._check_tenant(tenant)

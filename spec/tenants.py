@@ -161,6 +161,8 @@ class Tenant:
         self.node.charts.cache.fire(self, "settle")
         is_gone = self.cache_id not in self.node.tenants
         assert is_gone == (self.state == "FREE"), f"cache {self.cache_id} is {self.state} and gone: {is_gone}"
+        if is_gone:
+            self.node.queues.serve()
 
     def take_memory(self) -> None:
         if self.registered:

@@ -107,6 +107,7 @@ class MakeDatadist(Protocol):
         page_shift: int = 12,
         timeout_ms: int = 5000,
         remote_accessible: bool = False,
+        wait_for_memory: bool | None = None,
     ) -> LLMDataDist: ...
 
 
@@ -140,12 +141,14 @@ def make_datadist() -> Iterator[MakeDatadist]:
         page_shift: int = 12,
         timeout_ms: int = 5000,
         remote_accessible: bool = False,
+        wait_for_memory: bool | None = None,
     ) -> LLMDataDist:
         config = LLMConfig()
         config.enable_cache_manager = True
         config.enable_remote_cache_accessible = remote_accessible
         config.listen_ip_info = "127.0.0.1:0"
         config.sync_kv_timeout = timeout_ms
+        config.wait_for_memory = wait_for_memory
         if device_bytes is not None:
             config.mem_pool_cfg = json.dumps({"memory_size": device_bytes, "page_shift": page_shift})
         if host_bytes is not None:

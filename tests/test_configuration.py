@@ -31,6 +31,7 @@ EMITTED: list[tuple[str, Any, dict[str, str]]] = [
     ("cluster_info", '{"a": 1}', {"llm.ClusterInfo": '{"a": 1}'}),
     ("output_max_size", 9, {"llm.OutputMaxSize": "9"}),
     ("enable_switch_role", True, {"llm.EnableSwitchRole": "1"}),
+    ("wait_for_memory", True, {"llmdd.WaitForMemory": "1"}),
     ("mem_utilization", 0.5, {"llm.MemoryUtilization": "0.5"}),
 ]
 UNSET: dict[str, Any] = {
@@ -114,6 +115,7 @@ def test_another_type_is_a_type_error_that_names_the_right_one(name: str, value:
         ("enable_cache_manager", 1),
         ("enable_remote_cache_accessible", "1"),
         ("enable_switch_role", 0),
+        ("wait_for_memory", "1"),
         ("mem_pool_cfg", {"memory_size": 1}),
         ("link_total_time", "1"),
         ("link_retry_count", 1.0),

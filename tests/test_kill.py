@@ -98,12 +98,13 @@ class ClusterProcess:
         self._connection.close()
 
 
-def options_of(remote: bool = False) -> dict[str, str]:
+def options_of(remote: bool = False, wait_for_memory: bool = False) -> dict[str, str]:
     config = LLMConfig()
     config.enable_cache_manager = True
     config.enable_remote_cache_accessible = remote
     config.listen_ip_info = "127.0.0.1:0"
-    config.sync_kv_timeout = TIMEOUT_MS
+    config.sync_kv_timeout = TIMEOUT_MS if not wait_for_memory else int(PATIENCE_S * 1000)
+    config.wait_for_memory = wait_for_memory
     config.mem_pool_cfg = f'{{"memory_size": {POOL_BYTES}, "page_shift": 16}}'
     return config.generate_options()
 
@@ -157,9 +158,9 @@ def start_cluster(nothing_left_behind: None) -> Iterator[Callable[..., ClusterPr
 def make_survivor(nothing_left_behind: None) -> Iterator[Callable[..., LLMDataDist]]:
     made: list[LLMDataDist] = []
 
-    def make(remote: bool = False) -> LLMDataDist:
+    def make(remote: bool = False, wait_for_memory: bool = False) -> LLMDataDist:
         made.append(LLMDataDist(LLMRole.MIX, HERE))
-        made[-1].init(options_of(remote))
+        made[-1].init(options_of(remote, wait_for_memory))
         return made[-1]
 
     yield make
@@ -366,6 +367,29 @@ def test_a_frozen_peer_holds_its_memory_and_nothing_else(
     assert (manager.pool_usage(), manager.live_caches) == (usage, held)
     getattr(peer, then)()
     eventually(lambda: is_entirely_free(manager), f"the memory is back after {then}")
+    manager.check()
+
+
+def test_the_death_of_a_frozen_peer_wakes_who_waits_for_its_memory(
+    start_cluster: Any, make_survivor: Any, eventually: Any
+) -> None:
+    survivor = make_survivor(wait_for_memory=True)
+    manager = survivor.cache_manager
+    peer = start_cluster()
+    assert peer.tell("link", HERE, survivor.listen_address) is SUCCESS
+    assert peer.tell("pull_for_ever", LARGE, HERE, list(range(1, 2000))) == "begun"
+    freeze_in_a_pull(peer, manager)
+    whole = CacheDesc(1, (1, POOL_BYTES), DataType.DT_UINT8)
+    waiting = threading.Thread(
+        target=lambda: manager.deallocate_cache(manager.allocate_cache(whole, [CacheKey(HERE, 9)]))
+    )
+    waiting.start()
+    eventually(lambda: manager.waiting_allocations == 1, "the call waits")
+    peer.kill()
+    waiting.join(PATIENCE_S)
+    assert not waiting.is_alive()
+    assert manager.lookup(CacheKey(HERE, 9)) is not None
+    manager.remove_cache_key(CacheKey(HERE, 9))
     manager.check()
 
 

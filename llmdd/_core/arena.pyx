@@ -74,7 +74,8 @@ cdef void plan_arena(ArenaHeader *header, const Capacities *capacities, const Po
     header.control_bytes = end = whole_pages(end)
     # Every level in full, so that no bit a peer sets can lead the owner outside.
     for i in range(RELEASED_LEVELS):
-        header.released_offsets[i] = reserve(&end, words * 8)
+        # Behind the last word of the highest level there is the release event.
+        header.released_offsets[i] = reserve(&end, (words + (i == RELEASED_LEVELS - 1)) * 8)
         words //= 64
     header.reference_slots_offset = reserve(&end, capacities.slots * sizeof(ReferenceSlot))
     header.more_pins_offset = reserve(&end, capacities.slots * MORE_PEER_WORDS * sizeof(PinWords))

@@ -33,6 +33,9 @@ cdef void index_probes(char *arena, const ArenaHeader *known, const uint32_t *ta
                        IndexEntry *found) noexcept nogil
 cdef int index_check(char *arena) except -1
 
+cdef inline uint64_t most_entries(const ArenaHeader *header) noexcept nogil:
+    return header.index_capacity - header.index_capacity // 16
+
 cdef inline uint32_t key_tag(const ArenaHeader *header, uint64_t kind, uint64_t id, uint64_t model_id) noexcept nogil:
     """The hash of a key, with its kind in the low bits. Seeded, so that chosen request ids cannot crowd together."""
     cdef uint64_t mixed = multiply_fold(id ^ header.hash_seed[0], model_id ^ header.hash_seed[1])

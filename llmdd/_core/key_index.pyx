@@ -94,7 +94,7 @@ cdef bint index_reserve(char *arena, uint64_t count) noexcept nogil:
     """Make room for `count` more entries. False if the index cannot grow that far; nothing has changed then."""
     cdef ArenaHeader *header = header_of(arena)
     cdef uint64_t wanted = header.index_count + count
-    if wanted > header.index_capacity - header.index_capacity // 16:
+    if wanted > most_entries(header):
         return False
     while wanted * 4 > (<uint64_t>3 << header.index_bits) and (<uint64_t>1 << header.index_bits) < header.index_capacity:
         grow(arena)

@@ -4,7 +4,8 @@ Two segments, mapped one behind the other so that one base address serves both::
 
     control     header | key index | slots | free slots | registrations | record units | page trees | tenants of pages
                                                                                           peers: read-only
-    references  released bitmap | reference slots | pins of further peers | word units   peers: read and write
+    references  released bitmap | release event | reference slots | pins of further peers | word units
+                                                                                          peers: read and write
 
 Everything is sized by capacity at start and zero until used, so an untouched page costs nothing. Zero means free,
 empty, unused everywhere.
@@ -153,6 +154,7 @@ cdef struct ArenaHeader:
     uint64_t peer_words            # pin words of a reference slot in which a peer was ever given a bit
     uint64_t evicted[PEER_WORDS]   # peers whose link is down though they live: as readers they pin nothing
     uint64_t leased_caches         # tenants that have lease words
+    uint64_t leases_due_ms         # when the first lease may be over that is known of; 0: there is none
     # References that went, by how: each is counted where the owner takes the key out of its index.
     uint64_t keys_dropped          # by transfers, or withdrawn
     uint64_t keys_withdrawn        # with their cache
@@ -183,6 +185,10 @@ cdef inline PinWords *pin_words(char *arena, const ArenaHeader *known, uint64_t 
         return &(<ReferenceSlot *>(arena + known.reference_slots_offset) + slot).pins
     return <PinWords *>(arena + known.more_pins_offset) + slot * MORE_PEER_WORDS + (number - 1)
 
+cdef inline uint64_t *release_event_of(char *arena, const ArenaHeader *known) noexcept nogil:
+    """Who waits for memory (release_event.h): beside the highest mark of the released bitmap, which is looked at before."""
+    return <uint64_t *>(arena + known.released_offsets[RELEASED_LEVELS - 1]) + 1
+
 cdef inline uint64_t *words_of(char *arena, Slot *slot) noexcept nogil:
     return <uint64_t *>(arena + slot.words)
 
@@ -207,6 +213,17 @@ cdef inline bint is_leased(char *arena, Slot *slot) noexcept nogil:
 cdef inline uint64_t key_words(uint64_t key_count) noexcept nogil:
     """Words that hold `key_count` key bits."""
     return (key_count + WORD_BITS - 1) // WORD_BITS
+
+cdef inline uint64_t record_bytes(uint64_t key_count, uint64_t num_tensors, bint contiguous) noexcept nogil:
+    """Bytes of key records, notes of indexed keys and tensor places, where the slot itself has too little room."""
+    cdef uint64_t size = 0
+    if key_count > 1:
+        size += key_count * sizeof(KeyRecord)
+    if key_count > WORD_BITS:
+        size += (key_words(key_count) + 1) // 2 * 8
+    if not contiguous:
+        size += num_tensors * 8
+    return size
 
 cdef inline uint64_t tensor_words(uint64_t num_tensors) noexcept nogil:
     """Words that hold one key's bits of tensors still to be transferred."""

@@ -15,6 +15,7 @@ from llmdd._core.atomic cimport (
     atomic_raise,
     atomic_store_flag,
     atomic_store_number,
+    atomic_store_relaxed,
     atomic_store_release,
     atomic_store_word,
     count_bits,
@@ -52,14 +53,16 @@ from llmdd._core.layout cimport (
     key_words,
     keys_of,
     pin_words,
+    record_bytes,
     record_of,
     reference_slot_at,
+    release_event_of,
     registrations_of,
     slot_at,
     tensor_words,
     words_of,
 )
-from llmdd._core.leases cimport lease_words, take_if_over
+from llmdd._core.leases cimport end_of_lease, lease_clock_ms, lease_words, take_if_over
 from llmdd._core.page_pool cimport NO_RUN, page_tree_check, return_run, run_is_taken, take_run
 from llmdd._core.references cimport (
     NO_SLOT,
@@ -72,6 +75,7 @@ from llmdd._core.references cimport (
     mark_released,
     take_released,
 )
+from llmdd._core.release_event cimport announce_release
 from llmdd._core.tables cimport (
     BATCH_SLOT_EFFECT_DROP_KEY,
     BATCH_SLOT_EFFECT_INDEX_KEY,
@@ -244,6 +248,7 @@ cdef void return_memory(char *arena, uint64_t slot_number, Slot *slot) noexcept 
     slot.quarantined = read_by_evicted(arena, slot_number)
     if not slot.quarantined:
         vacate(arena, slot_number, slot)
+    announce_release(release_event_of(arena, header_of(arena)))
 
 
 cdef void end_quarantine(char *arena, uint64_t slot_number, Slot *slot) noexcept nogil:
@@ -252,6 +257,7 @@ cdef void end_quarantine(char *arena, uint64_t slot_number, Slot *slot) noexcept
         return
     slot.quarantined = False
     vacate(arena, slot_number, slot)
+    announce_release(release_event_of(arena, header_of(arena)))
 
 
 cdef void vacate(char *arena, uint64_t slot_number, Slot *slot) noexcept nogil:
@@ -492,16 +498,10 @@ cdef bint take_own_memory(char *arena, uint64_t slot_number, Slot *slot, const u
 cdef bint take_records(char *arena, Slot *slot) noexcept nogil:
     """Room for key records, notes of indexed keys and tensor places, where the slot itself has too little."""
     cdef ArenaHeader *header = header_of(arena)
-    cdef uint64_t size = 0
+    cdef uint64_t size = record_bytes(slot.key_count, slot.num_tensors, slot.contiguous)
     cdef uint64_t first
     if slot.record_units:
         return True
-    if slot.key_count > 1:
-        size += slot.key_count * sizeof(KeyRecord)
-    if slot.key_count > WORD_BITS:
-        size += (key_words(slot.key_count) + 1) // 2 * 8
-    if not slot.contiguous:
-        size += <uint64_t>slot.num_tensors * 8
     slot.keys = <uint64_t>(<char *>&slot.first_key - arena)
     if size == 0:
         return True
@@ -558,12 +558,23 @@ cdef void write_words(char *arena, Slot *slot) noexcept nogil:
         words += count
 
 
-cdef void write_lease_words(char *arena, Slot *slot, uint32_t lease_end) noexcept nogil:
+cdef void write_lease_words(char *arena, Slot *slot, uint64_t lease_ms) noexcept nogil:
     cdef uint64_t *words = lease_words(words_of(arena, slot), slot.key_count, slot.num_tensors)
+    cdef int64_t now_ms = lease_clock_ms()
+    cdef uint32_t end = end_of_lease(now_ms, lease_ms)
     cdef uint64_t i
     # The gate publishes them (allocate). They are reached through a pin alone, and there is none.
     for i in range(slot.key_count):
-        atomic_store_release(words + i, <uint64_t>generation_of(slot) << WORD_BITS | lease_end)
+        atomic_store_release(words + i, <uint64_t>generation_of(slot) << WORD_BITS | end)
+    note_due(arena, now_ms + <int64_t>lease_ms)
+
+
+cdef void note_due(char *arena, int64_t due_ms) noexcept nogil:
+    """A lease may be over then, and not before."""
+    cdef uint64_t *first = &header_of(arena).leases_due_ms
+    if first[0] == 0 or <int64_t>first[0] > due_ms:
+        # Pairs with nothing: whoever looks without the lock looks again.
+        atomic_store_relaxed(first, <uint64_t>due_ms)
 
 
 cdef bint bind_key(char *arena, uint64_t slot_number, Slot *slot, uint64_t batch_index, const KeyRecord *key) noexcept nogil:
@@ -668,7 +679,7 @@ cdef Refusal occupy(char *arena, uint64_t slot_number, Allocation *request) noex
     memset(indexed_of(arena, slot), 0, key_words(slot.key_count) * 4)
     write_words(arena, slot)
     if leased:
-        write_lease_words(arena, slot, request.lease_end)
+        write_lease_words(arena, slot, request.lease_ms)
     if not index_all(arena, slot_number, slot, request.keys):
         return_pages(arena, slot)
         return_records(arena, slot)
@@ -755,12 +766,11 @@ cdef void withdraw(char *arena, uint64_t slot_number, uint32_t generation) noexc
 
 
 cdef uint64_t expire_leases(
-    char *arena, uint64_t begin, uint64_t end, int64_t now_ms, int64_t *soonest_ms, KeyRecord *named, uint64_t most_named
+    char *arena, uint64_t begin, uint64_t end, int64_t now_ms, KeyRecord *named, uint64_t most_named
 ) noexcept nogil:
     """Drop the keys whose leases are over, of the caches in slots [begin, end), every one of them; how many those were.
 
-    Of the other leases there, `soonest_ms` becomes the time when the first may be over, if it was later. The first keys
-    that go are named, up to so many.
+    The others are entered in what is known of when the first is due. The first keys that go are named, up to so many.
     """
     cdef uint64_t expired = 0
     cdef uint64_t slot_number
@@ -769,13 +779,13 @@ cdef uint64_t expire_leases(
         slot = slot_at(arena, slot_number)
         if slot.tenant and is_leased(arena, slot):
             expired += expire_leases_of(
-                arena, slot_number, now_ms, soonest_ms, named + min(expired, most_named), most_named - min(expired, most_named)
+                arena, slot_number, now_ms, named + min(expired, most_named), most_named - min(expired, most_named)
             )
     return expired
 
 
 cdef uint64_t expire_leases_of(
-    char *arena, uint64_t slot_number, int64_t now_ms, int64_t *soonest_ms, KeyRecord *named, uint64_t most_named
+    char *arena, uint64_t slot_number, int64_t now_ms, KeyRecord *named, uint64_t most_named
 ) noexcept nogil:
     cdef Slot *slot = slot_at(arena, slot_number)
     cdef uint64_t *words = lease_words(words_of(arena, slot), slot.key_count, slot.num_tensors)
@@ -788,7 +798,7 @@ cdef uint64_t expire_leases_of(
         if not key_is_bound(words_of(arena, slot), generation, batch_index):
             continue
         if not take_if_over(words + batch_index, generation, now_ms, &left_ms):
-            soonest_ms[0] = min(soonest_ms[0], now_ms + left_ms)
+            note_due(arena, now_ms + left_ms)
             continue
         outcome = batch_slot_outcome(
             batch_slot_state(arena, slot, batch_index), BATCH_SLOT_EVENT_EXPIRE, BATCH_SLOT_GUARD_LEASE_OVER

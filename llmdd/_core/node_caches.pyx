@@ -11,11 +11,14 @@ from libc.stdlib cimport free, malloc
 
 from typing import NamedTuple
 
+from llmdd._core.allocation_queue cimport AllocationQueue
 from llmdd._core.atomic cimport (
     atomic_fetch_add_word,
     atomic_fetch_clear,
     atomic_fetch_set,
+    atomic_load_relaxed,
     atomic_load_word,
+    atomic_store_relaxed,
     count_bits,
     monotonic_nanoseconds,
 )
@@ -41,9 +44,10 @@ from llmdd._core.layout cimport (
     Slot,
     header_of,
     pin_words,
+    release_event_of,
     slot_at,
 )
-from llmdd._core.leases cimport end_of_lease, lease_clock_ms
+from llmdd._core.leases cimport lease_clock_ms
 from llmdd._core.lifecycle cimport (
     ACCEPTED,
     KEY_ALREADY_BOUND,
@@ -69,6 +73,7 @@ from llmdd._core.lifecycle cimport (
 from llmdd._core.node_memory cimport NodeMemory, is_closed
 from llmdd._core.segments cimport Mapping
 from llmdd._core.references cimport anything_released
+from llmdd._core.release_event cimport announce_release
 from llmdd._core.served_transfers cimport serve
 from llmdd._core.status import LLMStatusCode, failure, invalid
 from llmdd._core.validation cimport (
@@ -85,8 +90,6 @@ cdef enum:
     REAP_LIMIT = 4096
     SWEPT_AT_ONCE = 4096           # slots, before others get at the caches
     NAMED_IN_LOG = 8
-
-cdef int64_t NEVER = 0x7FFFFFFFFFFFFFFF
 
 cdef object _DEVICE = Placement.DEVICE
 cdef object _BOOL = bool
@@ -149,6 +152,8 @@ cdef class NodeCaches:
         False keeps the memory private: nobody can link to the node.
     cache_key_lease : int
         The lease of keys that `allocate_cache` is given none for, in milliseconds; 0: none.
+    wait_for_memory : bool
+        Whether calls that take memory of a pool wait for it, up to ``sync_kv_timeout``.
     """
 
     def __cinit__(
@@ -163,11 +168,14 @@ cdef class NodeCaches:
         key_capacity=1 << 22,
         shared=True,
         cache_key_lease=0,
+        wait_for_memory=False,
     ):
         self.cluster_id = cluster_id
         self.cache_key_lease = cache_key_lease
-        self.leases_due_ms = NEVER
         self.remote_accessible = remote_accessible
+        self.waits_for_memory = wait_for_memory
+        self.host_queue = AllocationQueue(0)
+        self.device_queue = AllocationQueue(1)
         self.peers = {}
         self.memory = NodeMemory(
             cluster_id=cluster_id,
@@ -186,6 +194,11 @@ cdef class NodeCaches:
 
         The memory goes back when the cache was deallocated *and* every key was pulled, pushed into or removed, or its lease
         was over.
+
+        With ``LLMConfig.wait_for_memory`` on, a cache for which its pool has no room waits until enough has gone back,
+        for ``sync_kv_timeout`` from the begin of the call. Those that wait for one pool are served in their order: until
+        the first has its memory, nobody who comes later gets any, however little he wants. Nothing else waits with them,
+        and what no release could mend is refused at once. A thread inside :meth:`paused` does not wait.
 
         Parameters
         ----------
@@ -209,8 +222,11 @@ cdef class NodeCaches:
             An argument of a wrong type, a lease out of its range, or None as the descriptor.
         LLMException
             ``LLM_PARAM_INVALID``: no pool for that placement, a shape that cannot be allocated, more keys than batch
-            slots, a key that is bound already. ``LLM_OUT_OF_MEMORY``: no run of free pages is long enough.
-            ``LLM_TIMEOUT``: other calls held the caches for longer than ``sync_kv_timeout``. Nothing has changed then.
+            slots, a key that is bound already, or is when the call's turn comes. ``LLM_OUT_OF_MEMORY``: no run of free
+            pages is long enough, or slots, keys or their records are used up; with ``wait_for_memory``, even when nothing
+            else is there. ``LLM_TIMEOUT``: with ``wait_for_memory``, there was no room for ``sync_kv_timeout``; or other
+            calls held the caches for that long. ``LLM_ENGINE_FINALIZED``: the instance was finalized meanwhile. Nothing
+            has changed then.
 
         Examples
         --------
@@ -225,6 +241,7 @@ cdef class NodeCaches:
         self.memory.require_open("allocate_cache")
         require_present("cache_desc", cache_desc, CacheDesc)
         cdef Allocation request
+        request.deadline = self.memory_deadline()
         request.blocks = False
         request.accessible = True
         request.addresses = NULL
@@ -267,6 +284,7 @@ cdef class NodeCaches:
         self.memory.require_open("allocate_blocks_cache")
         require_present("cache_desc", cache_desc, CacheDesc)
         cdef Allocation request
+        request.deadline = self.memory_deadline()
         request.blocks = True
         request.accessible = True
         request.addresses = NULL
@@ -313,6 +331,7 @@ cdef class NodeCaches:
         require_present("cache_desc", cache_desc, CacheDesc)
         addresses = checked_address_types(addrs)
         keys = checked_keys(cache_keys)
+        request.deadline = 0
         request.blocks = False
         request.accessible = self.may_be_accessible(cache_desc, remote_accessible)
         return self.make("register_cache", cache_desc, &request, keys, addresses)
@@ -352,6 +371,7 @@ cdef class NodeCaches:
         require_present("cache_desc", cache_desc, CacheDesc)
         addresses = checked_address_types(addrs)
         keys = checked_blocks_key(blocks_cache_key)
+        request.deadline = 0
         request.blocks = True
         request.accessible = self.may_be_accessible(cache_desc, remote_accessible)
         return self.make("register_blocks_cache", cache_desc, &request, keys, addresses)
@@ -378,6 +398,7 @@ cdef class NodeCaches:
         cdef CriticalSection section
         request.placement = 1 if desc.device else 0
         request.num_tensors = desc.num_tensors
+        request.lease_ms = lease_ms
         request.addresses = NULL
         if addresses is None:
             if desc.num_tensors == 0:
@@ -395,7 +416,7 @@ cdef class NodeCaches:
         finally:
             leave_critical_section(&section)
         if addresses is None:
-            self.enter_arena(tag, desc, request, keys, lease_ms)
+            self.enter_arena(tag, desc, request, keys)
             return new_cache(self.memory, desc, shape, request)
         own = <uint64_t *>malloc(len(addresses) * sizeof(uint64_t))
         if own == NULL:
@@ -422,17 +443,21 @@ cdef class NodeCaches:
             )
         return 0
 
-    cdef int enter_arena(
-        self, str tag, CacheDesc desc, Allocation *request, tuple keys, uint64_t lease_ms=0
-    ) except -1:
+    cdef int64_t memory_deadline(self) noexcept:
+        """How long a call that begins now waits for memory; 0: not at all."""
+        return monotonic_nanoseconds() + self.memory.timeout_ns if self.waits_for_memory else 0
+
+    cdef int enter_arena(self, str tag, CacheDesc desc, Allocation *request, tuple keys) except -1:
         """Bind the keys and take the memory, all or nothing."""
         cdef KeyRecord[KEYS_ON_STACK] few
         cdef KeyRecord *records = few
+        cdef AllocationQueue queue
         cdef Refusal refusal
         cdef bint mapped = True
-        cdef int64_t now_ms = lease_clock_ms() if lease_ms else 0
         cdef uint64_t count = len(keys)
         cdef uint64_t i
+        if self.has_due_leases():
+            self.expire_leases()       # what they hold may be what there is too little of
         if not request.blocks and count > request.row_count:
             raise invalid(f"{count} cache_keys were given for a batch size of {request.row_count}")
         if count > KEYS_ON_STACK:
@@ -442,23 +467,24 @@ cdef class NodeCaches:
         try:
             for i in range(count):
                 write_key(keys[i], records + i)
-                records[i].leased = lease_ms != 0
+                records[i].leased = request.lease_ms != 0
             request.keys = records
             request.key_count = count
-            request.lease_end = end_of_lease(now_ms, lease_ms)
             if request.addresses != NULL:
                 with nogil:
                     for i in range(request.num_tensors):
                         mapped = mapped and is_mapped(request.addresses[i], request.tensor_bytes)
-            self.memory.enter(tag)
-            try:
-                reap(self.memory.base, REAP_LIMIT)
-                request.only_check = not mapped
-                refusal = allocate(self.memory.base, request)
-                if refusal == ACCEPTED and lease_ms:
-                    self.leases_due_ms = min(self.leases_due_ms, now_ms + <int64_t>lease_ms)
-            finally:
-                self.memory.leave()
+            if request.deadline:
+                queue = self.device_queue if request.placement else self.host_queue
+                refusal = queue.allocate(self.memory, tag, request)
+            else:
+                self.memory.enter(tag)
+                try:
+                    reap(self.memory.base, REAP_LIMIT)
+                    request.only_check = not mapped
+                    refusal = allocate(self.memory.base, request)
+                finally:
+                    self.memory.leave()
         finally:
             if records != few:
                 free(records)
@@ -832,8 +858,7 @@ cdef class NodeCaches:
     @property
     def leases_are_due(self):
         """Whether :meth:`expire_leases` may have anything to do. Never waits."""
-        # A look at a word that changes under the lock: of one that has just changed the next look will tell.
-        return lease_clock_ms() >= self.leases_due_ms
+        return self.has_due_leases()
 
     def expire_leases(self):
         """Drop the keys whose leases are over, wherever they are, as :meth:`remove_cache_key` does.
@@ -853,8 +878,8 @@ cdef class NodeCaches:
         cdef KeyRecord[NAMED_IN_LOG] named
         cdef int64_t now_ms = lease_clock_ms()
         cdef uint64_t expired
-        if now_ms < self.leases_due_ms:
-            self.memory.require_open("expire_leases")
+        self.memory.require_open("expire_leases")
+        if not self.has_due_leases():
             return 0
         expired = self.sweep(now_ms, named, NAMED_IN_LOG)
         if expired:
@@ -867,28 +892,33 @@ cdef class NodeCaches:
             )
         return expired
 
+    cdef bint has_due_leases(self) noexcept:
+        cdef bint due
+        cdef CriticalSection section
+        enter_critical_section(&section, <PyObject *>self.memory)
+        due = self.memory.base != NULL and are_due(self.memory.base)
+        leave_critical_section(&section)
+        return due
+
     cdef uint64_t sweep(self, int64_t now_ms, KeyRecord *named, uint64_t most_named) except? -1:
         """Expire leases in all slots, some at a time, so that others get at the caches in between."""
         cdef uint64_t begin = 0
         cdef uint64_t expired = 0
         cdef uint64_t known
-        cdef int64_t soonest_ms = NEVER
         cdef bint more = True
         while more:
             self.memory.enter("expire_leases")
             try:
                 if begin == 0:
-                    self.leases_due_ms = NEVER
+                    # What lives on is entered again, and what begins meanwhile enters itself.
+                    atomic_store_relaxed(&header_of(self.memory.base).leases_due_ms, 0)
                 known = min(expired, most_named)
                 with nogil:
                     expired += expire_leases(
-                        self.memory.base, begin, begin + SWEPT_AT_ONCE, now_ms, &soonest_ms, named + known,
-                        most_named - known,
+                        self.memory.base, begin, begin + SWEPT_AT_ONCE, now_ms, named + known, most_named - known
                     )
                 begin += SWEPT_AT_ONCE
                 more = begin < header_of(self.memory.base).slots_used
-                # Leases that began meanwhile, and those of a sweep beside this one, have entered theirs.
-                self.leases_due_ms = min(self.leases_due_ms, soonest_ms)
             finally:
                 self.memory.leave()
         return expired
@@ -1068,12 +1098,33 @@ cdef class NodeCaches:
         """
         return Pause(self)
 
+    @property
+    def waiting_allocations(self):
+        """How many calls wait for memory of a pool, with :attr:`LLMConfig.wait_for_memory` on. Never waits itself."""
+        return self.host_queue.length + self.device_queue.length
+
+    def stop_waiting(self):
+        """Refuse the calls that wait for memory, and those that would, with ``LLM_ENGINE_FINALIZED``. Never waits itself."""
+        cdef Mapping arena
+        cdef CriticalSection section
+        self.host_queue.close()
+        self.device_queue.close()
+        enter_critical_section(&section, <PyObject *>self.memory)
+        arena = self.memory.arena
+        leave_critical_section(&section)
+        if arena is not None:
+            announce_release(release_event_of(arena.base, header_of(arena.base)))
+
     def close(self):
         """Give the memory up; every later call is refused with ``LLM_ENGINE_FINALIZED``."""
+        self.stop_waiting()
         self.memory.close()
 
     def abandon(self):
         """Give the memory up in a forked child."""
+        # Those who wait are threads of the parent's, and stand on stacks that are not theirs here.
+        self.host_queue = AllocationQueue(0)
+        self.device_queue = AllocationQueue(1)
         self.memory.abandon()
 
     @property
@@ -1135,6 +1186,13 @@ cdef int check_addresses(list addresses, uint64_t num_tensors) except -1:
     for address in addresses:
         checked_uint64("addrs", address)
     return 0
+
+
+cdef bint are_due(char *arena) noexcept nogil:
+    """Whether some lease may be over."""
+    # A look at a number that changes under the lock: of one that has just changed the next look will tell.
+    cdef int64_t due_ms = <int64_t>atomic_load_relaxed(&header_of(arena).leases_due_ms)
+    return due_ms != 0 and lease_clock_ms() >= due_ms
 
 
 cdef str key_text(const KeyRecord *key):

@@ -32,6 +32,9 @@ cdef class NodeMemory:
     cdef int close_segments(self) except -1
 
 
+cdef int enter_before(NodeMemory memory, str tag, int64_t deadline) except -1
+
+
 cdef inline bint is_closed(NodeMemory memory) noexcept:
     """Whether it was closed: by now, if the answer is no and neither the lock nor a critical section keeps it open."""
     return atomic_load_relaxed(&memory.closed) != 0

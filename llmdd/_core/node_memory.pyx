@@ -7,7 +7,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint64_t
 
 from llmdd._core.arena cimport Capacities, PoolSize, init_arena, plan_arena
-from llmdd._core.atomic cimport atomic_store_release
+from llmdd._core.atomic cimport atomic_store_release, monotonic_nanoseconds
 from llmdd._core.critical_section cimport CriticalSection, enter_critical_section, leave_critical_section
 from llmdd._core.host_memory import available_bytes
 from llmdd._core.layout cimport POOL_COUNT, ArenaHeader, header_of
@@ -118,11 +118,7 @@ cdef class NodeMemory:
         """Take the lock for the call named `tag`."""
         self.require_open(tag)
         if not self.lock.acquire(self.timeout_ns):
-            raise failure(
-                tag,
-                LLMStatusCode.LLM_TIMEOUT,
-                f"another call held the caches for longer than sync_kv_timeout, {self.timeout_ns // 1000000} ms",
-            )
+            raise lock_was_held(self, tag)
         if is_closed(self):
             self.lock.release()
             self.require_open(tag)
@@ -172,3 +168,22 @@ cdef class NodeMemory:
         self.arena = self.host_pool = self.device_pool = None
         leave_critical_section(&section)
         # What nobody uses any more is unmapped here, in no critical section: that takes its time, and others wait.
+
+
+cdef int enter_before(NodeMemory memory, str tag, int64_t deadline) except -1:
+    """As NodeMemory.enter, for a call whose time began before."""
+    memory.require_open(tag)
+    if not memory.lock.acquire(deadline - monotonic_nanoseconds()):
+        raise lock_was_held(memory, tag)
+    if is_closed(memory):
+        memory.lock.release()
+        memory.require_open(tag)
+    return 0
+
+
+cdef object lock_was_held(NodeMemory memory, str tag):
+    return failure(
+        tag,
+        LLMStatusCode.LLM_TIMEOUT,
+        f"another call held the caches for longer than sync_kv_timeout, {memory.timeout_ns // 1000000} ms",
+    )

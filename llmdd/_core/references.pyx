@@ -18,6 +18,7 @@ from llmdd._core.layout cimport (
     key_words,
     tensor_words,
 )
+from llmdd._core.release_event cimport announce_release
 from llmdd._core.tables cimport (
     BATCH_SLOT_EFFECT_DROP_KEY,
     BATCH_SLOT_EVENT_TRANSFER,
@@ -92,7 +93,7 @@ cdef inline uint64_t *released_word(char *arena, const ArenaHeader *known, int l
 
 
 cdef void mark_released(char *arena, const ArenaHeader *known, uint64_t slot) noexcept nogil:
-    """Tell the owner to look at `slot`: set its bit in every level, the lowest first.
+    """Tell the owner to look at `slot`: set its bit in every level, the lowest first; then wake whoever waits for memory.
 
     Pairs with take_released, which clears a parent only after it has seen the child empty, and then looks again.
     """
@@ -107,6 +108,8 @@ cdef void mark_released(char *arena, const ArenaHeader *known, uint64_t slot) no
         # Pair with take_released, which clears first and looks afterwards: a bit that we see set will be looked behind.
         if not atomic_load_word(word) & bit:
             atomic_fetch_set(word, bit)
+    # Behind the one word of the highest level: release_event_of, without computing where it is once more.
+    announce_release(word + 1)
 
 
 cdef uint64_t take_released(char *arena) noexcept nogil:

@@ -573,11 +573,16 @@ ADDITIONS: dict[str, dict[str, str]] = {
         "pool_usage": "Total, free and page bytes of a pool.",
         "live_caches": "How many caches hold memory.",
         "live_keys": "How many keys are bound.",
+        "waiting_allocations": "How many calls wait for memory, where `wait_for_memory` is on.",
         "paused": "Keeps other threads' calls out for the length of a `with` block.",
         "check": "Every invariant of the memory; AssertionError names what does not hold.",
         "cluster_id": "The instance's cluster id.",
         "remote_accessible": "Whether remote mode is on.",
         "closed": "Whether the instance was finalized.",
+    },
+    "LLMConfig": {
+        "wait_for_memory": "Whether a cache for which its pool has no room waits for it, up to `sync_kv_timeout`; "
+        "`llmdd.WaitForMemory`.",
     },
     "LLMDataDist": {
         "listen_address": "Where links are accepted, with the port that was really taken.",
@@ -589,7 +594,7 @@ INTERNAL: dict[str, frozenset[str]] = {
         {
             "abandon", "admit_peer", "admitted_peers", "close", "communicators", "dismiss_peer", "evict_peer", "export",
             "has_released", "peers", "pin_source", "pool_regions", "read_registered", "reap", "send_to_addresses",
-            "send_to_cache", "serve", "write_registered",
+            "send_to_cache", "serve", "stop_waiting", "write_registered",
         }
     ),
     "TransferWithCacheKeyConfig": frozenset({"check_lengths"}),

@@ -35,7 +35,7 @@ class IndexEntry(ctypes.Structure):
 
 
 class ArenaHeader(ctypes.Structure):
-    """As in ``layout.pxd``, version 3."""
+    """As in ``layout.pxd``, version 4."""
 
     _fields_ = [
         ("magic", ctypes.c_char * 8),

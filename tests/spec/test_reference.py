@@ -924,6 +924,7 @@ BAD_OPTIONS: list[tuple[str, Any, str]] = [
     ("LLM_PARAM_INVALID", options(EnableRemoteCacheAccessible="yes"), ""),
     ("LLM_PARAM_INVALID", options() | {"ge.exec.deviceId": "0;1"}, ""),
     ("LLM_PARAM_INVALID", options(SyncKvCacheWaitTime="-1"), ""),
+    ("LLM_PARAM_INVALID", options() | {"llmdd.WaitForMemory": "yes"}, "llmdd.WaitForMemory"),
     ("LLM_PARAM_INVALID", options(LinkRetryCount="0"), ""),
     ("LLM_PARAM_INVALID", options(LinkRetryCount="101"), ""),
     ("LLM_PARAM_INVALID", options(LinkTotalTime="long"), ""),

@@ -77,6 +77,7 @@ ODD_OPTIONS: dict[Any, Sequence[Any]] = {
     "ge.flowGraphMemMaxSize": (*ODD_NUMBERS, "1,2"),
     "llm.MemPoolConfig": ODD_POOLS,
     "llm.HostMemPoolConfig": ODD_POOLS,
+    "llmdd.WaitForMemory": ("0", "2", "", 1),
     "llm.unheard_of": ("any", 1),
     1: ("any",),
 }
