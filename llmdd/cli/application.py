@@ -28,6 +28,7 @@ from llmdd.demo.orchestrator import DemoFailed
 from llmdd.demo.prompts import UnusablePrompts, bundled_prompts, read_prompts
 from llmdd.demo.settings import Settings
 
+from . import keys
 from .demo_display import ProgressDisplay, show_report
 
 app = typer.Typer(
@@ -39,6 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.add_typer(keys.app, name="keys")
 # Installed from bench/, which is no part of this package in the source.
 app.add_typer(importlib.import_module("llmdd.bench.command").app, name="bench")
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable
 
 from llmdd._core.distant_peer import DistantPeer
 
 from .channel import Channel
+from .connection import Connection
 from .conversation import Conversation
 from .guest_grant import GuestGrant
 from .messages import Identity
@@ -36,7 +36,7 @@ class DistantSession(Session):
         memory: DistantPeer,
         grant: GuestGrant,
         conversation: Conversation,
-        asking: socket.socket,
+        asking: Connection,
         forget: Callable[[bool], None],
     ) -> None:
         super().__init__(channel, peer, memory, grant)

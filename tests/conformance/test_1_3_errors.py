@@ -68,7 +68,7 @@ FAILURES: list[tuple[str, str, Callable[[Any, Any], object]]] = [
     (
         "[switch_role]",
         "LLM_FAILED",
-        lambda datadist, desc: datadist.switch_role(LLMRole.DECODER, {"llm.listenIpInfo": "203.0.113.1:1"}),
+        lambda datadist, desc: datadist.switch_role(LLMRole.DECODER, {"llm.listenIpInfo": "127.0.0.1:1"}),
     ),
     (
         "[LLMDataDist.init]",
