@@ -20,8 +20,8 @@ class LlmConfig:
     Only these have an effect here: ``sync_kv_timeout``, ``mem_pool_cfg``, ``host_mem_pool_cfg``,
     ``enable_cache_manager``, ``enable_remote_cache_accessible``, ``listen_ip_info``, ``link_total_time``,
     ``link_retry_count``, ``local_comm_res`` and ``transfer_backend``. The others are checked and kept.
-    ``cache_key_lease``, ``link_key``, ``link_allowed_keys`` and ``open_links`` are not of LLM-DataDist: their options have
-    a prefix of their own, ``llmdd.``
+    ``cache_key_lease``, ``link_key``, ``link_allowed_keys`` and ``open_links`` are not of LLM-DataDist: their options
+    have a prefix of their own, ``llmdd.``
 
     Examples
     --------

@@ -579,6 +579,11 @@ ADDITIONS: dict[str, dict[str, str]] = {
         "remote_accessible": "Whether remote mode is on.",
         "closed": "Whether the instance was finalized.",
     },
+    "LLMConfig": {
+        "link_key": "This end's private key and certificate (`llmdd.LinkKey`, or `LLMDD_LINK_KEY` in the environment).",
+        "link_allowed_keys": "The certificates of who may link (`llmdd.LinkAllowedKeys`, `LLMDD_LINK_ALLOWED_KEYS`).",
+        "open_links": "Whether anybody may, at any address, without keys (`llmdd.OpenLinks`, `LLMDD_OPEN_LINKS`).",
+    },
     "LLMDataDist": {
         "listen_address": "Where links are accepted, with the port that was really taken.",
         "transports": "How bytes travel to and from each linked cluster: `shared memory`, or `nixl`.",
