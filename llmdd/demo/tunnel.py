@@ -69,29 +69,41 @@ def _pass_on(connection: SecureConnection, clear: socket.socket) -> None:
     to_peer, to_us = b"", b""
     peer_has_ended = we_have_ended = False
     waiting = select.poll()
-    while not (peer_has_ended and not to_us) and not (we_have_ended and not to_peer):
-        to_peer, to_us = _sent(connection, to_peer), _sent(clear, to_us)
-        if not to_us and not peer_has_ended:
-            data = _received(connection)
-            peer_has_ended, to_us = data == b"", data or b""
-        if not to_peer and not we_have_ended:
-            data = _received(clear)
-            we_have_ended, to_peer = data == b"", data or b""
-        to_peer, to_us = _sent(connection, to_peer), _sent(clear, to_us)
-        waiting.register(connection, _events(reads=not to_us and not peer_has_ended, writes=bool(to_peer)))
-        waiting.register(clear, _events(reads=not to_peer and not we_have_ended, writes=bool(to_us)))
-        if not (peer_has_ended or we_have_ended):
-            waiting.poll()
+    while True:
+        if not to_us and not peer_has_ended and not we_have_ended:
+            to_us, peer_has_ended = _received(connection)
+        if not to_peer and not peer_has_ended and not we_have_ended:
+            to_peer, we_have_ended = _received(clear)
+        # Who has ended hears nothing more.
+        to_peer = b"" if peer_has_ended else _sent(connection, to_peer)
+        to_us = b"" if we_have_ended else _sent(clear, to_us)
+        if (peer_has_ended and not to_us) or (we_have_ended and not to_peer):
+            return
+        # What was taken in whole is read again; where something waits to be sent, its source waits.
+        _await(waiting, connection, reads=not to_us, writes=bool(to_peer), has_ended=peer_has_ended)
+        _await(waiting, clear, reads=not to_peer, writes=bool(to_us), has_ended=we_have_ended)
+        waiting.poll()
 
 
-def _received(source: SecureConnection | socket.socket) -> bytes | None:
-    """What has come, nothing at its end, or None where nothing has."""
+def _await(
+    waiting: select.poll, source: SecureConnection | socket.socket, *, reads: bool, writes: bool, has_ended: bool
+) -> None:
+    with suppress(KeyError):
+        waiting.unregister(source)
+    events = (select.POLLIN if reads else 0) | (select.POLLOUT if writes else 0)
+    if events and not has_ended:
+        waiting.register(source, events)
+
+
+def _received(source: SecureConnection | socket.socket) -> tuple[bytes, bool]:
+    """What has come, and whether that was its end."""
     try:
-        return source.recv(_AT_ONCE)
+        data = source.recv(_AT_ONCE)
     except BlockingIOError:
-        return None
+        return b"", False
     except ConnectionError:
-        return b""
+        return b"", True
+    return data, not data
 
 
 def _sent(target: SecureConnection | socket.socket, data: bytes) -> bytes:
@@ -100,7 +112,3 @@ def _sent(target: SecureConnection | socket.socket, data: bytes) -> bytes:
         while data:
             data = data[target.send(data) :]
     return data
-
-
-def _events(*, reads: bool, writes: bool) -> int:
-    return (select.POLLIN if reads else 0) | (select.POLLOUT if writes else 0)
