@@ -20,6 +20,7 @@ def node(
     config = LLMConfig()
     config.enable_cache_manager = True
     config.listen_ip_info = f"{host}:0"
+    config.open_links = True  # the hosts are namespaces of this machine, which nobody else reaches
     config.sync_kv_timeout = TIMEOUT_MS
     config.enable_remote_cache_accessible = remote
     config.mem_pool_cfg = json.dumps({"memory_size": memory_size, "page_shift": page_shift})

@@ -8,7 +8,8 @@ Without arguments all of them are started on this host. With arguments the progr
 started by hand, on a machine of its own: ``--role prompt --address 10.0.0.1:26000`` there, and ``--role decoder`` with
 the same address elsewhere. The address is where the first role waits for the others. It is not the one of
 ``listen_ip_info``, at which clusters link; the processes tell each other those, as everything else that a scheduler
-would pass on between them, by :meth:`Meeting.exchange`.
+would pass on between them, by :meth:`Meeting.exchange`. On machines of their own llmdd wants keys for the links
+(``LLMDD_LINK_KEY``, ``LLMDD_LINK_ALLOWED_KEYS``), or to be told that anybody may link (``LLMDD_OPEN_LINKS=1``).
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ class LlmConfig:
     Only these have an effect here: ``sync_kv_timeout``, ``wait_for_memory``, ``mem_pool_cfg``, ``host_mem_pool_cfg``,
     ``enable_cache_manager``, ``enable_remote_cache_accessible``, ``listen_ip_info``, ``link_total_time``,
     ``link_retry_count``, ``local_comm_res`` and ``transfer_backend``. The others are checked and kept.
-    ``cache_key_lease`` is not of LLM-DataDist: its option has a prefix of its own, ``llmdd.``
+    ``cache_key_lease``, ``link_key``, ``link_allowed_keys`` and ``open_links`` are not of LLM-DataDist: their options
+    have a prefix of their own, ``llmdd.``
 
     Examples
     --------
@@ -56,6 +57,9 @@ class LlmConfig:
         self._enable_switch_role: bool | None = None
         self._wait_for_memory: bool | None = None
         self._mem_utilization: float = DEFAULT_MEM_UTILIZATION
+        self._link_key: str | None = None
+        self._link_allowed_keys: str | None = None
+        self._open_links: bool | None = None
 
     def generate_options(self) -> dict[str, str]:
         """The options for ``LLMDataDist.init``: a new dictionary with what is set now, and nothing else (api D69)."""
@@ -99,6 +103,9 @@ class LlmConfig:
             options["llm.EnableSwitchRole"] = "1"
         flag("llmdd.WaitForMemory", self._wait_for_memory)
         options["llm.MemoryUtilization"] = str(self._mem_utilization)
+        if_not_empty("llmdd.LinkKey", self._link_key)
+        if_not_empty("llmdd.LinkAllowedKeys", self._link_allowed_keys)
+        flag("llmdd.OpenLinks", self._open_links)
         return options
 
     gen_options = generate_options
@@ -367,6 +374,51 @@ class LlmConfig:
         if not 0.0 <= mem_utilization <= 1.0:
             raise invalid(f"mem_utilization is {mem_utilization}, it should be in [0.0, 1.0]")
         self._mem_utilization = mem_utilization
+
+    @property
+    def link_key(self) -> str:
+        """The file with this end's private key and its certificate, in PEM; ``llmdd keys new`` makes one.
+
+        With it and :attr:`link_allowed_keys`, links are authenticated at both ends, and encrypted. Unless it is set,
+        the environment variable ``LLMDD_LINK_KEY`` counts: the path, or the text itself.
+
+        Examples
+        --------
+        >>> config = LLMConfig()
+        >>> config.link_key, config.link_allowed_keys = "/etc/llmdd/prefill.key", "/etc/llmdd/allowed.crt"
+        >>> config.generate_options()["llmdd.LinkKey"]
+        '/etc/llmdd/prefill.key'
+        """
+        return self._link_key or ""
+
+    @link_key.setter
+    def link_key(self, link_key: str | None) -> None:
+        self._link_key = _optional("link_key", link_key, str)
+
+    @property
+    def link_allowed_keys(self) -> str:
+        """The file with the certificates of the peers that may link, in PEM, one after the other.
+
+        Also of an authority, which allows whoever it has signed. Unless it is set, the environment variable
+        ``LLMDD_LINK_ALLOWED_KEYS`` counts: the path, or the text itself.
+        """
+        return self._link_allowed_keys or ""
+
+    @link_allowed_keys.setter
+    def link_allowed_keys(self, link_allowed_keys: str | None) -> None:
+        self._link_allowed_keys = _optional("link_allowed_keys", link_allowed_keys, str)
+
+    @property
+    def open_links(self) -> bool:
+        """Whether this end, if it has no keys, may listen at other addresses than loopback, and let anybody link.
+
+        Unless it is set, the environment variable ``LLMDD_OPEN_LINKS`` counts, ``1`` or ``0``.
+        """
+        return bool(self._open_links)
+
+    @open_links.setter
+    def open_links(self, open_links: bool | None) -> None:
+        self._open_links = _optional("open_links", open_links, bool)
 
 
 LLMConfig = LlmConfig

@@ -89,8 +89,10 @@ class LLMDataDist:
         AttributeError, TypeError, ValueError
             None, or something of a wrong type, or a port that is none.
         LLMException
-            ``LLM_PARAM_INVALID``: an option that cannot be; ``LLM_FEATURE_NOT_ENABLED``: the cache manager is off;
-            ``LLM_OUT_OF_MEMORY``: a pool's memory cannot be had; ``LLM_FAILED``: the address cannot be listened at.
+            ``LLM_PARAM_INVALID``: an option that cannot be, keys that cannot be used, or, without keys and
+            ``llmdd.OpenLinks``, an address to listen at that is not loopback; ``LLM_FEATURE_NOT_ENABLED``: the cache
+            manager is off; ``LLM_OUT_OF_MEMORY``: a pool's memory cannot be had; ``LLM_FAILED``: the address cannot be
+            listened at.
             Nothing has changed then.
         """
         with self._changing:
@@ -123,6 +125,7 @@ class LLMDataDist:
             link_total_time_s=wanted.link_total_time_s or DEFAULT_LINK_TOTAL_TIME_S,
             link_attempts=wanted.link_retry_count,
             parting_time_s=wanted.sync_kv_timeout_ms / 1000,
+            security=wanted.security,
         )
         if wanted.listen_address is not None:
             host, port = wanted.listen_address
@@ -399,9 +402,10 @@ class LLMDataDist:
         TypeError, ValueError
             Something of a wrong type, or a port that is none.
         LLMException
-            ``LLM_PARAM_INVALID``: an address that is none; ``LLM_EXIST_LINK``: a link or communicator stands or is
-            held; ``LLM_FAILED``: the address cannot be listened at; ``LLM_FEATURE_NOT_ENABLED``: the transfer backend
-            is ``hixl`` and the address another. The role and the listener are then as before.
+            ``LLM_PARAM_INVALID``: an address that is none, or takes keys, as in :meth:`init`; ``LLM_EXIST_LINK``: a
+            link or communicator stands or is held; ``LLM_FAILED``: the address cannot be listened at;
+            ``LLM_FEATURE_NOT_ENABLED``: the transfer backend is ``hixl`` and the address another. The role and the
+            listener are then as before.
 
         Examples
         --------
@@ -421,6 +425,8 @@ class LLMDataDist:
         wanted: Address | None = None
         if switch_options is not None and "llm.listenIpInfo" in switch_options:
             wanted = parse_listen_address(switch_options["llm.listenIpInfo"])
+            assert self._options is not None
+            self._options.security.require_may_listen("switch_role", wanted[0])
         with self._changing:
             links = self._require_ready()
             self._switch_listener(links, wanted)

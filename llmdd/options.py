@@ -10,6 +10,9 @@ from ipaddress import ip_address
 
 from llmdd._core.status import LLMException, LLMStatusCode, MissingArgument, failure, invalid
 from llmdd._core.validation import check_type, check_uint16
+from llmdd.link.security import LinkSecurity
+
+from .security_options import link_security
 
 DEFAULT_SYNC_KV_TIMEOUT_MS = 1000
 DEFAULT_PAGE_SHIFT = 16
@@ -46,6 +49,7 @@ class EngineOptions:
     link_retry_count: int
     device_pool: PoolOptions | None
     host_pool: PoolOptions | None
+    security: LinkSecurity
 
     @classmethod
     def parse(cls, options: Mapping[str, str]) -> EngineOptions:
@@ -85,7 +89,7 @@ class EngineOptions:
             if not isinstance(value, str):
                 raise TypeError(f"options dict value only support [str], but got {type(value)} for {key}")
         _check_values(options, remote, backend)
-        return cls(
+        parsed = cls(
             remote_accessible=remote == "1",
             local_comm_res=local_comm_res,
             uses_hixl=backend == "hixl",
@@ -98,7 +102,11 @@ class EngineOptions:
             link_retry_count=int(options.get("llm.LinkRetryCount", 1)),
             device_pool=_parse_pool("llm.MemPoolConfig", options),
             host_pool=_parse_pool("llm.HostMemPoolConfig", options),
+            security=link_security(options),
         )
+        if listen_address is not None:
+            parsed.security.require_may_listen("LLMDataDist.init", listen_address[0])
+        return parsed
 
 
 def parse_listen_address(text: str) -> tuple[str, int]:

@@ -150,6 +150,8 @@ class Member(CacheOwner):
         communicator = Communicator(
             self._node, self.next_communicator, comm_name, dict(cluster_rank_info), read_table(rank_table)
         )
+        if communicator.higher:
+            settings.security.check_listening(communicator.addresses[self.cluster_id])
         self.next_communicator += 1
         self.communicators[communicator.number] = communicator
         communicator.fire("link")
@@ -225,6 +227,7 @@ class Member(CacheOwner):
             if "llm.listenIpInfo" in switch_options:
                 check_type("llm.listenIpInfo", switch_options["llm.listenIpInfo"], str)
                 wanted = read_listen_address(switch_options["llm.listenIpInfo"])
+                settings.security.check_listening(wanted)
         # Whoever asks for any free port again means the one that was found.
         address = self.listen_address if wanted == settings.listen_address else wanted
         backend = settings.unlinks_by_force
@@ -312,10 +315,16 @@ def _call(communicator: Communicator) -> bool:
 
 def _call_at(caller: Communicator, cluster_id: int, listener: Node) -> bool:
     """What comes of calling on whoever listens where a member should."""
+    own = caller.node
+    assert own.settings is not None and listener.settings is not None
+    if own.settings.security.has_keys != listener.settings.security.has_keys:
+        if own.settings.security.has_keys:
+            return False  # keys may come to be there
+        caller.fire("give_up")
+        return True
     if listener.cluster_id != cluster_id:
         caller.fire("give_up")
         return True
-    own = caller.node
     waiting = [
         each for each in listener.communicators.values() if each.name == caller.name and each.awaits(own.cluster_id)
     ]
@@ -323,7 +332,6 @@ def _call_at(caller: Communicator, cluster_id: int, listener: Node) -> bool:
     if not waiting:
         return False
     other = (agreed or waiting)[0]
-    assert own.settings is not None and listener.settings is not None
     if not agreed or own.settings.remote_mode != listener.settings.remote_mode:
         other.fire("give_up")
         caller.fire("give_up")

@@ -9,6 +9,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from .arguments import check_given, check_type, require
+from .security import Security, read_security
 from .statecharts import Refused
 from .values import Address
 
@@ -37,6 +38,7 @@ class Settings:
     wait_for_memory: bool
     link_retry_count: int
     pools: Mapping[str, PoolSettings]
+    security: Security
 
 
 def read_options(options: Any) -> Settings:
@@ -60,7 +62,7 @@ def read_options(options: Any) -> Settings:
         check_type("options key", key, str)
         check_type(f"options[{key}]", value, str)
     _check_values(options)  # 11
-    return Settings(
+    settings = Settings(
         remote_mode=options.get("llm.EnableRemoteCacheAccessible") == "1",
         needs_local_address=not options.get("llm.LocalCommRes"),
         unlinks_by_force=options.get("llm.TransferBackend") == "hixl",  # api §4.3
@@ -72,7 +74,10 @@ def read_options(options: Any) -> Settings:
         pools={  # 12
             placement: read_pool(key, options[key]) for placement, key in MEMORY_POOLS.items() if key in options
         },
+        security=read_security(options),  # of this library
     )
+    settings.security.check_listening(listen_address)
+    return settings
 
 
 def _check_graph_memory(options: dict[Any, Any]) -> None:

@@ -176,7 +176,7 @@ class Node(Member):
         require(len(info.remote_ip_info_list) == 1, "there should be one remote ip info")
         local_addresses = len(info.local_ip_info_list)
         require(not settings.needs_local_address or local_addresses == 1, "there should be one local ip info")
-        server = self.cluster.listener(info.remote_ip_info_list[0])
+        server = self._within_reach(self.cluster.listener(info.remote_ip_info_list[0]))
         link = self.link_to(info.remote_cluster_id)
         link.effects_of("link", peer_reachable=server is not None)
         assert server is not None and server.settings is not None
@@ -197,7 +197,7 @@ class Node(Member):
     def _unlink(self, info: Any) -> None:
         require(len(info.remote_ip_info_list) == 1, "there should be one remote ip info")
         link = self.link_to(info.remote_cluster_id)
-        server = self.cluster.listener(info.remote_ip_info_list[0])
+        server = self._within_reach(self.cluster.listener(info.remote_ip_info_list[0]))
         reachable = server is not None and server.cluster_id == info.remote_cluster_id
         effects = link.effects_of("unlink", peer_reachable=reachable)
         assert server is not None
@@ -211,6 +211,12 @@ class Node(Member):
         link = self.link_to(info.remote_cluster_id)
         self._wait_for_transfers_over(link)
         self._drop_link(link)
+
+    def _within_reach(self, server: Node | None) -> Node | None:
+        """Whoever listens, unless only one of the two has keys."""
+        if server is None or server.settings is None or self.settings is None:
+            return server
+        return server if server.settings.security.has_keys == self.settings.security.has_keys else None
 
     def link_to(self, cluster_id: int) -> Link:
         """This node's end of its link to a cluster; one that it never had is unlinked."""

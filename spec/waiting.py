@@ -105,7 +105,7 @@ class AllocationQueues:
         return sorted((each for queue in self.queues.values() for each in queue), key=lambda waiting: waiting.number)
 
     def observable(self) -> tuple[object, ...]:
-        return tuple((waiting.number, waiting.desc, waiting.is_blocks_cache, waiting.keys, waiting.lease) for waiting in self.all())
+        return tuple((each.number, each.desc, each.is_blocks_cache, each.keys, each.lease) for each in self.all())
 
     def check(self) -> None:
         """No first in a queue could be served."""

@@ -33,6 +33,9 @@ EMITTED: list[tuple[str, Any, dict[str, str]]] = [
     ("enable_switch_role", True, {"llm.EnableSwitchRole": "1"}),
     ("wait_for_memory", True, {"llmdd.WaitForMemory": "1"}),
     ("mem_utilization", 0.5, {"llm.MemoryUtilization": "0.5"}),
+    ("link_key", "/etc/llmdd/one.key", {"llmdd.LinkKey": "/etc/llmdd/one.key"}),
+    ("link_allowed_keys", "/etc/llmdd/allowed.crt", {"llmdd.LinkAllowedKeys": "/etc/llmdd/allowed.crt"}),
+    ("open_links", True, {"llmdd.OpenLinks": "1"}),
 ]
 UNSET: dict[str, Any] = {
     **dict.fromkeys((name for name, value, _ in EMITTED if isinstance(value, str)), ""),

@@ -1,4 +1,4 @@
-"""The command line, ``llmdd``. It needs the extra ``cli`` (typer and rich), which the library itself does not."""
+"""The command line, ``llmdd``. It needs the extra ``cli`` (typer, rich, cryptography), which the library does not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .application import app as app
 
-EXTRA = ("typer", "rich")
+EXTRA = ("typer", "rich", "cryptography")
 
 
 class MissingExtra(ImportError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from enum import Enum
 from importlib.metadata import version
 from typing import Annotated, BinaryIO
@@ -28,6 +29,7 @@ from llmdd.demo.orchestrator import DemoFailed
 from llmdd.demo.prompts import UnusablePrompts, bundled_prompts, read_prompts
 from llmdd.demo.settings import Settings
 
+from . import keys
 from .demo_display import ProgressDisplay, show_report
 
 app = typer.Typer(
@@ -39,6 +41,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.add_typer(keys.app, name="keys")
 # Installed from bench/, which is no part of this package in the source.
 app.add_typer(importlib.import_module("llmdd.bench.command").app, name="bench")
 
@@ -171,6 +174,35 @@ def demo(
             metavar="SECONDS", min=0, help="How long either end waits for the other.", rich_help_panel=TWO_HOSTS
         ),
     ] = 120,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            envvar="LLMDD_LINK_KEY",
+            help="This end's key (llmdd keys new): it proves who it is, and what is said is encrypted.",
+            show_default=False,
+            rich_help_panel=TWO_HOSTS,
+        ),
+    ] = None,
+    allowed_keys: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            envvar="LLMDD_LINK_ALLOWED_KEYS",
+            help="The certificates of those who may be the other end.",
+            show_default=False,
+            rich_help_panel=TWO_HOSTS,
+        ),
+    ] = None,
+    open_links: Annotated[
+        bool,
+        typer.Option(
+            "--open-links",
+            envvar="LLMDD_OPEN_LINKS",
+            help="Let anybody who reaches it be the other end, where there are no keys.",
+            rich_help_panel=TWO_HOSTS,
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else on standard output.")
     ] = False,
@@ -182,9 +214,10 @@ def demo(
     a single process generates. The exit status is 0 only if that is so and no memory is left over.
 
     On two hosts: `llmdd demo --role prefill --listen 10.0.0.1:26000` on the one that has that address, and `llmdd demo
-    --role decode --connect 10.0.0.1:26000` on the other. The prompts are the prefill end's. What else is chosen may be
-    said at either end, and is shown at both.
+    --role decode --connect 10.0.0.1:26000` on the other, each with a `--key` and its `--allowed-keys`. The prompts are
+    the prefill end's. What else is chosen may be said at either end, and is shown at both.
     """
+    tell_of_keys(key, allowed_keys, open_links)
     require_consistent_role(role, listen, connect, prompts is not None)
     errors = Console(stderr=True)
     choices = Choices(
@@ -215,6 +248,16 @@ def demo(
         show_report(Console(), report)
     if not report.passed:
         raise typer.Exit(1)
+
+
+def tell_of_keys(key: str | None, allowed_keys: str | None, open_links: bool) -> None:
+    """Have every process of the run know the keys, and nobody else."""
+    if (key is None) != (allowed_keys is None):
+        raise typer.BadParameter("the one is given and the other is not", param_hint="--key and --allowed-keys")
+    if key is not None and allowed_keys is not None:
+        os.environ["LLMDD_LINK_KEY"], os.environ["LLMDD_LINK_ALLOWED_KEYS"] = key, allowed_keys
+    if open_links:
+        os.environ["LLMDD_OPEN_LINKS"] = "1"
 
 
 def require_consistent_role(

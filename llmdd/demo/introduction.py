@@ -1,5 +1,8 @@
 """How the two ends of a run on two hosts find each other, see that they fit, and agree on the settings.
 
+Where this process was told of keys (``llmdd.security_options``), the two ends know each other by them, and what they
+say is encrypted; without, the prefill end listens as llmdd does: at loopback addresses, unless it is told to be open.
+
 The prefill end listens. The decode end connects and says ``Hello``; the answer is ``Agreed`` or ``Declined``. The
 connection then stays for the whole run. Whoever else connects is sent away, and the wait goes on.
 """
@@ -17,10 +20,17 @@ from importlib.metadata import version
 from multiprocessing.connection import Connection
 from urllib.parse import urlsplit
 
+from llmdd._core.status import LLMException
+from llmdd.link.keys import UnusableKeys
+from llmdd.link.secure_connection import NotAuthenticated
+from llmdd.link.security import LinkSecurity
+from llmdd.security_options import link_security
+
 from .channel import Channel, OtherEndGone
 from .choices import Choices, Disagreement, agree
 from .messages import Agreed, Declined, Hello, UnexpectedMessage
 from .settings import Settings
+from .tunnel import tunnel
 
 HELLO_LIMIT_SECONDS = 5.0
 """Whoever connects has this long to say what belongs here."""
@@ -106,13 +116,21 @@ class Reception:
     Raises
     ------
     CannotMeet
-        One cannot listen there.
+        One cannot listen there, or may not, without keys.
     """
 
     def __init__(self, address: Address) -> None:
+        self._security = _security()
+        self._sent_away = ""
         try:
+            self._security.require_may_listen("llmdd demo", address.host)
             family = socket.AF_INET6 if ipaddress.ip_address(address.host).version == 6 else socket.AF_INET
             self._socket = socket.create_server((address.host, address.port), family=family)
+        except LLMException:
+            raise CannotMeet(
+                f"to listen at {address}, which is not a loopback address, takes keys: --key and --allowed-keys (llmdd "
+                "keys new NAME makes a key); or let anybody in who reaches it: --open-links"
+            ) from None
         except (OSError, ValueError) as error:
             raise CannotMeet(
                 f"cannot listen at {address}: {error}; --listen takes a numeric address of this host, and a free port"
@@ -140,7 +158,11 @@ class Reception:
                 sock, _ = self._socket.accept()
             except TimeoutError:
                 break
-            channel, here, there = _channel_over(sock)
+            try:
+                channel, here, there = _channel_over(sock, self._security, accepts=True)
+            except CannotMeet as reason:
+                self._sent_away = f"; somebody was sent away: {reason}"
+                continue
             try:
                 hello = channel.receive_within(HELLO_LIMIT_SECONDS)
             except (OtherEndGone, UnexpectedMessage):
@@ -152,6 +174,7 @@ class Reception:
         raise CannotMeet(
             f"nobody has called at {self.address} for {seconds:g} seconds: start llmdd demo --role decode --connect "
             f"{self.address} on the other host; if that says that nobody answers, this port is closed to it"
+            f"{self._sent_away}"
         )
 
 
@@ -189,7 +212,8 @@ def call_prefill(address: Address, choices: Choices, seconds: float) -> tuple[Me
     CannotMeet
         It does not answer in time, is none, or does not fit.
     """
-    channel, here, there = _channel_over(_connect(address, seconds))
+    security = _security()
+    channel, here, there = _channel_over(_connect(address, seconds), security, accepts=False)
     try:
         channel.send(Hello("decode", version("llmdd"), choices))
         answer = channel.receive_within(HELLO_LIMIT_SECONDS)
@@ -202,8 +226,16 @@ def call_prefill(address: Address, choices: Choices, seconds: float) -> tuple[Me
         raise CannotMeet(answer.reason)
     raise CannotMeet(
         f"whoever listens at {address} does not answer as the prefill end of a demo does: --connect takes the address "
-        "that llmdd demo --role prefill was told to --listen at"
+        f"that llmdd demo --role prefill was told to --listen at; and this end has {'' if security.keys else 'no '}keys"
+        " (--key, --allowed-keys): the other must, too, or neither"
     )
+
+
+def _security() -> LinkSecurity:
+    try:
+        return link_security({})
+    except LLMException as error:
+        raise CannotMeet(str(error)) from None
 
 
 def _connect(address: Address, seconds: float) -> socket.socket:
@@ -228,8 +260,8 @@ def _connect(address: Address, seconds: float) -> socket.socket:
         time.sleep(CALL_AGAIN_SECONDS)  # the kernel does not tell when somebody begins to listen on another host
 
 
-def _channel_over(sock: socket.socket) -> tuple[Channel, str, str]:
-    """A channel over a connected socket, and the hosts at its two ends."""
+def _channel_over(sock: socket.socket, security: LinkSecurity, *, accepts: bool) -> tuple[Channel, str, str]:
+    """A channel over a connected socket, and the hosts at its two ends; :class:`CannotMeet` if one is a stranger."""
     here, there = sock.getsockname()[0], sock.getpeername()[0]
     sock.settimeout(None)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -238,6 +270,11 @@ def _channel_over(sock: socket.socket) -> tuple[Channel, str, str]:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, SILENT_HOST_SECONDS // 4)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_HOST_SECONDS * 1000)
+    if security.keys is not None:
+        try:
+            sock = tunnel(sock, security.keys, HELLO_LIMIT_SECONDS, accepts=accepts)
+        except (NotAuthenticated, UnusableKeys) as error:
+            raise CannotMeet(f"no link with {there}: {error}") from None
     limit = struct.pack("ll", MESSAGE_LIMIT_SECONDS, 0)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)

@@ -570,6 +570,13 @@ ADDITIONS: dict[str, dict[str, str]] = {
         "remove_cache_keys": "`remove_cache_key` for many keys in one go.",
         "deallocate_many": "`deallocate_cache` for many caches, or their ids, in one go.",
         "pull_many": "`pull_cache` or `pull_blocks` for many keys in one go.",
+        "renew_leases": "Lets the leases of keys end later, of this cluster or of linked ones.",
+        "keep_leases": "Renews the leases of expected keys until they have been pulled.",
+        "let_leases_lapse": "Ends that, of requests that were aborted.",
+        "kept_leases": "The keys whose leases are kept.",
+        "expire_leases": "Drops the keys whose leases are over, without waiting for the node to do so.",
+        "cache_key_lease": "The lease of keys that are bound without one being given, in milliseconds.",
+        "key_counts": "How many keys have gone, by how they went.",
         "pool_usage": "Total, free and page bytes of a pool.",
         "live_caches": "How many caches hold memory.",
         "live_keys": "How many keys are bound.",
@@ -581,8 +588,13 @@ ADDITIONS: dict[str, dict[str, str]] = {
         "closed": "Whether the instance was finalized.",
     },
     "LLMConfig": {
+        "cache_key_lease": "How long keys are bound that nobody renews, in milliseconds; 0, as it is unless set: for ever; "
+        "`llmdd.CacheKeyLease`.",
         "wait_for_memory": "Whether a cache for which its pool has no room waits for it, up to `sync_kv_timeout`; "
         "`llmdd.WaitForMemory`.",
+        "link_key": "This end's private key and certificate (`llmdd.LinkKey`, or `LLMDD_LINK_KEY` in the environment).",
+        "link_allowed_keys": "The certificates of who may link (`llmdd.LinkAllowedKeys`, `LLMDD_LINK_ALLOWED_KEYS`).",
+        "open_links": "Whether anybody may, at any address, without keys (`llmdd.OpenLinks`, `LLMDD_OPEN_LINKS`).",
     },
     "LLMDataDist": {
         "listen_address": "Where links are accepted, with the port that was really taken.",
@@ -593,7 +605,7 @@ INTERNAL: dict[str, frozenset[str]] = {
     "CacheManager": frozenset(
         {
             "abandon", "admit_peer", "admitted_peers", "close", "communicators", "dismiss_peer", "evict_peer", "export",
-            "has_released", "peers", "pin_source", "pool_regions", "read_registered", "reap", "send_to_addresses",
+            "has_released", "lease_keeper", "leases_are_due", "peers", "pin_source", "pool_regions", "read_registered", "reap", "renew_for_peer", "send_to_addresses",
             "send_to_cache", "serve", "stop_waiting", "write_registered",
         }
     ),

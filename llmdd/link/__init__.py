@@ -4,6 +4,11 @@
 ``messages``                every byte that crosses a socket, but for those of a transfer
 ``transfer_messages``       the bytes of a transfer's questions and answers
 ``channel``                 a TCP connection that carries messages
+``connection``              what that connection is: a socket, or what is used as one
+``secure_connection``       one under TLS, whose ends have shown each other their keys
+``keys``                    those keys
+``security``                whether there are any, and where an end may listen
+``readiness``               waiting for a connection
 ``handshake``               how two ends check each other, and by which way bytes will travel between them
 ``refused``                 that one of them does not want the link
 ``local_end``               what a node brings to its links

@@ -24,6 +24,7 @@ from llmdd._core.store import CacheStore
 from llmdd.transport.engine import EngineFailed, Pace, TransferEngine
 from llmdd.transport.staging import STRETCH_BYTES, Inbox, Outbox, StagingAreas
 
+from .connection import Connection
 from .messages import ProtocolError
 from .stretches import ATTEMPTS, Stretches, stretch_count, stretch_size
 from .transfer_messages import (
@@ -95,9 +96,7 @@ class Guest:
     """One peer that asks: its connection, and what it has under way. Lives on the attendance's thread, but for
     :meth:`dismiss`."""
 
-    def __init__(
-        self, attendance: Attendance, sock: socket.socket, engine_peer: str, on_end: Callable[[], None]
-    ) -> None:
+    def __init__(self, attendance: Attendance, sock: Connection, engine_peer: str, on_end: Callable[[], None]) -> None:
         self.socket = sock
         self.engine_peer = engine_peer
         self.on_end = on_end
@@ -169,7 +168,7 @@ class Attendance:
         self._thread = threading.Thread(target=self._run, name=f"llmdd attendance {store.cluster_id}", daemon=True)
         self._thread.start()
 
-    def admit(self, sock: socket.socket, engine_peer: str, on_end: Callable[[], None]) -> Guest:
+    def admit(self, sock: Connection, engine_peer: str, on_end: Callable[[], None]) -> Guest:
         """Serve a peer over a connection, which belongs to the attendance from now on.
 
         ``on_end`` is called, on the attendance's thread, when the peer has hung up or broken the rules.
@@ -314,6 +313,7 @@ class Attendance:
             return
         self._guests[guest.socket.fileno()] = guest
         self._connections.register(guest.socket, select.EPOLLIN)
+        self._guarded(guest, self._hear)  # what came behind the first word, and was received with it
 
     def part_from(self, guest: Guest, done: Callable[[], None]) -> None:
         """On the thread: drop everything that a guest has under way."""

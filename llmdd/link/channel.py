@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from typing import Any, TypeVar, overload
 
 from llmdd.transport.engine import SILENT_HOST_S
 
+from .connection import Connection
+from .keys import Credentials, LinkKeys, UnusableKeys
 from .messages import (
     HEADER,
     MAX_BULK_PAYLOAD,
     MAX_PAYLOAD,
     Message,
     ProtocolError,
+    Refusal,
     decode,
     frame,
     largest_payload,
     payload_length,
 )
+from .readiness import readable
+from .secure_connection import NotAuthenticated, SecureConnection
+
+_logger = logging.getLogger("llmdd.link")
 
 _M = TypeVar("_M")
 _N = TypeVar("_N")
@@ -35,7 +43,7 @@ class ConnectionEnded(ProtocolError):
     """The other end closed the connection where more was to come."""
 
 
-def watch_for_a_dead_host(sock: socket.socket) -> None:
+def watch_for_a_dead_host(sock: Connection) -> None:
     """Have the kernel break a TCP connection whose other end has answered nothing for `SILENT_HOST_S`.
 
     Where nothing is said, the kernel asks whether it is there; where something is, it must be acknowledged. An end that
@@ -56,17 +64,43 @@ class Channel:
     ----------
     owned
         Whether it belongs to a session, which will close it, or has been released.
+    credentials
+        What this end has shown the other, and seen it by; None: the two do not know each other.
+    peer_fingerprint
+        What the other end's key is called, or empty.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
-        self._socket = sock
+        self._socket: Connection = sock
         self._pid = os.getpid()
         self.owned = False
+        self.credentials: Credentials | None = None
+        self.peer_fingerprint = ""
         self._unsent = bytearray()
         self._sending_on: asyncio.AbstractEventLoop | None = None
         self._flushed = asyncio.Event()
         self._flushed.set()
+
+    async def authenticate(self, credentials: Credentials, *, accepts: bool) -> None:
+        """Go on under TLS, with an end that shows a key that is allowed; before anything is said. Not bounded in time.
+
+        Raises
+        ------
+        NotAuthenticated
+            The two do not come to know each other.
+        ConnectionEnded
+            The other end has gone before it has said anything, or the connection broke.
+        """
+        assert isinstance(self._socket, socket.socket)
+        self._socket = secure = SecureConnection(self._socket, credentials, accepts=accepts)
+        try:
+            await secure.authenticate()
+        except NotAuthenticated:
+            raise
+        except (EOFError, OSError) as error:
+            raise ConnectionEnded(f"the connection broke before anything was said: {error}") from None
+        self.credentials, self.peer_fingerprint = credentials, secure.peer_fingerprint
 
     def send(self, message: Message) -> None:
         """Say ``message`` without waiting: what the socket's buffer does not take is sent as the other end listens.
@@ -140,11 +174,13 @@ class Channel:
         return message
 
     async def _exactly(self, size: int) -> bytes:
-        loop = asyncio.get_running_loop()
         received = bytearray()
         while len(received) < size:
             try:
-                part = await loop.sock_recv(self._socket, size - len(received))
+                part = self._socket.recv(size - len(received))
+            except BlockingIOError:
+                await readable(self._socket)
+                continue
             except OSError as error:
                 raise ConnectionEnded(f"the connection broke: {error}") from None
             if not part:
@@ -177,26 +213,79 @@ class Channel:
         """As the function of that name; only on TCP."""
         watch_for_a_dead_host(self._socket)
 
-    def release(self) -> socket.socket:
-        """Give the connection away, as a blocking socket: all said has been sent, and nothing is being received."""
-        sock = socket.socket(fileno=self._socket.detach())
-        sock.setblocking(True)
+    def refuse_in_the_clear(self, refusal: Refusal) -> None:
+        """Say so to an end that speaks TLS where this one does not, or the other way round, as far as it hears it."""
+        sock = self._socket.plain_socket if isinstance(self._socket, SecureConnection) else self._socket
+        try:
+            # What is unread when the connection is closed would take back what is said.
+            while sock.recv(MAX_PAYLOAD):
+                pass
+        except OSError:
+            pass
+        try:
+            sock.send(frame(refusal))
+        except OSError as error:
+            _logger.debug("whoever was refused has gone: %s", error)
+
+    def release(self) -> Connection:
+        """Give the connection away: all said has been sent, and nothing is being received."""
         self.owned = True
-        return sock
+        return self._socket
 
     async def connect_again(self) -> Channel:
-        """Another channel to the same address; ``OSError`` if nobody answers there any more."""
-        return await _connect(self._socket.family, self._socket.getpeername())
+        """Another channel to the same address, and the same peer; ``OSError`` if it does not answer there any more."""
+        assert isinstance(self._socket, (socket.socket, SecureConnection))
+        channel = await _connect(self._socket.family, self._socket.getpeername())
+        if self.credentials is None:
+            return channel
+        await _authenticated(channel, self.credentials)
+        if channel.peer_fingerprint != self.peer_fingerprint:
+            channel.close()
+            raise NotAuthenticated("another than the peer of the link answers there")
+        return channel
 
 
-async def connect(host: str, port: int) -> Channel:
-    """A channel to the numeric address ``host``; ``OSError`` if nobody answers there."""
+async def connect(host: str, port: int, keys: LinkKeys | None = None, like: Credentials | None = None) -> Channel:
+    """A channel to the numeric address ``host``.
+
+    Parameters
+    ----------
+    host, port
+        Where.
+    keys
+        By which the two ends are to know each other, if they are.
+    like
+        Of a connection before: this end shows the key that it has shown there.
+
+    Raises
+    ------
+    OSError
+        Nobody answers there, or not whom the keys allow.
+    """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except UnicodeError as error:
         raise OSError(f"{host!r} is no address: {error}") from None
     family, _, _, _, address = found[0]
-    return await _connect(family, address)
+    if keys is None:
+        return await _connect(family, address)
+    try:
+        credentials = keys.credentials() if like is None else keys.credentials_with_key_of(like)
+    except UnusableKeys as error:
+        raise NotAuthenticated(str(error)) from None
+    return await _authenticated(await _connect(family, address), credentials)
+
+
+async def _authenticated(channel: Channel, credentials: Credentials) -> Channel:
+    try:
+        await channel.authenticate(credentials, accepts=False)
+    except ConnectionEnded as error:
+        channel.close()
+        raise NotAuthenticated(f"{error}; has it keys (link_key, link_allowed_keys), as this end has?") from None
+    except BaseException:
+        channel.close()
+        raise
+    return channel
 
 
 async def _connect(family: int, address: Any) -> Channel:

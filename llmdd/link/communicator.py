@@ -25,6 +25,7 @@ from .local_end import LocalEnd
 from .messages import Commit, CommunicatorTag, Farewell, Identity, Linked, ProtocolError, Refusal
 from .rank_table import addresses_of, canonical
 from .refused import Refused
+from .secure_connection import NotAuthenticated
 from .session import Session
 from .sessions import cancel, part
 
@@ -99,6 +100,7 @@ class Communicator:
         self._changed = changed
         self._sessions: dict[int, Session] = {}
         self._callers: dict[int, tuple[int, int]] = {}
+        self._strangers: dict[int, str] = {}  # why those that answer where a member should are not known
         self._parting: list[Session] = []
         self._complete = asyncio.Event()
         own_rank = agreement.ranks[end.identity.cluster_id]
@@ -131,6 +133,8 @@ class Communicator:
             except asyncio.TimeoutError:
                 missing = sorted(set(self._lower + self._higher).difference(self._sessions))
                 reason = f"{total_time_s} s have passed, the clusters {missing} are not connected"
+                if self._strangers:
+                    reason = f"{reason}: {self._strangers}"
             except OSError as error:
                 reason = f"cannot listen at {self._own_address}: {error}"
                 if attempt < attempts:
@@ -172,15 +176,23 @@ class Communicator:
                     if not refused.for_now:
                         raise
                     _logger.debug("%r: cluster %d: %s", self, cluster_id, refused)
+                except NotAuthenticated as error:
+                    self._note_stranger(cluster_id, str(error))
                 except (ProtocolError, OSError, ValueError, LLMException) as error:
                     _logger.debug("%r: cluster %d: %s", self, cluster_id, error)
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE_S)
 
+    def _note_stranger(self, cluster_id: int, reason: str) -> None:
+        # Keys may be put right while the communicator prepares.
+        level = logging.DEBUG if self._strangers.get(cluster_id) == reason else logging.WARNING
+        self._strangers[cluster_id] = reason
+        _logger.log(level, "%r: cluster %d: %s", self, cluster_id, reason)
+
     async def _connect_to(self, cluster_id: int) -> None:
         end = self._end
         tag = CommunicatorTag(self.agreement.name_digest, self.agreement.digest, self.number)
-        channel = await connect(*self.agreement.addresses[cluster_id])
+        channel = await connect(*self.agreement.addresses[cluster_id], end.security.keys)
         try:
             session = await initiate(channel, end, cluster_id, tag)
         except BaseException:
@@ -226,6 +238,8 @@ class Communicator:
     def _connected(self, session: Session) -> None:
         before = self._sessions.get(session.peer.cluster_id)
         self._sessions[session.peer.cluster_id] = session
+        self._strangers.pop(session.peer.cluster_id, None)
+        session.note_peer()
         if before is not None:
             self._part_from(before)
         self._step("member_connected", all_connected=len(self._sessions) == len(self.agreement.ranks) - 1)

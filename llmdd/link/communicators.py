@@ -63,7 +63,8 @@ class Communicators:
         Raises
         ------
         LLMException
-            ``LLM_PARAM_INVALID``: this cluster is no member, or there are too many; ``LLM_LINK_FAILED``: the rank table
+            ``LLM_PARAM_INVALID``: this cluster is no member, there are too many, or the address at which others call on
+            this member takes keys; ``LLM_LINK_FAILED``: the rank table
             does not tell where the members meet.
         """
         if self._end.identity.cluster_id not in ranks:
@@ -77,6 +78,10 @@ class Communicators:
             agreement = Agreement.of(name, ranks, rank_table)
         except RankTableError as error:
             raise failure("link", LLMStatusCode.LLM_LINK_FAILED, str(error)) from None
+        own_rank = ranks[self._end.identity.cluster_id]
+        if max(ranks.values()) > own_rank:  # others will call on this one
+            host, _ = agreement.addresses[self._end.identity.cluster_id]
+            self._end.security.require_may_listen("link", host)
         number = self._next_number
         self._next_number += 1
         self._living[number] = Communicator(

@@ -17,6 +17,7 @@ from llmdd._core.distant_peer import ExchangeEnded
 from llmdd.transport.engine import EngineFailed, Pace, TransferEngine
 from llmdd.transport.staging import PARTS, STRETCH_BYTES, Inbox, Outbox, StagingAreas
 
+from .connection import Connection
 from .messages import ProtocolError
 from .stretches import ATTEMPTS, Source, Stretches, stretch_count, stretch_size
 from .transfer_messages import (
@@ -86,7 +87,7 @@ class Conversation:
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: Connection,
         engine: TransferEngine,
         engine_peer: str,
         areas: StagingAreas,
@@ -392,7 +393,7 @@ class Conversation:
         ready.poll(left_ns / _NANOSECONDS_OF_A_MILLISECOND)
 
 
-def _polled(sock: socket.socket, event: int) -> select.poll:
+def _polled(sock: Connection, event: int) -> select.poll:
     ready = select.poll()
     try:
         ready.register(sock, event)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable
 
 from llmdd._core.distant_peer import DistantPeer
 from llmdd._core.lease_calls import LeaseCalls
 
 from .channel import Channel
+from .connection import Connection
 from .conversation import Conversation
 from .guest_grant import GuestGrant
 from .messages import Identity, Message, Renew, Renewed
@@ -41,7 +41,7 @@ class DistantSession(Session):
         grant: GuestGrant,
         store: LeaseCalls,
         conversation: Conversation,
-        asking: socket.socket,
+        asking: Connection,
         forget: Callable[[bool], None],
     ) -> None:
         super().__init__(channel, peer, memory, grant)

@@ -20,6 +20,7 @@ from llmdd._core.status import LLMException, LLMStatusCode
 
 from .channel import Channel, connect
 from .handshake import answer, initiate
+from .keys import Credentials
 from .link_table import LinkTable
 from .local_end import LocalEnd
 from .messages import (
@@ -115,7 +116,7 @@ class Endpoint:
     async def _try_to_link(self, target: LinkTarget) -> bool:
         """False if the attempt crossed with one from the other end."""
         self.links.require(target.cluster_id, "link")
-        channel = await _reach(target)
+        channel = await self._reach(target)
         if channel is None:
             self.links.require(target.cluster_id, "link", peer_reachable=False)
             return False
@@ -172,9 +173,23 @@ class Endpoint:
         if session is not None:
             await asyncio.shield(session.let_go())
 
+    async def _reach(self, target: LinkTarget, like: Credentials | None = None) -> Channel | None:
+        """A channel to the target, or None when it does not answer at its address. ``like``: as of ``connect``."""
+        if target.host is None or target.port is None:
+            _logger.warning("cluster %d: no address is given", target.cluster_id)
+            return None
+        try:
+            return await connect(target.host, target.port, self._end.security.keys, like)
+        except OSError as error:
+            _logger.warning(
+                "cluster %d does not answer at %s port %d: %s", target.cluster_id, target.host, target.port, error
+            )
+            return None
+
     async def _tell_to_unlink(self, target: LinkTarget) -> bool:
         """Whether the cluster was reached, and has dropped its end. The link here stays as it is."""
-        channel = await _reach(target)
+        session = self.links[target.cluster_id].session
+        channel = await self._reach(target, None if session is None else session.channel.credentials)
         if channel is None:
             return False
         try:
@@ -195,7 +210,12 @@ class Endpoint:
         """Make the link that another cluster asks for; raises what it is refused with."""
         cluster_id = request.identity.cluster_id
         self._require_room(cluster_id)
-        before = self.links[cluster_id].session
+        link = self.links[cluster_id]
+        before = link.session
+        if link.state == "LINKED" and not _has_same_key(before, channel):
+            raise Refused(
+                LLMStatusCode.LLM_LINK_FAILED, f"cluster {cluster_id} is linked here, and has another key", for_now=True
+            )
         session = await answer(channel, self._end, request)
         try:
             if isinstance(await channel.receive(Commit, Detached), Detached):
@@ -231,6 +251,10 @@ class Endpoint:
         if request.expected_cluster_id != mine:
             raise Refused(LLMStatusCode.LLM_PARAM_INVALID, f"this is cluster {mine}")
         link = self.links[theirs.cluster_id]
+        if not _has_same_key(link.session, channel):
+            raise Refused(
+                LLMStatusCode.LLM_LINK_FAILED, f"the link to cluster {theirs.cluster_id} was made with another key"
+            )
         # A namesake of the cluster that holds a sound link does not speak for it.
         speaks_for_it = link.session is None or link.session.peer.incarnation == theirs.incarnation
         if speaks_for_it or link.state == "BROKEN":
@@ -261,15 +285,6 @@ class Endpoint:
                 self.links.take(cluster_id, "force_unlink")
 
 
-async def _reach(target: LinkTarget) -> Channel | None:
-    """A channel to the target, or None when nobody answers at its address."""
-    if target.host is None or target.port is None:
-        _logger.warning("cluster %d: no address is given", target.cluster_id)
-        return None
-    try:
-        return await connect(target.host, target.port)
-    except OSError as error:
-        _logger.warning(
-            "cluster %d does not answer at %s port %d: %s", target.cluster_id, target.host, target.port, error
-        )
-        return None
+def _has_same_key(session: Session | None, channel: Channel) -> bool:
+    """Whether it is the peer of a session, if there is one, that speaks on another connection."""
+    return session is None or session.channel.peer_fingerprint == channel.peer_fingerprint

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from collections.abc import Callable
 
 from .attendance import Attendance, Guest
+from .connection import Connection
 
 
 class GuestGrant:
@@ -27,7 +27,7 @@ class GuestGrant:
         The peer's name in our engine.
     """
 
-    def __init__(self, attendance: Attendance, sock: socket.socket, engine_peer: str) -> None:
+    def __init__(self, attendance: Attendance, sock: Connection, engine_peer: str) -> None:
         self._attendance = attendance
         self._socket = sock
         self._engine_peer = engine_peer

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import socket
 from contextlib import ExitStack
 from typing import Literal
 
@@ -17,6 +16,7 @@ from llmdd._core.status import LLMStatusCode
 from llmdd.transport.engine import EngineFailed, EngineUnavailable
 
 from .channel import Channel, watch_for_a_dead_host
+from .connection import Connection
 from .conversation import Conversation
 from .distant_session import DistantSession
 from .guest_grant import GuestGrant
@@ -60,7 +60,7 @@ async def answer(channel: Channel, end: LocalEnd, theirs: Identity, kind: str) -
     with ExitStack() as undo:
         engine_peer = await _acquaint(running, theirs, offer)
         undo.callback(running.forget, theirs, False)
-        with end.conversations.expect(token) as expectation:
+        with end.conversations.expect(token, channel.peer_fingerprint) as expectation:
             channel.send(ours)
             asked, asking = await expectation.both()
         undo.callback(asked.close)
@@ -117,7 +117,7 @@ async def _acquaint(running: RunningEngine, theirs: Identity, offer: EngineOffer
         ) from error
 
 
-async def _converse(channel: Channel, token: bytes, asks: Literal["initiator", "acceptor"]) -> socket.socket:
+async def _converse(channel: Channel, token: bytes, asks: Literal["initiator", "acceptor"]) -> Connection:
     """A connection of its own, to the address that the channel leads to."""
     conversation = await channel.connect_again()
     try:
@@ -135,8 +135,8 @@ def _session(
     theirs: Identity,
     running: RunningEngine,
     engine_peer: str,
-    asking: socket.socket,
-    asked: socket.socket,
+    asking: Connection,
+    asked: Connection,
 ) -> DistantSession:
     """The session of an end that asks on the one connection, and is asked on the other."""
     watch_for_a_dead_host(asking)

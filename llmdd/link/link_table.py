@@ -77,6 +77,8 @@ class LinkTable:
                 before.session.evict()
         if before.state != state:
             _logger.info("link to cluster %d: %s -> %s (%s)", cluster_id, before.state, state, event)
+        if session is not None and after.session is session:
+            session.note_peer()
         return before.session
 
     def linked(self) -> dict[int, Peer]:

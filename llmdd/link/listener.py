@@ -7,8 +7,13 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable
 
+from llmdd._core.status import LLMStatusCode
+
 from .channel import Channel
-from .messages import Converse, LinkRequest, ProtocolError, UnlinkRequest
+from .keys import LinkKeys, UnusableKeys
+from .messages import Converse, LinkRequest, ProtocolError, Refusal, SpeaksTLS, UnlinkRequest
+from .refused import Refused
+from .secure_connection import NotAuthenticated, WithoutTLS
 
 _logger = logging.getLogger("llmdd.link")
 
@@ -25,6 +30,9 @@ MAX_REQUESTS = 64
 MAX_WAITING = 448
 
 _BACKLOG = 128
+
+# Strangers are told of once in so long: they come as often as they like.
+_STRANGERS_TOLD_OF_S = 1.0
 
 # After the process ran out of descriptors; the connection stays in the backlog and would otherwise wake us at once.
 _ACCEPT_PAUSE_S = 0.1
@@ -64,11 +72,15 @@ class Listener:
     serve
         Serves one request. The channel is closed afterwards unless a session owns it, or it was released. Cancelled
         when the listener closes.
+    keys
+        By which whoever connects is to be known; None: by nothing.
     """
 
-    def __init__(self, sock: socket.socket, serve: Serve) -> None:
+    def __init__(self, sock: socket.socket, serve: Serve, keys: LinkKeys | None = None) -> None:
         self._socket = sock
         self._serve = serve
+        self._keys = keys
+        self._strangers_told_of = float("-inf")
         self._silent: dict[asyncio.Task[None], None] = {}
         self._requests: set[asyncio.Task[None]] = set()
         self._turns = asyncio.Semaphore(MAX_REQUESTS)
@@ -107,7 +119,7 @@ class Listener:
     def _accept(self) -> None:
         # Not by `sock_accept`: cancelled at the wrong moment it loses the connection that it has just accepted.
         try:
-            sock, _ = self._socket.accept()
+            sock, address = self._socket.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return  # who knocked has gone
         except OSError as error:
@@ -115,22 +127,29 @@ class Listener:
             self._loop.remove_reader(self._socket)
             self._pause = self._loop.call_later(_ACCEPT_PAUSE_S, self._loop.add_reader, self._socket, self._accept)
             return
-        self._admit(Channel(sock))
+        self._admit(Channel(sock), address[0])
 
-    def _admit(self, channel: Channel) -> None:
+    def _admit(self, channel: Channel, host: str) -> None:
         if len(self._silent) >= MAX_SILENT:
             oldest = next(iter(self._silent))
             del self._silent[oldest]
             oldest.cancel()
-        task = asyncio.create_task(self._hear(channel), name="connection")
+        task = asyncio.create_task(self._hear(channel, host), name="connection")
         self._silent[task] = None
         task.add_done_callback(lambda task: self._ended(task, channel))
 
-    async def _hear(self, channel: Channel) -> None:
+    async def _hear(self, channel: Channel, host: str) -> None:
         try:
-            request = await asyncio.wait_for(channel.receive(LinkRequest, UnlinkRequest, Converse), REQUEST_TIMEOUT_S)
+            request = await asyncio.wait_for(self._request(channel), REQUEST_TIMEOUT_S)
         except asyncio.TimeoutError:
             _logger.debug("a connection was dropped: it said nothing for %s s", REQUEST_TIMEOUT_S)
+            return
+        except (NotAuthenticated, UnusableKeys, SpeaksTLS) as error:
+            self._tell_of_stranger(host, error)
+            if isinstance(error, WithoutTLS):
+                channel.refuse_in_the_clear(_refusal("this end speaks only TLS: it has keys"))
+            elif isinstance(error, SpeaksTLS):
+                channel.refuse_in_the_clear(_refusal("this end speaks no TLS, it has no keys"))
             return
         except ProtocolError as error:
             _logger.debug("a connection was dropped: %s", error)
@@ -148,6 +167,18 @@ class Listener:
         async with self._turns:
             await self._serve(channel, request)
 
+    async def _request(self, channel: Channel) -> Request:
+        if self._keys is not None:
+            await channel.authenticate(self._keys.credentials(), accepts=True)
+        return await channel.receive(LinkRequest, UnlinkRequest, Converse)
+
+    def _tell_of_stranger(self, host: str, reason: Exception) -> None:
+        now = self._loop.time()
+        is_told = now - self._strangers_told_of >= _STRANGERS_TOLD_OF_S
+        if is_told:
+            self._strangers_told_of = now
+        _logger.log(logging.WARNING if is_told else logging.DEBUG, "a connection from %s was dropped: %s", host, reason)
+
     def _ended(self, task: asyncio.Task[None], channel: Channel) -> None:
         # Here, and not in the task, because a task cancelled before its first step never runs.
         self._silent.pop(task, None)
@@ -156,3 +187,7 @@ class Listener:
             channel.close()
         if not task.cancelled() and (error := task.exception()) is not None:
             _logger.error("a request failed", exc_info=error)
+
+
+def _refusal(reason: str) -> Refusal:
+    return Refused(LLMStatusCode.LLM_LINK_FAILED, reason).message

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
+from .keys import LinkKeys
 from .listener import Listener, Serve, bind
 
 #: A numeric host and a port.
@@ -17,10 +18,13 @@ class Listeners:
     ----------
     serve
         As of :class:`~llmdd.link.listener.Listener`: it answers what is asked for at any of the addresses.
+    keys
+        As of the same.
     """
 
-    def __init__(self, serve: Serve) -> None:
+    def __init__(self, serve: Serve, keys: LinkKeys | None = None) -> None:
         self._serve = serve
+        self._keys = keys
         self._listeners: dict[Address, Listener] = {}
         self._wanted_by: dict[Address, int] = {}
         self._retired: list[Listener] = []
@@ -32,7 +36,7 @@ class Listeners:
             sock = bind(host, port)
             name = sock.getsockname()
             address = (name[0], name[1])
-            self._listeners[address] = Listener(sock, self._serve)
+            self._listeners[address] = Listener(sock, self._serve, self._keys)
             self._wanted_by[address] = 0
         self._wanted_by[address] += 1
         return address

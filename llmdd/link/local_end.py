@@ -11,6 +11,7 @@ from .listeners import Listeners
 from .messages import Identity
 from .node_engines import NodeEngines
 from .reaper import Reaper
+from .security import LinkSecurity
 from .sessions import Sessions
 
 
@@ -28,6 +29,8 @@ class LocalEnd:
         What reaches its peers on other hosts, and the connections that are to come from there.
     sessions, listeners
         Where the sessions of its links run, and where it can be met.
+    security
+        By what it and its peers know each other.
     """
 
     identity: Identity
@@ -37,3 +40,4 @@ class LocalEnd:
     conversations: ExpectedConversations
     sessions: Sessions
     listeners: Listeners
+    security: LinkSecurity

@@ -32,6 +32,10 @@ on it (``Identity.transport``), an engine moves the bytes; what it needs to know
 The two connections that begin with ``Converse`` lead to the address at which the first has reached the acceptor, and
 belong to the link from then on; what is said on them stands in ``transfer_messages``.
 
+Ends that have keys speak TLS 1.3 on every one of these connections, and all of the above goes on within it. The caller
+says nothing before the other end has said that it is admitted (``secure_connection``). Where only one of the two ends
+has keys, the one that was called on says so by a ``Refusal`` in the clear.
+
 The connection then stays open as the *session* of the link. All that is said on it:
 
 ``Farewell``
@@ -275,6 +279,9 @@ Message: TypeAlias = (
     | Renewed
 )
 
+# A TLS record of a handshake; as a length it would be beyond any bound.
+_BEGINNING_OF_TLS = b"\x16\x03"
+
 _LARGE: dict[type, int] = {Fetched: MAX_BULK_PAYLOAD, Store: MAX_BULK_PAYLOAD, EngineOffer: MAX_OFFER_PAYLOAD}
 
 _encoder = msgspec.msgpack.Encoder()
@@ -283,6 +290,10 @@ _decoder = msgspec.msgpack.Decoder(Message)
 
 class ProtocolError(Exception):
     """What came is not what this protocol says at this point. The connection is of no further use."""
+
+
+class SpeaksTLS(ProtocolError):
+    """The other end begins a TLS handshake, and this end has no keys."""
 
 
 def largest_payload(kind: type) -> int:
@@ -319,6 +330,8 @@ def frame(message: Message) -> bytes:
 def payload_length(header: bytes, largest: int = MAX_PAYLOAD) -> int:
     """The length that ``header`` announces; :class:`ProtocolError` if no frame may be that long here."""
     (length,) = HEADER.unpack(header)
+    if header.startswith(_BEGINNING_OF_TLS):
+        raise SpeaksTLS("it wants TLS: it has keys (link_key, link_allowed_keys), and this end has none")
     if not 0 < length <= largest:
         raise ProtocolError(f"a frame of {length} bytes; at most {largest} are allowed")
     return int(length)

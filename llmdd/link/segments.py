@@ -19,6 +19,7 @@ from types import TracebackType
 from llmdd.transport import local
 
 from .messages import MAX_PAYLOAD, ProtocolError, Segments, decode, encode
+from .readiness import readable
 
 _NAME = "\0llmdd-{}"  # the leading zero makes it an abstract socket
 _CREDENTIALS = struct.Struct("iII")
@@ -64,7 +65,7 @@ class SegmentSocket:
             try:
                 return self._receive_now()
             except BlockingIOError:
-                await _readable(self._socket)
+                await readable(self._socket)
 
     def _receive_now(self) -> Handover:
         space = socket.CMSG_SPACE(local.MAX_SEGMENTS * _FD_SIZE)
@@ -128,7 +129,7 @@ class Rendezvous:
                 # Not by `sock_accept`: cancelled at the wrong moment it loses what it has just accepted.
                 connection, _ = self._socket.accept()
             except BlockingIOError:
-                await _readable(self._socket)
+                await readable(self._socket)
             else:
                 connection.setblocking(False)
                 return SegmentSocket(connection)
@@ -156,19 +157,3 @@ async def come_to(name: str) -> SegmentSocket:
 def _unix_socket() -> socket.socket:
     # Packets, so that a description and its descriptors arrive together or not at all.
     return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-
-
-async def _readable(sock: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    fd = sock.fileno()
-    ready: asyncio.Future[None] = loop.create_future()
-    # By callback, not by `finally`: in a forked child the collector may run a `finally`, and would then take the socket
-    # out of the parent's epoll.
-    ready.add_done_callback(lambda _: loop.remove_reader(fd))
-    loop.add_reader(fd, _wake, ready)
-    await ready
-
-
-def _wake(waiting: asyncio.Future[None]) -> None:
-    if not waiting.done():
-        waiting.set_result(None)

@@ -26,6 +26,7 @@ from .local_end import LocalEnd
 from .node_engines import NodeEngines
 from .reaper import Reaper
 from .reception import Reception
+from .security import LinkSecurity
 from .sessions import Sessions, cancel
 
 #: How long a communicator may prepare, unless it is said otherwise (api §4.2).
@@ -55,6 +56,9 @@ class LinkService:
         How long a communicator may prepare, and the number of attempts that share this time (api §4.2).
     parting_time_s
         How long the other members' transfers may go on when a communicator is dropped.
+    security
+        By what the node and its peers know each other, and where it may listen. :meth:`listen` and
+        :meth:`switch_listener` leave the latter to the caller.
 
     Attributes
     ----------
@@ -76,6 +80,7 @@ class LinkService:
         link_total_time_s: float = DEFAULT_LINK_TOTAL_TIME_S,
         link_attempts: int = 1,
         parting_time_s: float = 1.0,
+        security: LinkSecurity | None = None,
     ) -> None:
         self.peers: dict[int, Peer] = {}
         self.address: Address | None = None
@@ -86,10 +91,13 @@ class LinkService:
         self._store = store
         self._reaper = Reaper(store)
         self._sessions = Sessions()
-        self._listeners = Listeners(self._serve)
+        security = LinkSecurity() if security is None else security
+        self._listeners = Listeners(self._serve, security.keys)
         self._engines = NodeEngines(identity, store)
         conversations = ExpectedConversations()
-        end = LocalEnd(identity, store, self._reaper, self._engines, conversations, self._sessions, self._listeners)
+        end = LocalEnd(
+            identity, store, self._reaper, self._engines, conversations, self._sessions, self._listeners, security
+        )
         self._endpoint = Endpoint(end, self._publish_linked)
         self._communicators = Communicators(
             end,

@@ -114,6 +114,11 @@ class Session:
         self.ended.add_done_callback(lambda _: self._close())
         return self.ended
 
+    def note_peer(self) -> None:
+        """Log whom the link has come to stand with."""
+        if self.channel.peer_fingerprint:
+            _logger.info("cluster %d has the key %s", self.peer.cluster_id, self.channel.peer_fingerprint)
+
     def let_go(self) -> asyncio.Task[None]:
         """Refuse further transfers; when the one in progress has ended, let go of the peer's memory and say so.
 

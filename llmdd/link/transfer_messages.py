@@ -29,7 +29,6 @@ only when those of earlier ones have ended. So what a ``Written`` tells of is th
 
 from __future__ import annotations
 
-import socket
 from collections import deque
 from collections.abc import Iterator
 from enum import IntEnum
@@ -40,6 +39,7 @@ from msgspec import Meta, Raw, Struct
 
 from llmdd.transport.engine import MAX_METADATA
 
+from .connection import Connection
 from .messages import HEADER, ProtocolError, UInt64
 
 #: Bytes of a request that travel on its messages.
@@ -236,7 +236,7 @@ def frame(message: Request | Answer) -> bytes:
 class Unsent:
     """Messages that a connection, which does not block, has not taken yet. Of the first a part may have gone."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: Connection) -> None:
         self._socket = sock
         self._waiting: deque[tuple[Request | Answer, bytes | memoryview]] = deque()
         self._is_in_part = False

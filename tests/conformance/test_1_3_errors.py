@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -50,6 +51,11 @@ def test_status() -> None:
     assert Status(LLMStatusCode.LLM_FAILED).status_code is LLMStatusCode.LLM_FAILED
 
 
+def switch_to_an_address_in_use(datadist: LLMDataDist) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as in_use:
+        datadist.switch_role(LLMRole.DECODER, {"llm.listenIpInfo": f"127.0.0.1:{in_use.getsockname()[1]}"})
+
+
 FAILURES: list[tuple[str, str, Callable[[Any, Any], object]]] = [
     (
         "[allocate_cache]",
@@ -68,7 +74,7 @@ FAILURES: list[tuple[str, str, Callable[[Any, Any], object]]] = [
     (
         "[switch_role]",
         "LLM_FAILED",
-        lambda datadist, desc: datadist.switch_role(LLMRole.DECODER, {"llm.listenIpInfo": "203.0.113.1:1"}),
+        lambda datadist, desc: switch_to_an_address_in_use(datadist),
     ),
     (
         "[LLMDataDist.init]",

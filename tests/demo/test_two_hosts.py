@@ -85,7 +85,10 @@ def prompts(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "0.0.0.0"])
 def test_both_ends_tell_the_same(host: str, prompts: str) -> None:
-    with prefill_command("--json", "--tokens", "4", "--prompts", prompts, host=host) as (prefill_end, address):
+    with prefill_command("--json", "--tokens", "4", "--prompts", prompts, "--open-links", host=host) as (
+        prefill_end,
+        address,
+    ):
         reached_at = address.replace("0.0.0.0", "127.0.0.1")
         decode_status, decode_output, decode_errors = Command(
             "--role", "decode", "--connect", reached_at, "--json"
@@ -178,7 +181,7 @@ def test_bad_arguments_are_explained(arguments: tuple[str, ...], complaint: str)
 
 @pytest.mark.parametrize("listen", ["203.0.113.1:0", "nowhere.invalid:0", "127.0.0.1:65535"])
 def test_where_one_cannot_listen(listen: str) -> None:
-    status, output, errors = Command("--role", "prefill", "--listen", listen).end()
+    status, output, errors = Command("--role", "prefill", "--listen", listen, "--open-links").end()
     assert (status, output) == (1, "")
     assert f"cannot listen at {listen}" in errors
 

@@ -29,16 +29,19 @@ NIXL = ("nixl", "nixl_cu12", "nixl_cu13", "nixl_rocm")
 # Between namespaces of one machine UCX would find other ways than the network.
 ENVIRONMENT = {"UCX_TLS": "tcp"}
 
+# Nobody else reaches the hosts of a test.
+OPEN = {"LLMDD_OPEN_LINKS": "1"}
+
 
 class HostProcess(CommandedProcess):
     """A process on a host, in which any number of nodes live."""
 
-    def __init__(self, host: Host, missing: tuple[str, ...] = ()) -> None:
+    def __init__(self, host: Host, missing: tuple[str, ...] = (), security: dict[str, str] = OPEN) -> None:
         self.host = host
         super().__init__(
             TESTS / "hosts" / "host_process.py",
             {"namespace": host.namespace, "missing": missing},
-            environment=ENVIRONMENT,
+            environment={**ENVIRONMENT, **security},
         )
 
     def open(self, cluster_id: int, *, listens: bool = True, port: int = 0, **settings: Any) -> Node:

@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from link_keys import Key, join, write
 
 from hosts.network import Host, Network
 
@@ -28,12 +30,18 @@ def start(host: Host, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def run(network: Network, *decode_arguments: str) -> dict[str, Any]:
-    """The result of a run on two hosts, which is the same at both ends."""
+def run(network: Network, folder: Path, *decode_arguments: str) -> dict[str, Any]:
+    """The result of a run on two hosts that have keys, which is the same at both ends."""
     owner, puller = network.hosts
     address = f"{owner.address}:{PORT}"
-    prefill = start(owner, "--role", "prefill", "--listen", address, "--json", "--tokens", "6")
-    decode = start(puller, "--role", "decode", "--connect", address, "--json", *decode_arguments)
+    keys = [Key.make("prefill"), Key.make("decode")]
+    allowed = write(folder / "allowed.crt", join(keys))
+    of_prefill, of_decode = (
+        ("--key", write(folder / f"{number}.key", key.text), "--allowed-keys", allowed)
+        for number, key in enumerate(keys)
+    )
+    prefill = start(owner, "--role", "prefill", "--listen", address, "--json", "--tokens", "6", *of_prefill)
+    decode = start(puller, "--role", "decode", "--connect", address, "--json", *of_decode, *decode_arguments)
     results = []
     for end in (decode, prefill):
         output, errors = end.communicate(timeout=LIMIT_SECONDS)
@@ -48,12 +56,12 @@ def run(network: Network, *decode_arguments: str) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("nixl")
-def test_every_token_is_the_one_of_a_single_process(network: Network) -> None:
-    result = run(network)
+def test_every_token_is_the_one_of_a_single_process(network: Network, tmp_path: Path) -> None:
+    result = run(network, tmp_path)
     assert result["tokens"] == 6 * result["requests"]
 
 
 @pytest.mark.usefixtures("nixl")
-def test_prefill_gets_its_memory_back_when_the_decode_process_is_killed(network: Network) -> None:
-    result = run(network, "--kill", "decode")
+def test_prefill_gets_its_memory_back_when_the_decode_process_is_killed(network: Network, tmp_path: Path) -> None:
+    result = run(network, tmp_path, "--kill", "decode")
     assert 0 < result["tokens"] < 6 * 26

@@ -142,11 +142,12 @@ def make_peer() -> Iterator[Callable[..., Peer]]:
         peer.end()
 
 
-def options(**given: str) -> dict[str, str]:
-    """What ``LLMDataDist.init`` takes, with a small pool."""
+def options(*, ours: dict[str, str] | None = None, **given: str) -> dict[str, str]:
+    """What ``LLMDataDist.init`` takes, with a small pool. ``ours``: options that only llmdd has."""
     pool = json.dumps({"memory_size": 1 << 20, "page_shift": 12})
     chosen = {"llm.EnableCacheManager": "1", "llm.MemPoolConfig": pool, "llm.SyncKvCacheWaitTime": "5000"}
-    return {**chosen, **{f"llm.{name}": value for name, value in given.items()}}
+    own = {f"llmdd.{name}": value for name, value in (ours or {}).items()}
+    return {**chosen, **{f"llm.{name}": value for name, value in given.items()}, **own}
 
 
 @pytest.fixture
@@ -154,7 +155,7 @@ def make_instance() -> Iterator[Callable[..., Instance]]:
     """Makes initialised instances in this process, and finalizes them at the end."""
     made: list[Instance] = []
 
-    def make(cluster_id: int, **given: str) -> Instance:
+    def make(cluster_id: int, **given: Any) -> Instance:
         made.append(Instance(cluster_id, options(**given)))
         return made[-1]
 
@@ -179,7 +180,7 @@ class InstanceProcess(CommandedProcess):
 def make_instance_process() -> Iterator[Callable[..., InstanceProcess]]:
     made: list[InstanceProcess] = []
 
-    def make(cluster_id: int, *, without_ptrace: bool = False, **given: str) -> InstanceProcess:
+    def make(cluster_id: int, *, without_ptrace: bool = False, **given: Any) -> InstanceProcess:
         made.append(InstanceProcess(cluster_id, options(**given), without_ptrace))
         return made[-1]
 

@@ -257,7 +257,7 @@ def test_an_address_in_use_for_a_while(make_instance: Make, eventually: Callable
 
 
 def test_an_address_that_is_not_of_this_host(make_instance: Make, eventually: Callable) -> None:
-    member = make_instance(1)
+    member = make_instance(1, ours={"OpenLinks": "1"})
     number = member.link("pool", [1, 2], rank_table(2, ["192.0.2.1", "192.0.2.2"]))
     eventually(lambda: member.status(number) == "FAILED", "nobody can listen there")
 

@@ -124,7 +124,7 @@ def test_the_code_that_is_said_of_a_link_that_stands(make_instance_process: Make
 
 @pytest.mark.parametrize("listening", ["[::1]:0", "127.0.0.1:0", "0.0.0.0:0", "[::]:0"])
 def test_addresses_of_both_kinds(make_instance_process: Make, listening: str) -> None:
-    client, owner = make_instance_process(1), make_instance_process(2, listenIpInfo=listening)
+    client, owner = make_instance_process(1), make_instance_process(2, listenIpInfo=listening, ours={"OpenLinks": "1"})
     host, port = owner.address()
     assert port != 0
     reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

@@ -26,7 +26,7 @@ def link(client: object, server: object, address: tuple[str, int] | None = None)
 
 @pytest.fixture
 def server(make_instance: Make):
-    return make_instance(1, listenIpInfo="127.0.0.1:0")
+    return make_instance(1, listenIpInfo="127.0.0.1:0", ours={"OpenLinks": "1"})
 
 
 @pytest.fixture

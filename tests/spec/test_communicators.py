@@ -363,13 +363,13 @@ def test_link_refuses(cluster: Cluster, error: str, arguments: dict[str, Any], t
 def test_a_server_may_give_the_address(cluster: Cluster) -> None:
     nodes = [start(cluster, 1), start(cluster, 2)]
     servers = [
-        {"server_id": "10.0.0.1", "device": [{"device_id": 0, "rank_id": 0}]},
+        {"server_id": "127.0.0.7", "device": [{"device_id": 0, "rank_id": 0}]},
         {"server_id": "b", "host_ip": "::1", "device": [{"device_port": "77", "rank_id": "1"}]},
     ]
     for node in nodes:
         link(node, ranks=2, table=json.dumps({"server_list": servers}))
     assert states(nodes) == ["OK", "OK"]
-    assert nodes[0].communicators[1].addresses == {1: ("10.0.0.1", 16666), 2: ("::1", 77)}
+    assert nodes[0].communicators[1].addresses == {1: ("127.0.0.7", 16666), 2: ("::1", 77)}
 
 
 def test_ids_that_are_none(cluster: Cluster) -> None:
