@@ -44,6 +44,9 @@ from .report import Report
 MAX_PAYLOAD = 1 << 20
 MAX_TEXT = 16 * 1024
 
+# Of what is wrong with a message, so much is told.
+_LONGEST_REASON = 200
+
 ReqId = Annotated[int, Meta(ge=0, le=MAX_PROMPTS)]
 Token = Annotated[int, Meta(ge=0, lt=2**32)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
@@ -202,7 +205,8 @@ def decode(payload: bytes) -> Message:
     try:
         message: Message = _decoder.decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise UnexpectedMessage(f"not a message: {error}") from None
+        # It may quote the other end, which could write lines of its own into what is shown.
+        raise UnexpectedMessage(f"not a message: {ascii(str(error)[:_LONGEST_REASON])[1:-1]}") from None
     return message
 
 

@@ -588,7 +588,7 @@ ADDITIONS: dict[str, dict[str, str]] = {
         "closed": "Whether the instance was finalized.",
     },
     "LLMConfig": {
-        "cache_key_lease": "How long keys are bound that nobody renews, in milliseconds; 0, as it is unless set: for ever; "
+        "cache_key_lease": "How long keys are bound that nobody renews, in milliseconds; unless it is set, for ever; "
         "`llmdd.CacheKeyLease`.",
         "wait_for_memory": "Whether a cache for which its pool has no room waits for it, up to `sync_kv_timeout`; "
         "`llmdd.WaitForMemory`.",
@@ -604,9 +604,10 @@ ADDITIONS: dict[str, dict[str, str]] = {
 INTERNAL: dict[str, frozenset[str]] = {
     "CacheManager": frozenset(
         {
-            "abandon", "admit_peer", "admitted_peers", "close", "communicators", "dismiss_peer", "evict_peer", "export",
-            "has_released", "lease_keeper", "leases_are_due", "peers", "pin_source", "pool_regions", "read_registered", "reap", "renew_for_peer", "send_to_addresses",
-            "send_to_cache", "serve", "stop_waiting", "write_registered",
+            "abandon", "admit_peer", "admitted_peers", "close", "communicators", "dismiss_peer", "evict_peer",
+            "export", "has_released", "lease_keeper", "leases_are_due", "peers", "pin_source", "pool_regions",
+            "read_registered", "reap", "renew_for_peer", "send_to_addresses", "send_to_cache", "serve",
+            "stop_waiting", "write_registered",
         }
     ),
     "TransferWithCacheKeyConfig": frozenset({"check_lengths"}),

@@ -22,8 +22,9 @@ from llmdd._core.served_transfers import ServedTransfers
 from llmdd._core.status import LLMException
 from llmdd._core.store import CacheStore
 from llmdd.transport.engine import EngineFailed, Pace, TransferEngine
-from llmdd.transport.staging import STRETCH_BYTES, Inbox, Outbox, StagingAreas
+from llmdd.transport.staging import STRETCH_BYTES, Inbox, Outbox, StagingAreas, may_be_area
 
+from .complaints import Complaints
 from .connection import Connection
 from .messages import ProtocolError
 from .stretches import ATTEMPTS, Stretches, stretch_count, stretch_size
@@ -47,6 +48,7 @@ from .transfer_messages import (
 from .wakefulness import Wakefulness
 
 _logger = logging.getLogger("llmdd.link")
+_complaints = Complaints(_logger)
 
 #: How long a request may stand open beyond the patience of who has made it: then it is taken for given up.
 GRACE_S = 1.0
@@ -356,9 +358,9 @@ class Attendance:
             work(guest)
             return
         except (ProtocolError, ValueError) as error:
-            _logger.warning("a conversation is dropped: %s", error)
+            _complaints.warn("the conversation with %s is dropped: %s", guest.engine_peer, error)
         except OSError as error:
-            _logger.debug("a conversation has ended: %s", error)
+            _logger.debug("the conversation with %s has ended: %s", guest.engine_peer, error)
         except LLMException as error:
             _logger.debug("a conversation ends: %s", error)
         except Exception:
@@ -394,7 +396,7 @@ class Attendance:
         guest.unsent.add(answer)
         # Those to requests that were given up may wait there for their reader.
         if guest.unsent.size > MAX_UNSENT:
-            raise ConnectionAbortedError("the peer does not take what it is sent")
+            raise ProtocolError("the peer does not take what it is sent")
         self._send_unsent(guest)
 
     def _send_unsent(self, guest: Guest) -> None:
@@ -432,6 +434,8 @@ class Attendance:
             raise ProtocolError(f"Begin {request.number} while {guest.open.number} is open")
         if request.number <= guest.last_number:
             raise ProtocolError(f"Begin {request.number} after {guest.last_number}")
+        if not may_be_area(request.staging):
+            raise ProtocolError(f"Begin {request.number} says that there is staging memory at {request.staging:#x}")
         guest.last_number = request.number
         if request.metadata:
             self._take_news(guest, request.metadata)
@@ -463,7 +467,7 @@ class Attendance:
             try:
                 begun = self._answer_to(guest, request, served, way, found)
             except EngineFailed as error:
-                _logger.warning("the transfer engine cannot take part: %s", error)
+                _complaints.warn("the transfer engine cannot take part: %s", error)
                 found = [Found(_ENGINE_FAILED, False, 0, 0, 0, False, 0)] * count
                 begun = Begun(request.number, found, Way.NONE, b"", 0, b"")
             if not begun.has_ended(served.pushes):
@@ -507,7 +511,7 @@ class Attendance:
             try:
                 staging, news = guest.inbox.open()
             except EngineFailed as error:
-                _logger.warning("the transfer engine has failed: %s", error)
+                _complaints.warn("the transfer engine has failed: %s", error)
                 way, items = Way.NONE, [replace(item, result=_ENGINE_FAILED) for item in items]
         return Begun(request.number, items, way, data, staging, news)
 
@@ -524,7 +528,7 @@ class Attendance:
                     yield
                 return
             except EngineFailed as error:
-                _logger.warning("the transfer engine has failed, attempt %d of %d: %s", attempt + 1, ATTEMPTS, error)
+                _complaints.warn("the transfer engine has failed, attempt %d of %d: %s", attempt + 1, ATTEMPTS, error)
             while not guest.outbox.is_idle:
                 yield
             stretches.begin_again()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import select
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, overload
 
 from llmdd.transport.engine import SILENT_HOST_S
@@ -187,6 +190,35 @@ class Channel:
                 raise ConnectionEnded("the other end closed the connection")
             received += part
         return bytes(received)
+
+    @contextmanager
+    def while_it_stands(self) -> Iterator[None]:
+        """What is awaited in here ends with :class:`ConnectionEnded` if the other end hangs up. Nothing is received
+        meanwhile."""
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None
+        has_ended = False
+
+        def end() -> None:
+            nonlocal has_ended
+            has_ended = True
+            loop.remove_reader(watch.fileno())
+            task.cancel()
+
+        # An epoll of its own, since the loop's cannot be asked for the end alone, and would wake us for what is said.
+        watch = select.epoll()
+        watch.register(self._socket, select.EPOLLRDHUP)
+        loop.add_reader(watch.fileno(), end)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not has_ended:
+                raise
+            raise ConnectionEnded("the other end hung up meanwhile") from None
+        finally:
+            if os.getpid() == self._pid:
+                loop.remove_reader(watch.fileno())
+            watch.close()
 
     def hang_up(self) -> None:
         """Say no more and listen no more: a pending :meth:`receive` ends."""

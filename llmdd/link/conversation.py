@@ -15,8 +15,9 @@ from typing import Any, Protocol, TypeVar
 
 from llmdd._core.distant_peer import ExchangeEnded
 from llmdd.transport.engine import EngineFailed, Pace, TransferEngine
-from llmdd.transport.staging import PARTS, STRETCH_BYTES, Inbox, Outbox, StagingAreas
+from llmdd.transport.staging import PARTS, STRETCH_BYTES, Inbox, Outbox, StagingAreas, may_be_area
 
+from .complaints import Complaints
 from .connection import Connection
 from .messages import ProtocolError
 from .stretches import ATTEMPTS, Source, Stretches, stretch_count, stretch_size
@@ -42,6 +43,7 @@ from .transfer_messages import (
 from .wakefulness import Wakefulness
 
 _logger = logging.getLogger("llmdd.link")
+_complaints = Complaints(_logger)
 
 _NANOSECONDS_OF_A_MILLISECOND = 1_000_000
 _BLOCK_BYTES = 8
@@ -222,6 +224,8 @@ class Conversation:
 
     def _send_stream(self, begun: Begun, exchange: Exchange, deadline: int) -> None:
         """Write the stretches of a push to the owner, and tell of each."""
+        if not may_be_area(begun.staging):
+            raise self._unsound(f"there is no staging memory at {begun.staging:#x}")
         stretches = Stretches(exchange, self._outbox, begun.staging)
         pace = Pace()
         for attempt in range(ATTEMPTS):
@@ -231,7 +235,7 @@ class Conversation:
                 self._send_stretches(stretches, begun, exchange, deadline, pace)
                 return
             except EngineFailed as error:
-                _logger.warning("the transfer engine has failed, attempt %d of %d: %s", attempt + 1, ATTEMPTS, error)
+                _complaints.warn("the transfer engine has failed, attempt %d of %d: %s", attempt + 1, ATTEMPTS, error)
             while not self._outbox.is_idle:
                 self._look_around(exchange, deadline, pace)
             stretches.begin_again()
@@ -316,7 +320,7 @@ class Conversation:
 
     def _unsound(self, why: str) -> ExchangeEnded:
         """The owner breaks the rules: nothing that it says is heard any more."""
-        _logger.warning("a conversation is dropped: %s", why)
+        _complaints.warn("the conversation with %s is dropped: %s", self._engine_peer, why)
         self.break_off()
         return ExchangeEnded("PEER_UNSOUND")
 

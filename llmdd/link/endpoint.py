@@ -234,12 +234,24 @@ class Endpoint:
 
     def _require_room(self, cluster_id: int) -> None:
         """In two-sided mode the number of links is limited (D65)."""
+        self._forget_broken_links()
         held = self.links.held()
         if not self._identity.remote_accessible and cluster_id not in held and len(held) >= MAX_LINKS:
             raise Refused(
                 LLMStatusCode.LLM_FAILED,
                 f"cluster {self._identity.cluster_id} has {MAX_LINKS} links, that is the limit",
             )
+
+    def _forget_broken_links(self) -> None:
+        """Make room where nobody here has asked for a link: peers that come and go must not keep others out."""
+        held = self.links.held()
+        broken = [cluster_id for cluster_id in held if self._is_left_over(cluster_id)]
+        for cluster_id in broken[: max(0, len(held) + 1 - MAX_LINKS)]:
+            self.links.take(cluster_id, "force_unlink")
+
+    def _is_left_over(self, cluster_id: int) -> bool:
+        link = self.links[cluster_id]
+        return link.state == "BROKEN" and link.session is not None and link.session.was_accepted
 
     def _crossed(self, cluster_id: int, before: Session | None) -> bool:
         ours_counts = cluster_id in self._committing and self._identity.cluster_id < cluster_id

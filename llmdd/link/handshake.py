@@ -26,6 +26,10 @@ from .session import Session
 #: What moves the bytes between two hosts where nobody says otherwise.
 ENGINE_BETWEEN_HOSTS = "nixl"
 
+#: How many sessions a node has when it accepts no more: one for each of 512 links, and of each member of 512
+#: communicators.
+MAX_SESSIONS = 2048
+
 
 def new_identity(cluster_id: int, remote_accessible: bool, transport: str = "") -> Identity:
     """Who a node is, from its initialisation to its end. ``transport``: the engine that it insists on, if any."""
@@ -124,6 +128,12 @@ async def answer(channel: Channel, end: LocalEnd, request: LinkRequest) -> Sessi
     theirs = request.identity
     require_cluster(request, end.identity)
     _require_no_objection(end.identity, theirs)
+    if len(end.sessions) >= MAX_SESSIONS:
+        raise Refused(
+            LLMStatusCode.LLM_FAILED,
+            f"cluster {end.identity.cluster_id} has {MAX_SESSIONS} sessions, that is the limit",
+            for_now=True,
+        )
     engine = engine_between(end.identity, theirs)
     if engine is None:
         return await memory_handover.answer(channel, end, theirs)

@@ -62,7 +62,8 @@ async def answer(channel: Channel, end: LocalEnd, theirs: Identity, kind: str) -
         undo.callback(running.forget, theirs, False)
         with end.conversations.expect(token, channel.peer_fingerprint) as expectation:
             channel.send(ours)
-            asked, asking = await expectation.both()
+            with channel.while_it_stands():
+                asked, asking = await expectation.both()
         undo.callback(asked.close)
         undo.callback(asking.close)
         session = _session(channel, end, theirs, running, engine_peer, asking, asked)

@@ -9,13 +9,15 @@ from collections.abc import Awaitable, Callable
 
 from llmdd._core.status import LLMStatusCode
 
-from .channel import Channel
+from .channel import Channel, ConnectionEnded
+from .complaints import Complaints
 from .keys import LinkKeys, UnusableKeys
 from .messages import Converse, LinkRequest, ProtocolError, Refusal, SpeaksTLS, UnlinkRequest
 from .refused import Refused
 from .secure_connection import NotAuthenticated, WithoutTLS
 
 _logger = logging.getLogger("llmdd.link")
+_complaints = Complaints(_logger)
 
 #: How long a connection may take to say what it wants.
 REQUEST_TIMEOUT_S = 5.0
@@ -123,7 +125,7 @@ class Listener:
         except (BlockingIOError, ConnectionAbortedError):
             return  # who knocked has gone
         except OSError as error:
-            _logger.warning("cannot accept a connection: %s", error)
+            _complaints.warn("cannot accept a connection: %s", error)
             self._loop.remove_reader(self._socket)
             self._pause = self._loop.call_later(_ACCEPT_PAUSE_S, self._loop.add_reader, self._socket, self._accept)
             return
@@ -151,8 +153,11 @@ class Listener:
             elif isinstance(error, SpeaksTLS):
                 channel.refuse_in_the_clear(_refusal("this end speaks no TLS, it has no keys"))
             return
-        except ProtocolError as error:
+        except ConnectionEnded as error:
             _logger.debug("a connection was dropped: %s", error)
+            return
+        except ProtocolError as error:
+            _complaints.warn("a connection was dropped: %s", error)
             return
         task = asyncio.current_task()
         assert task is not None
@@ -161,7 +166,7 @@ class Listener:
             await self._serve(channel, request)  # out of turn: those that are being answered wait for it
             return
         if len(self._requests) >= MAX_REQUESTS + MAX_WAITING:
-            _logger.warning("a request was dropped: %d others came before", len(self._requests))
+            _complaints.warn("a request was dropped: %d others came before", len(self._requests))
             return
         self._requests.add(task)
         async with self._turns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from llmdd._core.store import CacheStore
 from llmdd.transport import local
 
 from .channel import Channel
+from .complaints import Complaints
 from .grant import PinGrant
 from .local_end import LocalEnd
 from .local_session import LocalSession
@@ -20,7 +22,7 @@ from .reaper import Reaper
 from .refused import Refused
 from .segments import Handover, Rendezvous, SegmentSocket, come_to
 
-_logger = logging.getLogger("llmdd.link")
+_complaints = Complaints(logging.getLogger("llmdd.link"))
 
 
 async def initiate(channel: Channel, end: LocalEnd, welcome: Welcome) -> LocalSession:
@@ -43,7 +45,8 @@ async def answer(channel: Channel, end: LocalEnd, theirs: Identity) -> LocalSess
     token = secrets.token_bytes(16)
     with Rendezvous() as rendezvous:
         channel.send(Welcome(end.identity, rendezvous.name, token))
-        connection, handover = await _meet(rendezvous, theirs, token)
+        with channel.while_it_stands():
+            connection, handover = await _meet(rendezvous, theirs, token)
     with connection, closing(handover), _granted(end.store, end.reaper, connection.peer_pid) as grant:
         arena = _attach(handover, connection)
         try:
@@ -58,6 +61,8 @@ async def answer(channel: Channel, end: LocalEnd, theirs: Identity) -> LocalSess
 async def _meet(rendezvous: Rendezvous, theirs: Identity, token: bytes) -> tuple[SegmentSocket, Handover]:
     """Wait for the peer. Anybody else who comes is sent away, and cannot spoil the handshake."""
     while True:
+        # Whoever comes again and again is sent away without a wait: others have their turn in between.
+        await asyncio.sleep(0)
         connection = await rendezvous.accept()
         with ExitStack() as undo:
             undo.callback(connection.close)
@@ -65,12 +70,12 @@ async def _meet(rendezvous: Rendezvous, theirs: Identity, token: bytes) -> tuple
                 _require_process(connection, theirs)
                 handover = undo.enter_context(closing(await connection.receive()))
             except ProtocolError as error:
-                _logger.debug("sent away from a rendezvous: %s", error)
+                _complaints.warn("sent away from a rendezvous: %s", error)
                 continue
             if secrets.compare_digest(handover.segments.token, token):
                 undo.pop_all()
                 return connection, handover
-            _logger.debug("sent away from a rendezvous: wrong token")
+            _complaints.warn("sent away from a rendezvous: wrong token")
 
 
 @contextmanager

@@ -56,7 +56,7 @@ the answer, ``Unlinked``, comes when the other end has let go.
 from __future__ import annotations
 
 import struct
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
@@ -74,6 +74,8 @@ HEADER = struct.Struct("!I")
 
 #: Keys that one message may name.
 MAX_RENEWED = 256
+# Of what is wrong with a message, so much is told.
+_LONGEST_REASON = 200
 
 UInt64 = Annotated[int, Meta(ge=0)]  # MessagePack has none larger
 PeerBit = Annotated[int, Meta(ge=0, lt=PEER_LIMIT)]
@@ -308,14 +310,20 @@ def encode(message: Message) -> bytes:
 
 def decode(payload: bytes) -> Message:
     """The message in ``payload``; :class:`ProtocolError` if there is none."""
-    try:
-        message: Message = _decoder.decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ProtocolError(f"not a message: {error}") from None
+    message: Message = decoded(_decoder, payload)
     largest = largest_payload(type(message))
     if len(payload) > largest:
         raise ProtocolError(f"a {type(message).__name__} of {len(payload)} bytes; at most {largest} are allowed")
     return message
+
+
+def decoded(decoder: msgspec.msgpack.Decoder[Any], payload: Any) -> Any:
+    """What ``decoder`` finds in ``payload``; :class:`ProtocolError` if that is nothing it may find."""
+    try:
+        return decoder.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        # It may quote the peer, who could write lines of his own into our log, or fill it.
+        raise ProtocolError(f"not a message: {ascii(str(error)[:_LONGEST_REASON])[1:-1]}") from None
 
 
 def frame(message: Message) -> bytes:

@@ -9,6 +9,7 @@ from llmdd._core.status import LLMException, LLMStatusCode
 
 from .channel import Channel
 from .communicators import Communicators
+from .complaints import Complaints
 from .endpoint import Endpoint
 from .expected_conversations import ExpectedConversations
 from .listener import Request
@@ -16,6 +17,7 @@ from .messages import Converse, LinkRequest, ProtocolError, UnlinkRequest
 from .refused import Refused
 
 _logger = logging.getLogger("llmdd.link")
+_complaints = Complaints(_logger)
 
 #: How long an acceptor gives a handshake, from the request to the commit.
 HANDSHAKE_TIMEOUT_S = 5.0
@@ -35,7 +37,7 @@ class Reception:
             try:
                 self._conversations.receive(channel, request)
             except ProtocolError as error:
-                _logger.debug("a conversation was sent away: %s", error)
+                _complaints.warn("a conversation was sent away: %s", error)
             return
         try:
             if isinstance(request, UnlinkRequest):
@@ -55,8 +57,8 @@ class Reception:
             refused = Refused(LLMStatusCode.LLM_FAILED, str(error), for_now=True)
         # A member that comes too early asks again and again, and nobody need be told.
         is_member = isinstance(request, LinkRequest) and request.communicator is not None
-        level = logging.DEBUG if is_member and refused.for_now else logging.WARNING
-        _logger.log(level, "refused cluster %d: %s", request.identity.cluster_id, refused)
+        tell = _logger.debug if is_member and refused.for_now else _complaints.warn
+        tell("refused cluster %d: %s", request.identity.cluster_id, refused)
         try:
             channel.send(refused.message)
         except OSError as error:

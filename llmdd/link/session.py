@@ -10,9 +10,11 @@ from typing import Protocol
 from llmdd._core.peer import Peer
 
 from .channel import Channel, ConnectionEnded
+from .complaints import Complaints
 from .messages import Crossed, Detached, Farewell, Identity, Linked, Message, ProtocolError, Refusal
 
 _logger = logging.getLogger("llmdd.link")
+_complaints = Complaints(_logger)
 
 # How soon to look whether a transfer in progress has ended. Transfers take turns without the event loop's knowledge.
 _LOOK_AGAIN_S = 0.002
@@ -69,6 +71,8 @@ class Session:
     ----------
     farewell, promised, gone
         Whether the peer has dropped its end in good order; has promised to transfer no more; is heard no more.
+    was_accepted
+        Whether it was the peer that asked for the link.
     parted
         Set when the peer is gone and, if it has promised, its pins are dropped.
     """
@@ -79,6 +83,7 @@ class Session:
         self.memory = memory
         self.grant = grant
         self.farewell = self.promised = self.gone = False
+        self.was_accepted = False
         self.parted = asyncio.Event()
         self.verdict: asyncio.Future[Linked | Crossed | Refusal] = asyncio.get_running_loop().create_future()
         self.ended: asyncio.Task[None] | None = None
@@ -105,6 +110,7 @@ class Session:
 
     def start(self, owner: SessionOwner, *, initiator: bool) -> asyncio.Task[None]:
         """Listen to the peer, and watch for its death, from now on. Only the initiator hears a :attr:`verdict`."""
+        self.was_accepted = not initiator
         if not initiator:
             self.verdict.cancel()
         self.channel.owned = True
@@ -201,7 +207,7 @@ class Session:
         except ConnectionEnded as error:
             _logger.debug("session with cluster %d: %s", self.peer.cluster_id, error)
         except ProtocolError as error:
-            _logger.warning("session with cluster %d dropped: %s", self.peer.cluster_id, error)
+            _complaints.warn("session with cluster %d dropped: %s", self.peer.cluster_id, error)
         if not self.promised:
             self._peer_is_out_of_reach()
         if not self.verdict.done():
@@ -219,7 +225,8 @@ class Session:
             try:
                 self._take_answer(answer.result())
             except ProtocolError as error:
-                _logger.debug("session with cluster %d: %s", self.peer.cluster_id, error)
+                tell = _logger.debug if isinstance(error, ConnectionEnded) else _complaints.warn
+                tell("session with cluster %d ends: %s", self.peer.cluster_id, error)
                 self._peer_is_out_of_reach()
                 return
 

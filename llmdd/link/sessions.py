@@ -21,6 +21,9 @@ class Sessions:
     def __init__(self) -> None:
         self._running: set[Session] = set()
 
+    def __len__(self) -> int:
+        return len(self._running)
+
     def start(self, session: Session, owner: SessionOwner, *, initiator: bool) -> None:
         """Let a committed session run; ``owner`` is told what happens to it."""
         self._running.add(session)

@@ -40,7 +40,7 @@ from msgspec import Meta, Raw, Struct
 from llmdd.transport.engine import MAX_METADATA
 
 from .connection import Connection
-from .messages import HEADER, ProtocolError, UInt64
+from .messages import HEADER, ProtocolError, UInt64, decoded
 
 #: Bytes of a request that travel on its messages.
 MAX_CARRIED = 64 * 1024
@@ -151,7 +151,7 @@ class LongBegin(Begin, frozen=True, tag="begin"):
     def portions(self, size: int) -> Iterator[list[Wanted]]:
         """As of any ``Begin``; :class:`~.messages.ProtocolError` if an item is none."""
         for begin in range(0, len(self.items), size):
-            yield [_decoded(_items, item) for item in self.items[begin : begin + size]]
+            yield [decoded(_items, item) for item in self.items[begin : begin + size]]
 
 
 class Begun(Struct, frozen=True, tag="begun"):
@@ -306,13 +306,6 @@ class Frames:
             return None
         with memoryview(received) as view, view[HEADER.size : end] as payload:
             # What is not decoded yet needs bytes of its own.
-            message = _decoded(of_long, bytes(payload)) if length > LONG_PAYLOAD else _decoded(decoder, payload)
+            message = decoded(of_long, bytes(payload)) if length > LONG_PAYLOAD else decoded(decoder, payload)
         del received[:end]
         return message
-
-
-def _decoded(decoder: msgspec.msgpack.Decoder[Any], payload: Any) -> Any:
-    try:
-        return decoder.decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ProtocolError(f"not a message: {error}") from None

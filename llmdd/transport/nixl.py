@@ -32,10 +32,11 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 
 from .engine import MAX_METADATA, SILENT_HOST_S, Descriptors, EngineFailed, EngineUnavailable, TransferEngine, Writing
 from .ucx_ports import require_a_free_port
@@ -69,6 +70,7 @@ EFA_DRIVER = "efa"
 WITHOUT_EFA = {"UCX_MODULES": "^efa"}
 
 _VERSION = 2
+ShortText = Annotated[str, Meta(max_length=200)]
 _NOTHING: list[Any] = []
 
 _Region = tuple[int, int]
@@ -77,10 +79,10 @@ _Region = tuple[int, int]
 class _Introduction(msgspec.Struct, array_like=True):
     """What an engine's metadata is: NIXL's own, and what tells damaged or foreign bytes before NIXL reads them."""
 
-    engine: str
+    engine: ShortText
     version: int
-    name: str
-    digest: bytes
+    name: ShortText
+    digest: Annotated[bytes, Meta(max_length=64)]
     blob: bytes
 
 
@@ -462,7 +464,7 @@ def _decoded(metadata: bytes) -> _Introduction:
         raise EngineFailed(f"the peer's metadata has {len(metadata)} bytes, more than {MAX_METADATA}")
     try:
         introduction = msgspec.msgpack.decode(metadata, type=_Introduction)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise EngineFailed(f"the peer's metadata is damaged: {error}") from error
     if (introduction.engine, introduction.version) != (NixlEngine.name, _VERSION):
         raise EngineFailed(

@@ -51,6 +51,11 @@ def address_of_part(address: int, number: int) -> int:
     return address + number * STRETCH_BYTES
 
 
+def may_be_area(address: int) -> bool:
+    """Whether an area, of which only its address is known, can be there."""
+    return address + PARTS * STRETCH_BYTES <= 1 << 64
+
+
 class StagingAreas:
     """The areas of one node. They are registered with its engine until that is closed.
 
