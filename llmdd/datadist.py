@@ -121,6 +121,7 @@ class LLMDataDist:
             link_total_time_s=wanted.link_total_time_s or DEFAULT_LINK_TOTAL_TIME_S,
             link_attempts=wanted.link_retry_count,
             parting_time_s=wanted.sync_kv_timeout_ms / 1000,
+            peer_timeout_ms=wanted.peer_timeout_ms,
         )
         if wanted.listen_address is not None:
             host, port = wanted.listen_address

@@ -10,6 +10,7 @@ from ipaddress import ip_address
 
 from llmdd._core.status import LLMException, LLMStatusCode, MissingArgument, failure, invalid
 from llmdd._core.validation import check_type, check_uint16
+from llmdd.transport.peer_timeout import DEFAULT_PEER_TIMEOUT_MS, MIN_PEER_TIMEOUT_MS
 
 DEFAULT_SYNC_KV_TIMEOUT_MS = 1000
 DEFAULT_PAGE_SHIFT = 16
@@ -40,6 +41,7 @@ class EngineOptions:
     transport: str
     listen_address: tuple[str, int] | None
     sync_kv_timeout_ms: int
+    peer_timeout_ms: int
     link_total_time_s: int
     link_retry_count: int
     device_pool: PoolOptions | None
@@ -90,6 +92,7 @@ class EngineOptions:
             transport="nixl" if backend == "nixl" else "",
             listen_address=listen_address,
             sync_kv_timeout_ms=int(options.get("llm.SyncKvCacheWaitTime", DEFAULT_SYNC_KV_TIMEOUT_MS)),
+            peer_timeout_ms=int(options.get("llmdd.PeerTimeout", DEFAULT_PEER_TIMEOUT_MS)),
             link_total_time_s=int(options.get("llm.LinkTotalTime", 0)),
             link_retry_count=int(options.get("llm.LinkRetryCount", 1)),
             device_pool=_parse_pool("llm.MemPoolConfig", options),
@@ -162,6 +165,11 @@ def _check_values(options: Mapping[str, str], remote: str | None, backend: str |
     timeout = options.get("llm.SyncKvCacheWaitTime", str(DEFAULT_SYNC_KV_TIMEOUT_MS))
     if not _is_digits(timeout) or not 0 < int(timeout) <= INT32_MAX:
         raise _refused(f"llm.SyncKvCacheWaitTime is {timeout!r}, it should be digits, from 1 to {INT32_MAX}")
+    silence = options.get("llmdd.PeerTimeout", str(DEFAULT_PEER_TIMEOUT_MS))
+    if not _is_digits(silence) or not MIN_PEER_TIMEOUT_MS <= int(silence) <= INT32_MAX:
+        raise _refused(
+            f"llmdd.PeerTimeout is {silence!r}, it should be digits, from {MIN_PEER_TIMEOUT_MS} to {INT32_MAX}"
+        )
     retries = options.get("llm.LinkRetryCount", "1")
     if not _is_digits(retries) or not 1 <= int(retries) <= 100:
         raise _refused(f"llm.LinkRetryCount is {retries!r}, it should be from 1 to 100")

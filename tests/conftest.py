@@ -55,7 +55,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture
-def nixl_engine(request: pytest.FixtureRequest) -> Callable[[str], TransferEngine]:
+def nixl_engine(request: pytest.FixtureRequest) -> Callable[[str, int], TransferEngine]:
     """Opens engines of NIXL; skips where they are not asked for, or cannot be had."""
     if not request.config.getoption("--nixl"):
         pytest.skip("only with --nixl")

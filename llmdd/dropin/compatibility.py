@@ -184,7 +184,8 @@ def _options() -> Iterator[str]:
     unset = llmdd.LLMConfig()
     always = unset.generate_options()
     properties = [name for name, each in vars(llmdd.LlmConfig).items() if isinstance(each, property)]
-    if sorted(properties) != sorted([*(option.name for option in OPTIONS), "options"]):
+    known = [*(option.name for option in OPTIONS), *original.ADDITIONS["LLMConfig"], "options"]
+    if sorted(properties) != sorted(known):
         yield f"the properties of LLMConfig are {properties}"
     for option in OPTIONS:
         config = llmdd.LLMConfig()

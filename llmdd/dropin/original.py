@@ -579,6 +579,10 @@ ADDITIONS: dict[str, dict[str, str]] = {
         "remote_accessible": "Whether remote mode is on.",
         "closed": "Whether the instance was finalized.",
     },
+    "LLMConfig": {
+        "peer_timeout": "Within how many milliseconds a peer on another host that is gone is noticed; 30000 if it is "
+        "not set. Becomes `llmdd.PeerTimeout`.",
+    },
     "LLMDataDist": {
         "listen_address": "Where links are accepted, with the port that was really taken.",
         "transports": "How bytes travel to and from each linked cluster: `shared memory`, or `nixl`.",

@@ -7,7 +7,7 @@ import os
 import socket
 from typing import Any, TypeVar, overload
 
-from llmdd.transport.engine import SILENT_HOST_S
+from llmdd.transport.peer_timeout import watch_for_a_dead_host
 
 from .messages import (
     HEADER,
@@ -28,25 +28,9 @@ _O = TypeVar("_O")
 # What may wait to be sent: an answer and a request with a piece of memory each, and the short messages behind them.
 _MAX_UNSENT = 3 * MAX_BULK_PAYLOAD
 
-_PROBES = 4
-
 
 class ConnectionEnded(ProtocolError):
     """The other end closed the connection where more was to come."""
-
-
-def watch_for_a_dead_host(sock: socket.socket) -> None:
-    """Have the kernel break a TCP connection whose other end has answered nothing for `SILENT_HOST_S`.
-
-    Where nothing is said, the kernel asks whether it is there; where something is, it must be acknowledged. An end that
-    is there and knows nothing of the connection says so to the first such question, after a third of that time.
-    """
-    before_probes = max(1, SILENT_HOST_S // 3)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, before_probes)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, (SILENT_HOST_S - before_probes) // _PROBES))
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_HOST_S * 1000)
 
 
 class Channel:
@@ -173,9 +157,9 @@ class Channel:
         """Close the socket and leave the connection to the process that this one was forked from."""
         self._socket.close()
 
-    def watch_for_a_dead_host(self) -> None:
+    def watch_for_a_dead_host(self, peer_timeout_ms: int) -> None:
         """As the function of that name; only on TCP."""
-        watch_for_a_dead_host(self._socket)
+        watch_for_a_dead_host(self._socket, peer_timeout_ms)
 
     def release(self) -> socket.socket:
         """Give the connection away, as a blocking socket: all said has been sent, and nothing is being received."""

@@ -15,8 +15,9 @@ from typing import Literal
 from llmdd._core.distant_peer import DistantPeer
 from llmdd._core.status import LLMStatusCode
 from llmdd.transport.engine import EngineFailed, EngineUnavailable
+from llmdd.transport.peer_timeout import watch_for_a_dead_host
 
-from .channel import Channel, watch_for_a_dead_host
+from .channel import Channel
 from .conversation import Conversation
 from .distant_session import DistantSession
 from .guest_grant import GuestGrant
@@ -29,7 +30,7 @@ from .refused import Refused
 async def initiate(channel: Channel, end: LocalEnd, welcome: Welcome, kind: str) -> DistantSession:
     """The initiator's part, with an engine of that kind; raises as :func:`llmdd.link.handshake.initiate` does."""
     theirs = welcome.identity
-    channel.watch_for_a_dead_host()
+    channel.watch_for_a_dead_host(end.peer_timeout_ms)
     try:
         running, ours = await _opened(end, theirs, kind)
     except Refused as refused:
@@ -44,7 +45,7 @@ async def initiate(channel: Channel, end: LocalEnd, welcome: Welcome, kind: str)
         undo.callback(asking.close)
         asked = await _converse(channel, welcome.token, "acceptor")
         undo.callback(asked.close)
-        session = _session(channel, theirs, running, engine_peer, asking, asked)
+        session = _session(channel, end, theirs, running, engine_peer, asking, asked)
         undo.pop_all()
         return session
 
@@ -52,7 +53,7 @@ async def initiate(channel: Channel, end: LocalEnd, welcome: Welcome, kind: str)
 async def answer(channel: Channel, end: LocalEnd, theirs: Identity, kind: str) -> DistantSession:
     """The acceptor's part, from the welcome on; raises as :func:`initiate` does."""
     token = secrets.token_bytes(16)
-    channel.watch_for_a_dead_host()
+    channel.watch_for_a_dead_host(end.peer_timeout_ms)
     end.engines.prepare(kind)
     channel.send(Welcome(end.identity, "", token))
     offer = await _offer_of_peer(channel)
@@ -65,7 +66,7 @@ async def answer(channel: Channel, end: LocalEnd, theirs: Identity, kind: str) -
             asked, asking = await expectation.both()
         undo.callback(asked.close)
         undo.callback(asking.close)
-        session = _session(channel, theirs, running, engine_peer, asking, asked)
+        session = _session(channel, end, theirs, running, engine_peer, asking, asked)
         undo.pop_all()
         return session
 
@@ -131,6 +132,7 @@ async def _converse(channel: Channel, token: bytes, asks: Literal["initiator", "
 
 def _session(
     channel: Channel,
+    end: LocalEnd,
     theirs: Identity,
     running: RunningEngine,
     engine_peer: str,
@@ -138,8 +140,8 @@ def _session(
     asked: socket.socket,
 ) -> DistantSession:
     """The session of an end that asks on the one connection, and is asked on the other."""
-    watch_for_a_dead_host(asking)
-    watch_for_a_dead_host(asked)
+    for sock in (asking, asked):
+        watch_for_a_dead_host(sock, end.peer_timeout_ms)
     attendance = running.attendance
     conversation = Conversation(asking, running.engine, engine_peer, attendance.areas, attendance.receive_late)
     memory = DistantPeer(conversation, theirs.remote_accessible)

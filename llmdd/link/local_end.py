@@ -28,6 +28,8 @@ class LocalEnd:
         What reaches its peers on other hosts, and the connections that are to come from there.
     sessions, listeners
         Where the sessions of its links run, and where it can be met.
+    peer_timeout_ms
+        How long a peer on another host may answer nothing before it is taken to be gone.
     """
 
     identity: Identity
@@ -37,3 +39,4 @@ class LocalEnd:
     conversations: ExpectedConversations
     sessions: Sessions
     listeners: Listeners
+    peer_timeout_ms: int

@@ -14,6 +14,7 @@ from llmdd._core.enumerations import RegisterMemStatus
 from llmdd._core.peer import Peer
 from llmdd._core.status import LLMException, LLMStatusCode
 from llmdd._core.store import CacheStore
+from llmdd.transport.peer_timeout import DEFAULT_PEER_TIMEOUT_MS
 
 from .channel import Channel
 from .communicators import Communicators
@@ -55,6 +56,8 @@ class LinkService:
         How long a communicator may prepare, and the number of attempts that share this time (api §4.2).
     parting_time_s
         How long the other members' transfers may go on when a communicator is dropped.
+    peer_timeout_ms
+        How long a peer on another host may answer nothing before it is taken to be gone.
 
     Attributes
     ----------
@@ -76,6 +79,7 @@ class LinkService:
         link_total_time_s: float = DEFAULT_LINK_TOTAL_TIME_S,
         link_attempts: int = 1,
         parting_time_s: float = 1.0,
+        peer_timeout_ms: int = DEFAULT_PEER_TIMEOUT_MS,
     ) -> None:
         self.peers: dict[int, Peer] = {}
         self.address: Address | None = None
@@ -87,9 +91,18 @@ class LinkService:
         self._reaper = Reaper(store)
         self._sessions = Sessions()
         self._listeners = Listeners(self._serve)
-        self._engines = NodeEngines(identity, store)
+        self._engines = NodeEngines(identity, store, peer_timeout_ms)
         conversations = ExpectedConversations()
-        end = LocalEnd(identity, store, self._reaper, self._engines, conversations, self._sessions, self._listeners)
+        end = LocalEnd(
+            identity,
+            store,
+            self._reaper,
+            self._engines,
+            conversations,
+            self._sessions,
+            self._listeners,
+            peer_timeout_ms,
+        )
         self._endpoint = Endpoint(end, self._publish_linked)
         self._communicators = Communicators(
             end,
