@@ -19,6 +19,7 @@ from llmdd._core.validation import check_elements, check_int32, check_type, chec
 from llmdd.cache_manager import CacheManager
 from llmdd.cluster_info import LLMClusterInfo, address_text
 from llmdd.communicator_arguments import check_link_arguments
+from llmdd.counters import Counters
 from llmdd.link import DEFAULT_LINK_TOTAL_TIME_S, Address, LinkService, LinkTarget
 from llmdd.options import EngineOptions, PoolOptions, parse_listen_address
 
@@ -201,6 +202,28 @@ class LLMDataDist:
         return {
             cluster_id: "shared memory" if isinstance(peer, PeerArena) else "nixl" for cluster_id, peer in peers.items()
         }
+
+    @property
+    def counters(self) -> Counters:
+        """What this instance has gone through since ``init``.
+
+        Raises
+        ------
+        LLMException
+            ``LLM_ENGINE_FINALIZED``: the instance was finalized.
+
+        Examples
+        --------
+        >>> config = LLMConfig()
+        >>> config.enable_cache_manager = True
+        >>> with LLMDataDist(LLMRole.PROMPT, cluster_id=1) as instance:
+        ...     instance.init(config.generate_options())
+        ...     instance.counters
+        Counters(failed_transfers={}, links_lost=0, pins_dropped=0, reads_evicted=0)
+        """
+        counts = self._require_ready().counts
+        failed_transfers = self.cache_manager.failed_transfers.by_status()
+        return Counters(failed_transfers, counts.links_lost, counts.pins_dropped, counts.reads_evicted)
 
     def link_clusters(
         self, clusters: Sequence[LLMClusterInfo], timeout: int = DEFAULT_LINK_TIMEOUT_MS

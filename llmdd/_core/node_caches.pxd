@@ -16,6 +16,7 @@ cdef class NodeCaches:
     # Kept by the links; read in a critical section.
     cdef public dict peers         # cluster id -> Peer; replaced, never modified
     cdef public int communicators  # how many live
+    cdef readonly object failed_transfers
     cdef uint64_t[PEER_WORDS] admitted   # one bit for each pin bit given to a peer
     cdef Cache make(self, str tag, CacheDesc desc, Allocation *request, tuple keys, list addresses)
     cdef int describe(self, CacheDesc desc, Allocation *request) except -1

@@ -585,6 +585,7 @@ ADDITIONS: dict[str, dict[str, str]] = {
     },
     "LLMDataDist": {
         "listen_address": "Where links are accepted, with the port that was really taken.",
+        "counters": "Transfers that failed, by code; links lost; pins dropped for peers that are gone; reads evicted.",
         "transports": "How bytes travel to and from each linked cluster: `shared memory`, or `nixl`.",
     },
 }
@@ -592,8 +593,8 @@ INTERNAL: dict[str, frozenset[str]] = {
     "CacheManager": frozenset(
         {
             "abandon", "admit_peer", "admitted_peers", "close", "communicators", "dismiss_peer", "evict_peer", "export",
-            "has_released", "peers", "pin_source", "pool_regions", "read_registered", "reap", "send_to_addresses",
-            "send_to_cache", "serve", "write_registered",
+            "failed_transfers", "has_released", "peers", "pin_source", "pool_regions", "read_registered", "reap",
+            "send_to_addresses", "send_to_cache", "serve", "write_registered",
         }
     ),
     "TransferWithCacheKeyConfig": frozenset({"check_lengths"}),

@@ -7,7 +7,7 @@ import os
 import socket
 from typing import Any, TypeVar, overload
 
-from llmdd.transport.peer_timeout import watch_for_a_dead_host
+from llmdd.transport.peer_timeout import probing, watch_for_a_dead_host
 
 from .messages import (
     HEADER,
@@ -47,6 +47,7 @@ class Channel:
         self._socket = sock
         self._pid = os.getpid()
         self.owned = False
+        self._silence_s = 0
         self._unsent = bytearray()
         self._sending_on: asyncio.AbstractEventLoop | None = None
         self._flushed = asyncio.Event()
@@ -129,6 +130,8 @@ class Channel:
         while len(received) < size:
             try:
                 part = await loop.sock_recv(self._socket, size - len(received))
+            except TimeoutError:
+                raise ConnectionEnded(f"its host has answered nothing for {self._silence_s} s") from None
             except OSError as error:
                 raise ConnectionEnded(f"the connection broke: {error}") from None
             if not part:
@@ -160,6 +163,7 @@ class Channel:
     def watch_for_a_dead_host(self, peer_timeout_ms: int) -> None:
         """As the function of that name; only on TCP."""
         watch_for_a_dead_host(self._socket, peer_timeout_ms)
+        self._silence_s = probing(peer_timeout_ms).total_s
 
     def release(self) -> socket.socket:
         """Give the connection away, as a blocking socket: all said has been sent, and nothing is being received."""

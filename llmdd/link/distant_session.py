@@ -67,6 +67,9 @@ class DistantSession(Session):
         except RuntimeError:
             return  # the loop has ended, and the session with it
 
+    def _sign_of_death(self) -> str:
+        return "one of its connections has ended"
+
     def _peer_is_out_of_reach(self) -> None:
         self.memory.break_off()
 

@@ -145,7 +145,7 @@ def _session(
     attendance = running.attendance
     conversation = Conversation(asking, running.engine, engine_peer, attendance.areas, attendance.receive_late)
     memory = DistantPeer(conversation, theirs.remote_accessible)
-    grant = GuestGrant(running.attendance, asked, engine_peer)
+    grant = GuestGrant(running.attendance, asked, engine_peer, end.counts)
     return DistantSession(
         channel, theirs, memory, grant, conversation, asking, lambda linked: running.forget(theirs, linked)
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from llmdd._core.store import CacheStore
 
 from .expected_conversations import ExpectedConversations
+from .link_counts import LinkCounts
 from .listeners import Listeners
 from .messages import Identity
 from .node_engines import NodeEngines
@@ -30,6 +31,8 @@ class LocalEnd:
         Where the sessions of its links run, and where it can be met.
     peer_timeout_ms
         How long a peer on another host may answer nothing before it is taken to be gone.
+    counts
+        What its links have gone through.
     """
 
     identity: Identity
@@ -40,3 +43,4 @@ class LocalEnd:
     sessions: Sessions
     listeners: Listeners
     peer_timeout_ms: int
+    counts: LinkCounts

@@ -21,6 +21,7 @@ from .communicators import Communicators
 from .endpoint import Endpoint, LinkTarget
 from .expected_conversations import ExpectedConversations
 from .handshake import new_identity
+from .link_counts import LinkCounts
 from .listener import Request
 from .listeners import Address, Listeners
 from .local_end import LocalEnd
@@ -67,6 +68,8 @@ class LinkService:
         same.
     address
         Where the node listens, or None.
+    counts
+        What its links have gone through until now.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class LinkService:
         identity = new_identity(cluster_id, remote_accessible, transport)
         self.incarnation = identity.incarnation
         self._store = store
+        self.counts = LinkCounts()
         self._reaper = Reaper(store)
         self._sessions = Sessions()
         self._listeners = Listeners(self._serve)
@@ -102,6 +106,7 @@ class LinkService:
             self._sessions,
             self._listeners,
             peer_timeout_ms,
+            self.counts,
         )
         self._endpoint = Endpoint(end, self._publish_linked)
         self._communicators = Communicators(

@@ -10,6 +10,7 @@ from typing import Protocol
 from llmdd._core.peer import Peer
 
 from .channel import Channel, ConnectionEnded
+from .link_counts import LinkCounts
 from .messages import Crossed, Detached, Farewell, Identity, Linked, Message, ProtocolError, Refusal
 
 _logger = logging.getLogger("llmdd.link")
@@ -33,12 +34,20 @@ class Grant(Protocol):
 
     Attributes
     ----------
-    returned
-        Set when nothing that the peer has asked for, or takes, holds memory any more.
+    counts
+        What the links of this node have gone through.
+    settled, returned
+        Set when the pins that could be dropped have been; when nothing that the peer has asked for, or takes, holds
+        memory any more.
+    pins_dropped, reads_evicted
+        How many pins were dropped, and how many of a peer that lives hold nothing any more.
     """
 
-    @property
-    def returned(self) -> asyncio.Event: ...
+    counts: LinkCounts
+    settled: asyncio.Event
+    returned: asyncio.Event
+    pins_dropped: int
+    reads_evicted: int
 
     def watch(self, on_death: Callable[[], None], /) -> None:
         """The link is committed; ``on_death`` is to be called when the peer has died, or left without a word."""
@@ -48,6 +57,9 @@ class Grant(Protocol):
 
     def evict(self) -> None:
         """The link is down: what the peer reads is not held for it any more. Again is nothing."""
+
+    def lose(self) -> None:
+        """The peer is heard no more: what it has pinned is not held for it, as far as it touches nothing itself."""
 
     def withdraw(self) -> None:
         """End a grant that was never used."""
@@ -83,6 +95,8 @@ class Session:
         self.verdict: asyncio.Future[Linked | Crossed | Refusal] = asyncio.get_running_loop().create_future()
         self.ended: asyncio.Task[None] | None = None
         self._letting_go: asyncio.Task[None] | None = None
+        self._has_died = False
+        self._why_gone = ""
 
     @property
     def has_ended(self) -> bool:
@@ -154,8 +168,14 @@ class Session:
         self.say(Detached())
 
     def _peer_died(self) -> None:
+        self._has_died = True
+        self._why_gone = self._why_gone or self._sign_of_death()
         self._give_back()
         self.channel.hang_up()
+
+    def _sign_of_death(self) -> str:
+        """How the death of the peer shows, beside the end of the connection."""
+        return "its process has ended"
 
     def _give_back(self) -> None:
         """The peer transfers no more."""
@@ -176,12 +196,26 @@ class Session:
             self.parted.set()
             await answers
         else:
-            self.evict()
+            self.grant.lose()
         self.parted.set()
         await asyncio.shield(letting_go)
         await self.channel.flush()
         self.channel.close()
+        if not self.promised:
+            await self._tell_what_is_lost()
         await self.grant.returned.wait()
+
+    async def _tell_what_is_lost(self) -> None:
+        """Once what the peer has pinned is held no longer, as far as that can be."""
+        grant, peer = self.grant, self.peer
+        await (grant.returned if self._has_died else grant.settled).wait()
+        grant.counts.pins_dropped += grant.pins_dropped
+        held = f"{grant.pins_dropped} pins were dropped"
+        if not grant.returned.is_set():
+            held = f"{grant.reads_evicted} reads were evicted, and what it writes to is held: its process lives"
+        _logger.warning(
+            "cluster %d (incarnation %016x) is gone: %s; %s", peer.cluster_id, peer.incarnation, self._why_gone, held
+        )
 
     def _close(self) -> None:
         self.channel.close()
@@ -194,9 +228,9 @@ class Session:
                 # What carries memory comes when the link stands, and not before.
                 self._take(await self.channel.receive(bulk=self.verdict.done()), owner)
         except ConnectionEnded as error:
-            _logger.debug("session with cluster %d: %s", self.peer.cluster_id, error)
+            self._why_gone = self._why_gone or str(error)
         except ProtocolError as error:
-            _logger.warning("session with cluster %d dropped: %s", self.peer.cluster_id, error)
+            self._why_gone = self._why_gone or f"it has broken the rules: {error}"
         if not self.promised:
             self._peer_is_out_of_reach()
         if not self.verdict.done():
