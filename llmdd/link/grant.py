@@ -48,9 +48,9 @@ class PinGrant:
         except BaseException:
             os.close(self._pidfd)
             raise
-        self.pins_dropped = self.reads_evicted = 0
+        self.pins_lost = 0
         self.settled, self.returned = asyncio.Event(), asyncio.Event()
-        self._given_back = self._evicted = False
+        self._given_back = self._evicted = self._lost = False
 
     def watch(self, on_death: Callable[[], None]) -> None:
         """Call ``on_death`` when the peer's process ends: it transfers no more."""
@@ -75,21 +75,24 @@ class PinGrant:
 
     def lose(self) -> None:
         """The peer is heard no more. If its process lives, it may read and write still."""
+        self._lost = not self._evicted
         self.evict()
 
     def _evicted_are(self, reads: int) -> None:
         self._loop.call_soon_threadsafe(self._note_evicted, reads)
 
     def _note_evicted(self, reads: int) -> None:
-        self.reads_evicted = reads
-        self.counts.reads_evicted += reads
+        if self._lost:
+            self.pins_lost += reads
+        else:
+            self.counts.reads_evicted += reads
         self.settled.set()
 
     def _arrived(self, pins: int) -> None:
         self._loop.call_soon_threadsafe(self._note_returned, pins)
 
     def _note_returned(self, pins: int) -> None:
-        self.pins_dropped = pins
+        self.pins_lost += pins
         self.settled.set()
         self.returned.set()
 

@@ -38,7 +38,7 @@ class GuestGrant:
         self._owner = os.getpid()
         self._loop = asyncio.get_running_loop()
         self._guest: Guest | None = None
-        self.pins_dropped = self.reads_evicted = 0
+        self.pins_lost = 0
         self.settled, self.returned = asyncio.Event(), asyncio.Event()
         self._given_back = self._evicted = False
 
@@ -59,10 +59,9 @@ class GuestGrant:
 
     def _note_returned(self, pins: int) -> None:
         if self._evicted:
-            self.reads_evicted = pins
             self.counts.reads_evicted += pins
         else:
-            self.pins_dropped = pins
+            self.pins_lost = pins
         self.settled.set()
         self.returned.set()
 

@@ -18,6 +18,9 @@ _logger = logging.getLogger("llmdd.link")
 # How soon to look whether a transfer in progress has ended. Transfers take turns without the event loop's knowledge.
 _LOOK_AGAIN_S = 0.002
 
+# A process that dies closes its connections first. If the kernel has not told of its end for so long, it lives.
+_DYING_TIME_S = 1.0
+
 
 class SessionOwner(Protocol):
     """Who is told what happens to a session. Called on the event loop."""
@@ -39,15 +42,14 @@ class Grant(Protocol):
     settled, returned
         Set when the pins that could be dropped have been; when nothing that the peer has asked for, or takes, holds
         memory any more.
-    pins_dropped, reads_evicted
-        How many pins were dropped, and how many of a peer that lives hold nothing any more.
+    pins_lost
+        How many pins hold nothing any more because the peer is gone, or heard no more, and not because it was evicted.
     """
 
     counts: LinkCounts
     settled: asyncio.Event
     returned: asyncio.Event
-    pins_dropped: int
-    reads_evicted: int
+    pins_lost: int
 
     def watch(self, on_death: Callable[[], None], /) -> None:
         """The link is committed; ``on_death`` is to be called when the peer has died, or left without a word."""
@@ -95,7 +97,6 @@ class Session:
         self.verdict: asyncio.Future[Linked | Crossed | Refusal] = asyncio.get_running_loop().create_future()
         self.ended: asyncio.Task[None] | None = None
         self._letting_go: asyncio.Task[None] | None = None
-        self._has_died = False
         self._why_gone = ""
 
     @property
@@ -168,7 +169,6 @@ class Session:
         self.say(Detached())
 
     def _peer_died(self) -> None:
-        self._has_died = True
         self._why_gone = self._why_gone or self._sign_of_death()
         self._give_back()
         self.channel.hang_up()
@@ -187,6 +187,8 @@ class Session:
     async def _run(self, owner: SessionOwner) -> None:
         await self._hear(owner)
         self.gone = True
+        if not self.promised:
+            self.grant.lose()  # before its link is taken down, which would evict it as a peer that lives
         owner.peer_gone(self)
         letting_go = self.let_go()
         if self.promised:
@@ -195,8 +197,6 @@ class Session:
             await self.grant.returned.wait()
             self.parted.set()
             await answers
-        else:
-            self.grant.lose()
         self.parted.set()
         await asyncio.shield(letting_go)
         await self.channel.flush()
@@ -208,14 +208,21 @@ class Session:
     async def _tell_what_is_lost(self) -> None:
         """Once what the peer has pinned is held no longer, as far as that can be."""
         grant, peer = self.grant, self.peer
-        await (grant.returned if self._has_died else grant.settled).wait()
-        grant.counts.pins_dropped += grant.pins_dropped
-        held = f"{grant.pins_dropped} pins were dropped"
-        if not grant.returned.is_set():
-            held = f"{grant.reads_evicted} reads were evicted, and what it writes to is held: its process lives"
-        _logger.warning(
-            "cluster %d (incarnation %016x) is gone: %s; %s", peer.cluster_id, peer.incarnation, self._why_gone, held
-        )
+        told = "cluster %d (incarnation %016x) is gone: %s; "
+        try:
+            await asyncio.wait_for(grant.returned.wait(), _DYING_TIME_S)
+        except asyncio.TimeoutError:
+            await grant.settled.wait()
+            evicted = grant.pins_lost
+            grant.counts.reads_evicted += evicted
+            told += "%d reads were evicted, and what it writes to is held, because its process lives"
+            _logger.warning(told, peer.cluster_id, peer.incarnation, self._why_gone, evicted)
+            await grant.returned.wait()
+            grant.counts.pins_dropped += grant.pins_lost - evicted
+        else:
+            grant.counts.pins_dropped += grant.pins_lost
+            told += "%d pins were dropped"
+            _logger.warning(told, peer.cluster_id, peer.incarnation, self._why_gone, grant.pins_lost)
 
     def _close(self) -> None:
         self.channel.close()
