@@ -21,6 +21,7 @@ import pytest
 from llmdd import LLMClusterInfo, LLMConfig, LLMDataDist, LLMRole, LLMStatusCode
 from llmdd.transport.engine import EngineUnavailable, TransferEngine
 from llmdd.transport.engines import ENGINES
+from llmdd.transport.peer_timeout import DEFAULT_PEER_TIMEOUT_MS
 
 PROCESSES = Path(__file__).parent / "processes"
 TRANSPORT = Path(__file__).parent / "transport"
@@ -60,7 +61,7 @@ def nixl_engine(request: pytest.FixtureRequest) -> Callable[[str, int], Transfer
     if not request.config.getoption("--nixl"):
         pytest.skip("only with --nixl")
     try:
-        ENGINES["nixl"]("trial").close()
+        ENGINES["nixl"]("trial", DEFAULT_PEER_TIMEOUT_MS).close()
     except EngineUnavailable as error:
         pytest.skip(str(error))
     return ENGINES["nixl"]
