@@ -11,6 +11,7 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "explore": ("explorer", [], "visit every state of a small cluster and check every promise"),
     "interleavings": ("interleavings", [], "visit every interleaving of one-sided transfers, and every crash"),
     "protocol": ("protocol_page", [], "explore the protocol and write its page of the documentation"),
+    "incarnations": ("incarnations", [], "visit every order in which a cluster is started anew under its links"),
     "conversations": ("conversations", [], "visit every order of the conversation of two hosts, with every fault"),
     "conversation": ("conversation_page", [], "explore the conversation and write its page of the documentation"),
     "promela": ("promela", [], "write the protocol of one-sided transfers as a model for SPIN"),
