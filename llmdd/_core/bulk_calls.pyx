@@ -657,7 +657,7 @@ cdef class BulkCalls(CacheStore):
 
     cdef object failed(self, TransferResult result):
         """The exception for a call that failed so as a whole, which counts as one."""
-        return noted(self.failed_transfers, refusal_of("pull_many", result))
+        return noted(self, refusal_of("pull_many", result))
 
     cdef int carry_out_held(self, Pulls pulls, uint64_t accepted, dict peers, int64_t deadline) except -1:
         cdef Begun *begun = <Begun *>malloc((accepted + 1) * sizeof(Begun))

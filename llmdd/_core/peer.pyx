@@ -118,16 +118,16 @@ cdef class Peer:
         self.lock = TimedLock()
 
     cdef int carry_out(
-        self, Transfer *transfer, str tag, int64_t timeout_ns, bint keep_gil, object failed_transfers
+        self, Transfer *transfer, str tag, int64_t timeout_ns, bint keep_gil, object store
     ) except -1:
-        """Carry a transfer out when it is this call's turn; raises, and notes, what it was refused with.
+        """Carry a transfer out when it is this call's turn; raises what it was refused with, and notes it in ``store``.
 
         True if nothing was done, because the link had been taken down when the turn came.
         """
         cdef TransferResult result = NOT_BEGUN
         transfer.deadline = monotonic_nanoseconds() + timeout_ns
         if not self.lock.acquire(timeout_ns):
-            raise noted(failed_transfers, refusal_of(tag, LINK_WAS_BUSY))
+            raise noted(store, refusal_of(tag, LINK_WAS_BUSY))
         try:
             # Pairs with detach, as the turns do: once closing is set, nobody begins.
             if atomic_load_word(&self.closing):
@@ -136,7 +136,7 @@ cdef class Peer:
         finally:
             self.lock.release()
         if result != TRANSFERRED and result != LOCALLY_REFUSED:
-            raise noted(failed_transfers, refusal_of(tag, result))
+            raise noted(store, refusal_of(tag, result))
         return 0
 
     cdef int carry_out_run(
@@ -323,9 +323,9 @@ cdef object refusal_of(str tag, TransferResult result):
     return failure(tag, code, detail)
 
 
-cdef object noted(object failed_transfers, object refusal):
-    """The same exception, of a transfer that has been counted now as one that failed."""
-    failed_transfers.note(refusal.status_code)
+cdef object noted(object store, object refusal):
+    """The same exception, of a transfer of a store that counts it now as one that failed."""
+    store.failed_transfers.note(refusal.status_code)
     return refusal
 
 

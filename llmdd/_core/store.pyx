@@ -496,7 +496,7 @@ cdef class CacheStore(LocalCopies):
         peer = self.linked(cluster_id)
         if peer is None:
             raise noted(
-                self.failed_transfers,
+                self,
                 failure(tag, LLMStatusCode.LLM_NOT_YET_LINK, f"cluster {cluster_id} is not linked"),
             )
         if not transfer.push:
@@ -508,7 +508,7 @@ cdef class CacheStore(LocalCopies):
                 raise refusal
         elif transfer.kind == KEY_CACHE_ID and <int64_t>transfer.id < 1:
             raise noted(
-                self.failed_transfers,
+                self,
                 failure(tag, LLMStatusCode.LLM_KV_CACHE_NOT_EXIST, f"{key} names no cache, ids begin at 1"),
             )
         transfer.local_arena = local.arena.base
@@ -519,12 +519,12 @@ cdef class CacheStore(LocalCopies):
         if transfer.form != SLOT_TO_SLOT:
             bytes_of_tensor = slot.row_bytes * (transfer.block_count or slot.row_count)
         small = bytes_of_tensor * slot.num_tensors <= SMALL_COPY
-        while peer.carry_out(transfer, tag, self.memory.timeout_ns, small, self.failed_transfers):
+        while peer.carry_out(transfer, tag, self.memory.timeout_ns, small, self):
             # Perhaps something else links the two, of which the links have told us before they took this down (D59).
             following = self.linked(cluster_id)
             if following is None or following is peer:
                 raise noted(
-                    self.failed_transfers,
+                    self,
                     failure(tag, LLMStatusCode.LLM_NOT_YET_LINK, "the link has been taken down"),
                 )
             peer = following
