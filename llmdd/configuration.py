@@ -9,6 +9,7 @@ from typing import Any
 from llmdd._core.status import invalid
 from llmdd._core.validation import check_elements, check_int32, check_type, check_uint32
 from llmdd.cluster_info import ipv4_as_int
+from llmdd.transport.peer_timeout import MIN_PEER_TIMEOUT_MS
 
 DEFAULT_MEM_UTILIZATION = 0.95
 UINT32_MAX = 2**32 - 1
@@ -17,11 +18,11 @@ UINT32_MAX = 2**32 - 1
 class LlmConfig:
     """Collects the options of an instance, property by property (api §1.4).
 
-    Only these have an effect here: ``sync_kv_timeout``, ``wait_for_memory``, ``mem_pool_cfg``, ``host_mem_pool_cfg``,
+    Only these have an effect here: ``sync_kv_timeout``, ``mem_pool_cfg``, ``host_mem_pool_cfg``,
     ``enable_cache_manager``, ``enable_remote_cache_accessible``, ``listen_ip_info``, ``link_total_time``,
     ``link_retry_count``, ``local_comm_res`` and ``transfer_backend``. The others are checked and kept.
-    ``cache_key_lease``, ``link_key``, ``link_allowed_keys`` and ``open_links`` are not of LLM-DataDist: their options
-    have a prefix of their own, ``llmdd.``
+    ``cache_key_lease``, ``wait_for_memory``, ``peer_timeout``, ``link_key``, ``link_allowed_keys`` and ``open_links``
+    are not of LLM-DataDist: their options have a prefix of their own, ``llmdd.``
 
     Examples
     --------
@@ -60,6 +61,7 @@ class LlmConfig:
         self._link_key: str | None = None
         self._link_allowed_keys: str | None = None
         self._open_links: bool | None = None
+        self._peer_timeout: int | str | None = None
 
     def generate_options(self) -> dict[str, str]:
         """The options for ``LLMDataDist.init``: a new dictionary with what is set now, and nothing else (api D69)."""
@@ -106,6 +108,7 @@ class LlmConfig:
         if_not_empty("llmdd.LinkKey", self._link_key)
         if_not_empty("llmdd.LinkAllowedKeys", self._link_allowed_keys)
         flag("llmdd.OpenLinks", self._open_links)
+        if_set("llmdd.PeerTimeout", self._peer_timeout)
         return options
 
     gen_options = generate_options
@@ -419,6 +422,32 @@ class LlmConfig:
     @open_links.setter
     def open_links(self, open_links: bool | None) -> None:
         self._open_links = _optional("open_links", open_links, bool)
+
+    @property
+    def peer_timeout(self) -> int | str | None:
+        """Within how many milliseconds a peer on another host that is gone is noticed; 30000 if it is not set.
+
+        At least 2000, because the kernel asks after whole seconds alone, and gives the answer one; part seconds do not
+        count. Gone is a peer whose host answers nothing: it was switched off, has crashed, or cannot be reached. The
+        death of a process on a host that can be reached is noticed at once. A process that stands still is not gone.
+
+        Examples
+        --------
+        >>> config = LLMConfig()
+        >>> config.peer_timeout = 5000
+        >>> config.generate_options()["llmdd.PeerTimeout"]
+        '5000'
+        """
+        return self._peer_timeout
+
+    @peer_timeout.setter
+    def peer_timeout(self, peer_timeout: int | str) -> None:
+        check_type("peer_timeout", peer_timeout, int, str)
+        text = str(int(peer_timeout) if isinstance(peer_timeout, int) else peer_timeout)
+        if not _is_digits(text) or int(text) < MIN_PEER_TIMEOUT_MS:
+            raise invalid(f"peer_timeout is {peer_timeout}, it should be digits and >= {MIN_PEER_TIMEOUT_MS}")
+        check_int32("peer_timeout", int(text))
+        self._peer_timeout = peer_timeout
 
 
 LLMConfig = LlmConfig

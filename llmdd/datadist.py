@@ -19,6 +19,7 @@ from llmdd._core.validation import check_elements, check_int32, check_type, chec
 from llmdd.cache_manager import CacheManager
 from llmdd.cluster_info import LLMClusterInfo, address_text
 from llmdd.communicator_arguments import check_link_arguments
+from llmdd.counters import Counters
 from llmdd.link import DEFAULT_LINK_TOTAL_TIME_S, Address, LinkService, LinkTarget
 from llmdd.options import EngineOptions, PoolOptions, parse_listen_address
 
@@ -126,6 +127,7 @@ class LLMDataDist:
             link_attempts=wanted.link_retry_count,
             parting_time_s=wanted.sync_kv_timeout_ms / 1000,
             security=wanted.security,
+            peer_timeout_ms=wanted.peer_timeout_ms,
         )
         if wanted.listen_address is not None:
             host, port = wanted.listen_address
@@ -207,6 +209,38 @@ class LLMDataDist:
         return {
             cluster_id: "shared memory" if isinstance(peer, PeerArena) else "nixl" for cluster_id, peer in peers.items()
         }
+
+    @property
+    def counters(self) -> Counters:
+        """What this instance has gone through since ``init``.
+
+        Raises
+        ------
+        LLMException
+            ``LLM_ENGINE_FINALIZED``: the instance was finalized. ``LLM_TIMEOUT``: another call held the caches for
+            longer than ``sync_kv_timeout``.
+
+        Examples
+        --------
+        >>> config = LLMConfig()
+        >>> config.enable_cache_manager = True
+        >>> with LLMDataDist(LLMRole.PROMPT, cluster_id=1) as instance:
+        ...     instance.init(config.generate_options())
+        ...     instance.counters.keys_expired
+        0
+        """
+        counts = self._require_ready().counts
+        keys = self.cache_manager.key_counts
+        return Counters(
+            keys_transferred=keys.transferred,
+            keys_removed=keys.removed,
+            keys_expired=keys.expired,
+            keys_withdrawn=keys.withdrawn,
+            failed_transfers=self.cache_manager.failed_transfers.by_status(),
+            links_lost=counts.links_lost,
+            pins_dropped=counts.pins_dropped,
+            reads_evicted=counts.reads_evicted,
+        )
 
     def link_clusters(
         self, clusters: Sequence[LLMClusterInfo], timeout: int = DEFAULT_LINK_TIMEOUT_MS

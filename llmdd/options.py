@@ -11,6 +11,7 @@ from ipaddress import ip_address
 from llmdd._core.status import LLMException, LLMStatusCode, MissingArgument, failure, invalid
 from llmdd._core.validation import check_type, check_uint16
 from llmdd.link.security import LinkSecurity
+from llmdd.transport.peer_timeout import DEFAULT_PEER_TIMEOUT_MS, MIN_PEER_TIMEOUT_MS
 
 from .security_options import link_security
 
@@ -45,6 +46,7 @@ class EngineOptions:
     sync_kv_timeout_ms: int
     cache_key_lease_ms: int
     wait_for_memory: bool
+    peer_timeout_ms: int
     link_total_time_s: int
     link_retry_count: int
     device_pool: PoolOptions | None
@@ -98,6 +100,7 @@ class EngineOptions:
             sync_kv_timeout_ms=int(options.get("llm.SyncKvCacheWaitTime", DEFAULT_SYNC_KV_TIMEOUT_MS)),
             cache_key_lease_ms=int(options.get("llmdd.CacheKeyLease", 0)),
             wait_for_memory=options.get("llmdd.WaitForMemory") == "1",
+            peer_timeout_ms=int(options.get("llmdd.PeerTimeout", DEFAULT_PEER_TIMEOUT_MS)),
             link_total_time_s=int(options.get("llm.LinkTotalTime", 0)),
             link_retry_count=int(options.get("llm.LinkRetryCount", 1)),
             device_pool=_parse_pool("llm.MemPoolConfig", options),
@@ -177,6 +180,11 @@ def _check_values(options: Mapping[str, str], remote: str | None, backend: str |
     waits = options.get("llmdd.WaitForMemory", "0")
     if waits not in ("0", "1"):
         raise _refused(f"llmdd.WaitForMemory is {waits!r}, it should be 0 or 1")
+    silence = options.get("llmdd.PeerTimeout", str(DEFAULT_PEER_TIMEOUT_MS))
+    if not _is_digits(silence) or not MIN_PEER_TIMEOUT_MS <= int(silence) <= INT32_MAX:
+        raise _refused(
+            f"llmdd.PeerTimeout is {silence!r}, it should be digits, from {MIN_PEER_TIMEOUT_MS} to {INT32_MAX}"
+        )
     retries = options.get("llm.LinkRetryCount", "1")
     if not _is_digits(retries) or not 1 <= int(retries) <= 100:
         raise _refused(f"llm.LinkRetryCount is {retries!r}, it should be from 1 to 100")

@@ -13,6 +13,7 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "wakeups": ("wakeups", [], "visit every interleaving of who waits for memory and who releases it"),
     "interleavings": ("interleavings", [], "visit every interleaving of one-sided transfers, and every crash"),
     "protocol": ("protocol_page", [], "explore the protocol and write its page of the documentation"),
+    "incarnations": ("incarnations", [], "visit every order in which a cluster is started anew under its links"),
     "conversations": ("conversations", [], "visit every order of the conversation of two hosts, with every fault"),
     "conversation": ("conversation_page", [], "explore the conversation and write its page of the documentation"),
     "promela": ("promela", [], "write the protocol of one-sided transfers as a model for SPIN"),

@@ -142,6 +142,9 @@ def _check_values(options: dict[str, str]) -> None:
     require(_is_number(device) and int(device) < 2**31, "ge.exec.deviceId should be one integer")
     timeout = options.get("llm.SyncKvCacheWaitTime", "1000")
     require(_is_number(timeout) and 0 < int(timeout) < 2**31, "llm.SyncKvCacheWaitTime should be a number of ms")
+    # Also this library's own: within it a peer on another host that answers nothing is noticed. There is no time here.
+    silence = options.get("llmdd.PeerTimeout", "30000")
+    require(_is_number(silence) and 2000 <= int(silence) < 2**31, "llmdd.PeerTimeout should be at least 2000 ms")
     retries = options.get("llm.LinkRetryCount", "1")
     require(_is_number(retries) and 1 <= int(retries) <= 100, "llm.LinkRetryCount should be in [1, 100]")
     lease = options.get("llmdd.CacheKeyLease", "0")

@@ -21,6 +21,7 @@ import pytest
 from llmdd import LLMClusterInfo, LLMConfig, LLMDataDist, LLMRole, LLMStatusCode
 from llmdd.transport.engine import EngineUnavailable, TransferEngine
 from llmdd.transport.engines import ENGINES
+from llmdd.transport.peer_timeout import DEFAULT_PEER_TIMEOUT_MS
 
 TESTS = Path(__file__).parent
 PROCESSES = TESTS / "processes"
@@ -60,12 +61,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture
-def nixl_engine(request: pytest.FixtureRequest) -> Callable[[str], TransferEngine]:
+def nixl_engine(request: pytest.FixtureRequest) -> Callable[[str, int], TransferEngine]:
     """Opens engines of NIXL; skips where they are not asked for, or cannot be had."""
     if not request.config.getoption("--nixl"):
         pytest.skip("only with --nixl")
     try:
-        ENGINES["nixl"]("trial").close()
+        ENGINES["nixl"]("trial", DEFAULT_PEER_TIMEOUT_MS).close()
     except EngineUnavailable as error:
         pytest.skip(str(error))
     return ENGINES["nixl"]

@@ -193,7 +193,7 @@ def test_the_page_has_everything() -> None:
     for name in llmdd.v2_list:
         assert f"`{name}" in text, name
     for name in (key for key in vars(llmdd.LlmConfig) if not key.startswith("_")):
-        assert f"`{name}`" in text, name
+        assert f"`{name}`" in text or f"`LLMConfig.{name}`" in text, name
     for member in llmdd.LLMStatusCode:
         assert f"| `{member.name}` | {member.value} |" in text
     for verdict in ("same", "better", "no effect here"):

@@ -36,11 +36,13 @@ EMITTED: list[tuple[str, Any, dict[str, str]]] = [
     ("link_key", "/etc/llmdd/one.key", {"llmdd.LinkKey": "/etc/llmdd/one.key"}),
     ("link_allowed_keys", "/etc/llmdd/allowed.crt", {"llmdd.LinkAllowedKeys": "/etc/llmdd/allowed.crt"}),
     ("open_links", True, {"llmdd.OpenLinks": "1"}),
+    ("peer_timeout", 5000, {"llmdd.PeerTimeout": "5000"}),
 ]
 UNSET: dict[str, Any] = {
     **dict.fromkeys((name for name, value, _ in EMITTED if isinstance(value, str)), ""),
     **dict.fromkeys((name for name, value, _ in EMITTED if isinstance(value, bool)), False),
     **dict.fromkeys(("device_id", "sync_kv_timeout", "rdma_traffic_class", "rdma_service_level", "output_max_size")),
+    "peer_timeout": None,
     "ge_options": {},
     "link_total_time": 0,
     "link_retry_count": 1,
@@ -115,6 +117,7 @@ def test_another_type_is_a_type_error_that_names_the_right_one(name: str, value:
         ("device_id", [0, "1"]),
         ("device_id", {0}),
         ("sync_kv_timeout", 1.0),
+        ("peer_timeout", 5000.0),
         ("enable_cache_manager", 1),
         ("enable_remote_cache_accessible", "1"),
         ("enable_switch_role", 0),
@@ -140,6 +143,7 @@ def test_types_that_come_near(name: str, wrong: Any) -> None:
     [
         ("device_id", [-1, [0, -1]]),
         ("sync_kv_timeout", [0, -1, "0", "-1", "", "1s", " 1", "1.5", "\u0661"]),
+        ("peer_timeout", [1999, "1999", 0, -1, "-5000", "", "5s", " 5000", "5000.0", True]),
         ("link_total_time", [-1, 2**32]),
         ("link_retry_count", [0, -1, 101]),
         ("mem_utilization", [-0.1, 1.1, float("nan"), float("inf")]),
@@ -159,6 +163,7 @@ def test_values_that_cannot_be(name: str, values: list[Any]) -> None:
     [
         ("device_id", [2**31, [0, 2**31]]),
         ("sync_kv_timeout", [2**31, str(2**31)]),
+        ("peer_timeout", [2**31, str(2**31)]),
         ("rdma_traffic_class", [-1, 2**32]),
         ("rdma_service_level", [-1, 2**32]),
         ("cluster_info", ["{", '{"listen_ip_info": [{"ip": "1.2.3"}]}']),
@@ -193,6 +198,8 @@ def test_numbers_out_of_range(name: str, values: list[Any]) -> None:
         ("global_resource_config", "", "llm.GlobalResourceConfig", ""),
         ("output_max_size", -1, "llm.OutputMaxSize", "-1"),
         ("mem_utilization", 1.0, "llm.MemoryUtilization", "1.0"),
+        ("peer_timeout", "2000", "llmdd.PeerTimeout", "2000"),
+        ("peer_timeout", 2**31 - 1, "llmdd.PeerTimeout", "2147483647"),
     ],
 )
 def test_values_at_the_edges(name: str, value: Any, key: str, text: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from llmdd.link.stretches import GATHERED_BELOW
 from llmdd.link.transfer_messages import MAX_CARRIED
-from llmdd.transport.engine import SILENT_HOST_S
+from llmdd.transport.peer_timeout import DEFAULT_PEER_TIMEOUT_MS, probing
 from llmdd.transport.staging import PARTS, STRETCH_BYTES
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -58,5 +58,5 @@ def test_the_figures_are_those_of_the_code() -> None:
     assert f"stretches of {STRETCH_BYTES >> 20} MiB, {['', 'one', 'two', 'three', 'four'][PARTS]} of which" in text
     assert f"an area of {PARTS * STRETCH_BYTES >> 20} MiB" in text
     assert f"pieces of less than {GATHERED_BELOW >> 10} KiB on the average" in text
-    assert f"is noticed after {SILENT_HOST_S} s" in text
-    assert f"otherwise after {SILENT_HOST_S // 3} s" in text
+    assert f"is noticed within {DEFAULT_PEER_TIMEOUT_MS // 1000} s" in text
+    assert f"otherwise after {probing(DEFAULT_PEER_TIMEOUT_MS).idle_s} s" in text

@@ -61,5 +61,6 @@ cdef class BulkCalls(CacheStore):
     cdef int carry_out_run(self, Pulls pulls, uint64_t begin, uint64_t end, int64_t deadline) except -1
     cdef int carry_out_together(self, Pulls pulls, int64_t deadline) except -1
     cdef int with_links(self, Pulls pulls, uint64_t accepted, list cluster_ids, dict first_of, int64_t deadline) except -1
+    cdef object failed(self, TransferResult result)
     cdef int carry_out_held(self, Pulls pulls, uint64_t accepted, dict peers, int64_t deadline) except -1
     cdef int carry_out_across(self, Pulls pulls, uint64_t accepted, dict peers, int64_t deadline) except -1

@@ -39,7 +39,7 @@ from llmdd._core.layout cimport KEY_CACHE_ID, KEY_REQUEST, KeyRecord, Slot
 from llmdd._core.lifecycle cimport reap
 from llmdd._core.local_copies cimport PinnedCache, pinned
 from llmdd._core.pair_set cimport NOT_SEEN, PairSet, pair_set_add, pair_set_drop, pair_set_make
-from llmdd._core.peer cimport Peer, PeerArena, refusal_of, status_of
+from llmdd._core.peer cimport Peer, PeerArena, noted, refusal_of, status_of
 from llmdd._core.segments cimport Mapping
 from llmdd._core.status import LLMException, LLMStatusCode, MissingArgument, failure, invalid
 from llmdd._core.store cimport CacheStore, blocks_refusal, check_one_id, local_refusal
@@ -498,7 +498,7 @@ cdef class BulkCalls(CacheStore):
             self.carry_out_in_order(pulls, deadline)
         if self.lease_keeper is not None:
             self.tell_lease_keeper(pulls)
-        return status_codes(pulls)
+        return status_codes(pulls, self.failed_transfers)
 
     cdef int tell_lease_keeper(self, Pulls pulls) except -1:
         """Which keys have been found where they were expected."""
@@ -653,10 +653,10 @@ cdef class BulkCalls(CacheStore):
                 cluster_id = cluster_ids[taken]
                 peer = self.linked(cluster_id)
                 if peer is None or peer is peers.get(cluster_id):
-                    raise refused_item(first_of[cluster_id], refusal_of("pull_many", LINK_TAKEN_DOWN))
+                    raise refused_item(first_of[cluster_id], self.failed(LINK_TAKEN_DOWN))
                 peers[cluster_id] = peer
                 if not peer.take_turn(deadline):
-                    raise refused_item(first_of[cluster_id], refusal_of("pull_many", LINK_WAS_BUSY))
+                    raise refused_item(first_of[cluster_id], self.failed(LINK_WAS_BUSY))
                 held.append(peer)
                 # One that was taken down may have been followed by another.
                 taken += not atomic_load_word(&peer.closing)
@@ -668,6 +668,10 @@ cdef class BulkCalls(CacheStore):
             for each in held:
                 (<Peer>each).lock.release()
         return 0
+
+    cdef object failed(self, TransferResult result):
+        """The exception for a call that failed so as a whole, which counts as one."""
+        return noted(self, refusal_of("pull_many", result))
 
     cdef int carry_out_held(self, Pulls pulls, uint64_t accepted, dict peers, int64_t deadline) except -1:
         cdef Begun *begun = <Begun *>malloc((accepted + 1) * sizeof(Begun))
@@ -692,7 +696,7 @@ cdef class BulkCalls(CacheStore):
         for peer in peers.values():
             (<PeerArena>peer).raise_what_asking_raised()
         if result != TRANSFERRED:
-            raise refused_item(refused, refusal_of("pull_many", result))
+            raise refused_item(refused, self.failed(result))
         if not only_check:
             for i in range(accepted):
                 pulls.results[<uint64_t>i] = TRANSFERRED
@@ -726,7 +730,7 @@ cdef class BulkCalls(CacheStore):
             if type(peer) is PeerArena:
                 (<PeerArena>peer).raise_what_asking_raised()
         if refused < accepted:
-            raise refused_item(refused, refusal_of("pull_many", pulls.results[refused]))
+            raise refused_item(refused, self.failed(pulls.results[refused]))
         return 0
 
 
@@ -929,8 +933,8 @@ cdef object not_deallocated(GivenCaches given, uint64_t position):
     )
 
 
-cdef object status_codes(Pulls pulls):
-    """How each item ended."""
+cdef object status_codes(Pulls pulls, object failed_transfers):
+    """How each item ended; those that failed are counted."""
     cdef uint64_t i
     answer = np.zeros(pulls.count, np.int64)
     cdef int64_t *codes = <int64_t *>data_of(answer)
@@ -938,5 +942,7 @@ cdef object status_codes(Pulls pulls):
         if pulls.results[i] == LOCALLY_REFUSED:
             codes[i] = pulls.refusals[i].status_code
         elif pulls.results[i] != TRANSFERRED:
-            codes[i] = status_of(pulls.results[i])
+            status = status_of(pulls.results[i])
+            failed_transfers.note(status)
+            codes[i] = status
     return answer

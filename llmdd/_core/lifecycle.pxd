@@ -45,7 +45,7 @@ cdef void settle(char *arena, uint64_t slot_number) noexcept nogil
 cdef uint64_t reap(char *arena, uint64_t limit) noexcept nogil
 cdef uint64_t evict_peer(char *arena, unsigned int peer_bit) noexcept nogil
 cdef void admit_peer_bit(char *arena, unsigned int peer_bit) noexcept nogil
-cdef void dismiss_peer(char *arena, unsigned int peer_bit) noexcept nogil
+cdef uint64_t dismiss_peer(char *arena, unsigned int peer_bit) noexcept nogil
 cdef unsigned int pin_local(char *arena, uint64_t slot_number, uint32_t generation) noexcept nogil
 cdef void unpin_local(char *arena, uint64_t slot_number) noexcept nogil
 cdef uint64_t tensor_place(char *arena, const Slot *slot, uint64_t tensor) noexcept nogil

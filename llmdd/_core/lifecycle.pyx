@@ -387,11 +387,17 @@ cdef uint64_t evict_peer(char *arena, unsigned int peer_bit) noexcept nogil:
     return pinned
 
 
-cdef void dismiss_peer(char *arena, unsigned int peer_bit) noexcept nogil:
-    """Clear every pin of a peer that will transfer no more, and settle what it leaves. Its bit can then be another's."""
+cdef uint64_t dismiss_peer(char *arena, unsigned int peer_bit) noexcept nogil:
+    """Clear every pin of a peer that will transfer no more, and settle what it leaves. Its bit can then be another's.
+
+    How many caches it has held until now.
+    """
     cdef ArenaHeader *header = header_of(arena)
     cdef uint64_t slot_number
     cdef uint64_t bit = <uint64_t>1 << peer_bit % 64
+    cdef uint64_t reading, writing
+    cdef uint64_t held = 0
+    cdef bint evicted = header.evicted[peer_bit // 64] & bit != 0
     cdef PinWords *words
     cdef Slot *slot
     header.evicted[peer_bit // 64] &= ~bit
@@ -399,13 +405,16 @@ cdef void dismiss_peer(char *arena, unsigned int peer_bit) noexcept nogil:
         words = pin_words(arena, header, slot_number, peer_bit // 64)
         # Other peers set and clear their bits of the same words meanwhile. The peer's own operations came before the
         # kernel, or the peer, told us of its end.
-        atomic_fetch_clear(&words.readers, bit)
-        atomic_fetch_clear(&words.writers, bit)
+        reading = atomic_fetch_clear(&words.readers, bit) & bit
+        writing = atomic_fetch_clear(&words.writers, bit) & bit
         slot = slot_at(arena, slot_number)
+        if writing or (reading and not evicted):
+            held += 1
         if slot.tenant:
             finish_transfers(arena, slot)
         if slot.tenant or slot.quarantined:
             settle(arena, slot_number)
+    return held
 
 
 # ---------------------------------------------------------------- allocation

@@ -20,6 +20,7 @@ cdef class NodeCaches:
     # Kept by the links; read in a critical section.
     cdef public dict peers         # cluster id -> Peer; replaced, never modified
     cdef public int communicators  # how many live
+    cdef readonly object failed_transfers
     cdef uint64_t[PEER_WORDS] admitted   # one bit for each pin bit given to a peer
     cdef readonly uint64_t cache_key_lease   # milliseconds; 0: keys are bound without a lease unless one is given
     cdef public object lease_keeper   # renews the leases of keys that are expected here; None: there are none

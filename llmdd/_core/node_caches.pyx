@@ -28,6 +28,7 @@ from llmdd._core.cache_keys cimport BlocksCacheKey, CacheKey, CacheKeyByIdAndInd
 from llmdd._core.copying cimport COPIED, COPY_BAD_ADDRESS, MAPPED, OWN, Bounds, CopyResult, Piece, Place, copy_pieces, is_mapped
 from llmdd._core.critical_section cimport CriticalSection, enter_critical_section, leave_critical_section
 from llmdd._core.enumerations import Placement
+from llmdd._core.failed_transfers import FailedTransfers
 from llmdd._core.key_index cimport index_find, index_is_unchanged, index_probe, index_version, key_tag
 from llmdd._core.layout cimport (
     KEY_BLOCKS,
@@ -177,6 +178,7 @@ cdef class NodeCaches:
         self.host_queue = AllocationQueue(0)
         self.device_queue = AllocationQueue(1)
         self.peers = {}
+        self.failed_transfers = FailedTransfers()
         self.memory = NodeMemory(
             cluster_id=cluster_id,
             pools=(host_pool, device_pool),
@@ -814,17 +816,22 @@ cdef class NodeCaches:
             self.memory.leave()
 
     def dismiss_peer(self, peer_bit):
-        """A peer's process has gone, or has promised to transfer no more: clear its pins, settle what it left half done."""
+        """A peer's process has gone, or has promised to transfer no more: clear its pins, settle what it left half done.
+
+        How many caches it has held until now.
+        """
         cdef unsigned int bit = peer_bit
+        cdef uint64_t held
         if is_closed(self.memory):
-            return
+            return 0
         self.memory.enter("unlink_clusters")
         try:
             self.require_admitted(bit)
             with nogil:
-                dismiss_peer(self.memory.base, bit)
+                held = dismiss_peer(self.memory.base, bit)
             # Pairs with admit_peer: whoever is given the bit next finds none of its pins left.
             atomic_fetch_clear(&self.admitted[bit // 64], <uint64_t>1 << bit % 64)
+            return held
         finally:
             self.memory.leave()
 

@@ -12,7 +12,9 @@ cdef class Peer:
     cdef TimedLock lock
     cdef uint64_t closing          # no further transfer begins
     cdef uint64_t broken           # the transfer in progress ends too
-    cdef int carry_out(self, Transfer *transfer, str tag, int64_t timeout_ns, bint keep_gil) except -1
+    cdef int carry_out(
+        self, Transfer *transfer, str tag, int64_t timeout_ns, bint keep_gil, object store
+    ) except -1
     cdef int carry_out_run(self, Transfer *transfers, TransferResult *results, uint64_t count, int64_t deadline) except -1
     cdef int carry_out_now(self, Transfer *transfer, TransferResult *result, bint keep_gil) except -1
     cdef int carry_out_each_now(self, Transfer *transfers, TransferResult *results, uint64_t count) except -1
@@ -38,4 +40,5 @@ cdef class PeerArena(Peer):
 
 
 cdef object refusal_of(str tag, TransferResult result)
+cdef object noted(object store, object refusal)
 cdef object status_of(TransferResult result)

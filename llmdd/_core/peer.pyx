@@ -118,15 +118,17 @@ cdef class Peer:
     def __cinit__(self, *arguments, **keywords):
         self.lock = TimedLock()
 
-    cdef int carry_out(self, Transfer *transfer, str tag, int64_t timeout_ns, bint keep_gil) except -1:
-        """Carry a transfer out when it is this call's turn; raises what it was refused with.
+    cdef int carry_out(
+        self, Transfer *transfer, str tag, int64_t timeout_ns, bint keep_gil, object store
+    ) except -1:
+        """Carry a transfer out when it is this call's turn; raises what it was refused with, and notes it in ``store``.
 
         True if nothing was done, because the link had been taken down when the turn came.
         """
         cdef TransferResult result = NOT_BEGUN
         transfer.deadline = monotonic_nanoseconds() + timeout_ns
         if not self.lock.acquire(timeout_ns):
-            raise refusal_of(tag, LINK_WAS_BUSY)
+            raise noted(store, refusal_of(tag, LINK_WAS_BUSY))
         try:
             # Pairs with detach, as the turns do: once closing is set, nobody begins.
             if atomic_load_word(&self.closing):
@@ -135,7 +137,7 @@ cdef class Peer:
         finally:
             self.lock.release()
         if result != TRANSFERRED and result != LOCALLY_REFUSED:
-            raise refusal_of(tag, result)
+            raise noted(store, refusal_of(tag, result))
         return 0
 
     cdef int carry_out_run(
@@ -341,6 +343,12 @@ cdef object refusal_of(str tag, TransferResult result):
     """The exception for a transfer that ended so."""
     code, detail = _REFUSALS[result]
     return failure(tag, code, detail)
+
+
+cdef object noted(object store, object refusal):
+    """The same exception, of a transfer of a store that counts it now as one that failed."""
+    store.failed_transfers.note(refusal.status_code)
+    return refusal
 
 
 cdef object status_of(TransferResult result):

@@ -45,7 +45,7 @@ cdef class ServedTransfers:
     cdef Slot *found_slot(self, uint64_t position) noexcept
     cdef int copy(self, uint64_t begin, object buffer, bint into_tensors) except -1
     cdef TransferResult result_of(self, uint64_t position, bint succeeded) noexcept
-    cdef void unpin(self) noexcept
+    cdef uint64_t unpin(self) noexcept
 
 
 cdef ServedTransfers serve(

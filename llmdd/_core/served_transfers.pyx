@@ -360,18 +360,23 @@ cdef class ServedTransfers:
         )
 
     def abandon(self):
-        """Drop every pin, and no key. Again is nothing."""
-        self.unpin()
+        """Drop every pin, and no key; how many there were. Again is nothing."""
+        return self.unpin()
 
-    cdef void unpin(self) noexcept:
+    cdef uint64_t unpin(self) noexcept:
         cdef uint64_t i
+        cdef uint64_t pins = 0
         if not self.is_open:
-            return
+            return 0
         self.is_open = False
+        for i in range(self.count):
+            pins += self.begun[i].holder == i
         unpin_all(self.transfers, self.begun, self.count)
         for i in range(self.found):
             if i == 0 or self.landings[i].entry.slot != self.landings[0].entry.slot:
                 unpin(self.transfers, self.landings[i].entry.slot, False)
+                pins += 1
+        return pins
 
 
 cdef ServedTransfers serve(

@@ -21,7 +21,7 @@ from llmdd._core.layout cimport (
 )
 from llmdd._core.local_copies cimport LocalCopies, PinnedCache, pinned
 from llmdd._core.node_caches import PoolUsage
-from llmdd._core.peer cimport Peer
+from llmdd._core.peer cimport Peer, noted
 from llmdd._core.status import LLMStatusCode, failure, invalid
 from llmdd._core.transfer cimport (
     ALL_BLOCKS,
@@ -495,7 +495,10 @@ cdef class CacheStore(LocalCopies):
         transfer.locally_refused = refusal is not None
         peer = self.linked(cluster_id)
         if peer is None:
-            raise failure(tag, LLMStatusCode.LLM_NOT_YET_LINK, f"cluster {cluster_id} is not linked")
+            raise noted(
+                self,
+                failure(tag, LLMStatusCode.LLM_NOT_YET_LINK, f"cluster {cluster_id} is not linked"),
+            )
         if not transfer.push:
             refusal = blocks_refusal(transfer, slot)
             if refusal is not None:
@@ -504,7 +507,10 @@ cdef class CacheStore(LocalCopies):
             if refusal is not None:
                 raise refusal
         elif transfer.kind == KEY_CACHE_ID and <int64_t>transfer.id < 1:
-            raise failure(tag, LLMStatusCode.LLM_KV_CACHE_NOT_EXIST, f"{key} names no cache, ids begin at 1")
+            raise noted(
+                self,
+                failure(tag, LLMStatusCode.LLM_KV_CACHE_NOT_EXIST, f"{key} names no cache, ids begin at 1"),
+            )
         transfer.local_arena = local.arena.base
         transfer.local_slot = slot
         transfer.local_pool = local.pool.base if local.pool is not None else NULL
@@ -513,11 +519,14 @@ cdef class CacheStore(LocalCopies):
         if transfer.form != SLOT_TO_SLOT:
             bytes_of_tensor = slot.row_bytes * (transfer.block_count or slot.row_count)
         small = bytes_of_tensor * slot.num_tensors <= SMALL_COPY
-        while peer.carry_out(transfer, tag, self.memory.timeout_ns, small):
+        while peer.carry_out(transfer, tag, self.memory.timeout_ns, small, self):
             # Perhaps something else links the two, of which the links have told us before they took this down (D59).
             following = self.linked(cluster_id)
             if following is None or following is peer:
-                raise failure(tag, LLMStatusCode.LLM_NOT_YET_LINK, "the link has been taken down")
+                raise noted(
+                    self,
+                    failure(tag, LLMStatusCode.LLM_NOT_YET_LINK, "the link has been taken down"),
+                )
             peer = following
         if refusal is not None:
             raise refusal

@@ -595,9 +595,12 @@ ADDITIONS: dict[str, dict[str, str]] = {
         "link_key": "This end's private key and certificate (`llmdd.LinkKey`, or `LLMDD_LINK_KEY` in the environment).",
         "link_allowed_keys": "The certificates of who may link (`llmdd.LinkAllowedKeys`, `LLMDD_LINK_ALLOWED_KEYS`).",
         "open_links": "Whether anybody may, at any address, without keys (`llmdd.OpenLinks`, `LLMDD_OPEN_LINKS`).",
+        "peer_timeout": "Within how many milliseconds a peer on another host that is gone is noticed; 30000 if it is "
+        "not set. Becomes `llmdd.PeerTimeout`.",
     },
     "LLMDataDist": {
         "listen_address": "Where links are accepted, with the port that was really taken.",
+        "counters": "Transfers that failed, by code; links lost; pins dropped for peers that are gone; reads evicted.",
         "transports": "How bytes travel to and from each linked cluster: `shared memory`, or `nixl`.",
     },
 }
@@ -608,6 +611,7 @@ INTERNAL: dict[str, frozenset[str]] = {
             "export", "has_released", "lease_keeper", "leases_are_due", "peers", "pin_source", "pool_regions",
             "read_registered", "reap", "renew_for_peer", "send_to_addresses", "send_to_cache", "serve",
             "stop_waiting", "write_registered",
+            "failed_transfers",
         }
     ),
     "TransferWithCacheKeyConfig": frozenset({"check_lengths"}),

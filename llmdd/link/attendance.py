@@ -109,6 +109,8 @@ class Guest:
         self.stretches: Stretches | None = None
         self.work: Generator[None] | None = None
         self.beginning: Generator[None] | None = None
+        self.coming: ServedTransfers | None = None  # what is beginning, as far as it is pinned
+        self.pins_dropped = 0
         self.is_behind = False
         self.wakefulness = Wakefulness()  # from when bytes were sent on a message until it is said that they are there
         self.is_slow = False  # its connection has not taken yet what was said
@@ -128,9 +130,9 @@ class Guest:
             return 0.0
         return under_way or max(_LOOK_AGAIN_S, self.open.deadline + GRACE_S - now)
 
-    def dismiss(self, done: Callable[[], None]) -> None:
-        """Serve it no more, and call ``done`` when nothing that it asked for holds memory. From any thread; again is
-        nothing more."""
+    def dismiss(self, done: Callable[[int], None]) -> None:
+        """Serve it no more. When nothing that it asked for holds memory ``done`` is told how many pins were dropped for
+        it. From any thread; again is nothing more."""
         self._attendance.post(lambda: self._attendance.part_from(self, done))
 
 
@@ -236,7 +238,7 @@ class Attendance:
             while self._errands:
                 self._errands.popleft()()
             for guest in list(self._guests.values()):
-                self.part_from(guest, lambda: None)
+                self.part_from(guest, lambda _: None)
             self._close_descriptors()
 
     def _end(self) -> None:
@@ -317,7 +319,7 @@ class Attendance:
         self._connections.register(guest.socket, select.EPOLLIN)
         self._guarded(guest, self._hear)  # what came behind the first word, and was received with it
 
-    def part_from(self, guest: Guest, done: Callable[[], None]) -> None:
+    def part_from(self, guest: Guest, done: Callable[[int], None]) -> None:
         """On the thread: drop everything that a guest has under way."""
         if self._guests.pop(guest.socket.fileno(), None) is not None:
             self._busy.discard(guest)
@@ -325,26 +327,30 @@ class Attendance:
                 self._connections.unregister(guest.socket)
             except FileNotFoundError:
                 _logger.debug("a conversation's descriptor was closed behind our back")
-            self._drop(guest)
+            guest.pins_dropped = self._drop(guest)
             guest.inbox.close()
             guest.outbox.leave()
             guest.socket.close()
             # If the peer has died, the engine finds out by looking, and gives back what it had for it.
             self._receive_until = max(self._receive_until, time.monotonic() + RECEIVED_AFTER_PARTING_S)
         guest.is_gone = True
-        done()
+        done(guest.pins_dropped)
 
-    def _drop(self, guest: Guest) -> None:
-        """End the request that is open without dropping a key."""
+    def _drop(self, guest: Guest) -> int:
+        """End the request that is open without dropping a key; how many pins it had."""
+        pins = 0
         guest.work = guest.stretches = None
+        if guest.coming is not None:
+            pins += guest.coming.abandon()
         if guest.beginning is not None:
             guest.beginning.close()
             guest.beginning = None
         if guest.open is not None:
             if guest.open.is_written_by_peer:
                 self._receive_until = time.monotonic() + RECEIVED_LATE_S
-            guest.open.served.abandon()
+            pins += guest.open.served.abandon()
             guest.open = None
+        return pins
 
     def _attend(self, guest: Guest, events: int) -> None:
         if events & select.EPOLLOUT:
@@ -365,7 +371,7 @@ class Attendance:
             _logger.debug("a conversation ends: %s", error)
         except Exception:
             _logger.exception("a conversation is dropped")
-        self.part_from(guest, guest.on_end)
+        self.part_from(guest, lambda _: guest.on_end())
 
     def _hear(self, guest: Guest) -> None:
         if guest.is_behind:
@@ -452,7 +458,7 @@ class Attendance:
         """Find, pin and check what is wanted, and answer: in portions, if that is much."""
         count = len(request.items)
         portions = request.portions(_ITEMS_AT_ONCE)
-        served = self._store.serve(next(portions), request.together, request.patience_ms, count)
+        served = guest.coming = self._store.serve(next(portions), request.together, request.patience_ms, count)
         try:
             for items in portions:
                 yield
@@ -483,6 +489,8 @@ class Attendance:
         except BaseException:
             served.abandon()
             raise
+        finally:
+            guest.coming = None
 
     def _way(self, request: Begin, served: ServedTransfers) -> Way:
         """How the bytes travel."""

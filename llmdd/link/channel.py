@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, overload
 
-from llmdd.transport.engine import SILENT_HOST_S
+from llmdd.transport.peer_timeout import probing, watch_for_a_dead_host
 
 from .connection import Connection
 from .keys import Credentials, LinkKeys, UnusableKeys
@@ -39,25 +39,9 @@ _O = TypeVar("_O")
 # What may wait to be sent: an answer and a request with a piece of memory each, and the short messages behind them.
 _MAX_UNSENT = 3 * MAX_BULK_PAYLOAD
 
-_PROBES = 4
-
 
 class ConnectionEnded(ProtocolError):
     """The other end closed the connection where more was to come."""
-
-
-def watch_for_a_dead_host(sock: Connection) -> None:
-    """Have the kernel break a TCP connection whose other end has answered nothing for `SILENT_HOST_S`.
-
-    Where nothing is said, the kernel asks whether it is there; where something is, it must be acknowledged. An end that
-    is there and knows nothing of the connection says so to the first such question, after a third of that time.
-    """
-    before_probes = max(1, SILENT_HOST_S // 3)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, before_probes)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, (SILENT_HOST_S - before_probes) // _PROBES))
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_HOST_S * 1000)
 
 
 class Channel:
@@ -80,6 +64,7 @@ class Channel:
         self.owned = False
         self.credentials: Credentials | None = None
         self.peer_fingerprint = ""
+        self._silence_s = 0
         self._unsent = bytearray()
         self._sending_on: asyncio.AbstractEventLoop | None = None
         self._flushed = asyncio.Event()
@@ -184,6 +169,8 @@ class Channel:
             except BlockingIOError:
                 await readable(self._socket)
                 continue
+            except TimeoutError:
+                raise ConnectionEnded(f"its host has answered nothing for {self._silence_s} s") from None
             except OSError as error:
                 raise ConnectionEnded(f"the connection broke: {error}") from None
             if not part:
@@ -241,9 +228,10 @@ class Channel:
         """Close the socket and leave the connection to the process that this one was forked from."""
         self._socket.close()
 
-    def watch_for_a_dead_host(self) -> None:
+    def watch_for_a_dead_host(self, peer_timeout_ms: int) -> None:
         """As the function of that name; only on TCP."""
-        watch_for_a_dead_host(self._socket)
+        watch_for_a_dead_host(self._socket, peer_timeout_ms)
+        self._silence_s = probing(peer_timeout_ms).total_s
 
     def refuse_in_the_clear(self, refusal: Refusal) -> None:
         """Say so to an end that speaks TLS where this one does not, or the other way round, as far as it hears it."""

@@ -255,6 +255,7 @@ class Communicator:
     def peer_gone(self, session: Session) -> None:
         """A member has died, or its transfers have ended for good."""
         if self._lose(session):
+            self._end.counts.links_lost += 1
             session.break_off()
 
     def _lose(self, session: Session) -> bool:

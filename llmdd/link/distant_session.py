@@ -90,6 +90,9 @@ class DistantSession(Session):
         else:
             super()._take_answer(message)
 
+    def _sign_of_death(self) -> str:
+        return "one of its connections has ended"
+
     def _peer_is_out_of_reach(self) -> None:
         self.memory.break_off()
         self._renewals.break_off()

@@ -68,7 +68,7 @@ class Endpoint:
         self._end = end
         self._identity = end.identity
         self._sessions = end.sessions
-        self.links = LinkTable(publish)
+        self.links = LinkTable(publish, end.counts)
         self._committing: set[int] = set()
         self._turns: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from llmdd._core.store import CacheStore
 
+from .link_counts import LinkCounts
 from .reaper import Reaper
 
 
@@ -18,6 +19,15 @@ class PinGrant:
     peer's own (:class:`~llmdd.link.messages.Detached`). Until then a peer whose link is down can be evicted: what it
     reads is not held for it, while what it writes is.
 
+    Parameters
+    ----------
+    store, reaper
+        Ours, and who drops pins in it.
+    pid
+        Of the peer.
+    counts
+        Where reads that are evicted are counted.
+
     Raises
     ------
     LLMException
@@ -26,8 +36,9 @@ class PinGrant:
         If the process ``pid`` cannot be watched; it may have died already.
     """
 
-    def __init__(self, store: CacheStore, reaper: Reaper, pid: int) -> None:
+    def __init__(self, store: CacheStore, reaper: Reaper, pid: int, counts: LinkCounts) -> None:
         self.store = store
+        self.counts = counts
         self._reaper = reaper
         self._owner = os.getpid()
         self._loop = asyncio.get_running_loop()
@@ -37,8 +48,9 @@ class PinGrant:
         except BaseException:
             os.close(self._pidfd)
             raise
-        self.returned = asyncio.Event()
-        self._given_back = self._evicted = False
+        self.pins_lost = 0
+        self.settled, self.returned = asyncio.Event(), asyncio.Event()
+        self._given_back = self._evicted = self._lost = False
 
     def watch(self, on_death: Callable[[], None]) -> None:
         """Call ``on_death`` when the peer's process ends: it transfers no more."""
@@ -59,10 +71,30 @@ class PinGrant:
         """The link is down, and the peer may be standing still in a read: wait for that no longer. Again is nothing."""
         if not (self._given_back or self._evicted):
             self._evicted = True
-            self._reaper.evict(self.peer_bit)
+            self._reaper.evict(self.peer_bit, self._evicted_are)
 
-    def _arrived(self) -> None:
-        self._loop.call_soon_threadsafe(self.returned.set)
+    def lose(self) -> None:
+        """The peer is heard no more. If its process lives, it may read and write still."""
+        self._lost = not self._evicted
+        self.evict()
+
+    def _evicted_are(self, reads: int) -> None:
+        self._loop.call_soon_threadsafe(self._note_evicted, reads)
+
+    def _note_evicted(self, reads: int) -> None:
+        if self._lost:
+            self.pins_lost += reads
+        else:
+            self.counts.reads_evicted += reads
+        self.settled.set()
+
+    def _arrived(self, pins: int) -> None:
+        self._loop.call_soon_threadsafe(self._note_returned, pins)
+
+    def _note_returned(self, pins: int) -> None:
+        self.pins_lost += pins
+        self.settled.set()
+        self.returned.set()
 
     def withdraw(self) -> None:
         """End a grant that was never used."""

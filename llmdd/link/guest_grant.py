@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from .attendance import Attendance, Guest
 from .connection import Connection
+from .link_counts import LinkCounts
 
 
 class GuestGrant:
@@ -25,17 +26,21 @@ class GuestGrant:
         The connection on which the peer asks; owned.
     engine_peer
         The peer's name in our engine.
+    counts
+        Where reads that are evicted are counted.
     """
 
-    def __init__(self, attendance: Attendance, sock: Connection, engine_peer: str) -> None:
+    def __init__(self, attendance: Attendance, sock: Connection, engine_peer: str, counts: LinkCounts) -> None:
+        self.counts = counts
         self._attendance = attendance
         self._socket = sock
         self._engine_peer = engine_peer
         self._owner = os.getpid()
         self._loop = asyncio.get_running_loop()
         self._guest: Guest | None = None
-        self.returned = asyncio.Event()
-        self._given_back = False
+        self.pins_lost = 0
+        self.settled, self.returned = asyncio.Event(), asyncio.Event()
+        self._given_back = self._evicted = False
 
     def watch(self, on_death: Callable[[], None]) -> None:
         """Serve the peer from now on, and call ``on_death`` when it hangs up, or breaks the rules."""
@@ -48,12 +53,25 @@ class GuestGrant:
         self._given_back = True
         if self._guest is None:
             self._socket.close()
-            self.returned.set()
+            self._note_returned(0)
         else:
-            self._guest.dismiss(lambda: self._in_loop(self.returned.set))
+            self._guest.dismiss(lambda pins: self._in_loop(lambda: self._note_returned(pins)))
+
+    def _note_returned(self, pins: int) -> None:
+        if self._evicted:
+            self.counts.reads_evicted += pins
+        else:
+            self.pins_lost = pins
+        self.settled.set()
+        self.returned.set()
 
     def evict(self) -> None:
         """The link is down: nothing that the peer has asked for is waited for."""
+        self._evicted = self._evicted or not self._given_back
+        self.give_back()
+
+    def lose(self) -> None:
+        """The peer is gone."""
         self.give_back()
 
     def withdraw(self) -> None:

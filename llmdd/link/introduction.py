@@ -14,8 +14,9 @@ from typing import Literal
 from llmdd._core.distant_peer import DistantPeer
 from llmdd._core.status import LLMStatusCode
 from llmdd.transport.engine import EngineFailed, EngineUnavailable
+from llmdd.transport.peer_timeout import watch_for_a_dead_host
 
-from .channel import Channel, watch_for_a_dead_host
+from .channel import Channel
 from .connection import Connection
 from .conversation import Conversation
 from .distant_session import DistantSession
@@ -29,7 +30,7 @@ from .refused import Refused
 async def initiate(channel: Channel, end: LocalEnd, welcome: Welcome, kind: str) -> DistantSession:
     """The initiator's part, with an engine of that kind; raises as :func:`llmdd.link.handshake.initiate` does."""
     theirs = welcome.identity
-    channel.watch_for_a_dead_host()
+    channel.watch_for_a_dead_host(end.peer_timeout_ms)
     try:
         running, ours = await _opened(end, theirs, kind)
     except Refused as refused:
@@ -52,7 +53,7 @@ async def initiate(channel: Channel, end: LocalEnd, welcome: Welcome, kind: str)
 async def answer(channel: Channel, end: LocalEnd, theirs: Identity, kind: str) -> DistantSession:
     """The acceptor's part, from the welcome on; raises as :func:`initiate` does."""
     token = secrets.token_bytes(16)
-    channel.watch_for_a_dead_host()
+    channel.watch_for_a_dead_host(end.peer_timeout_ms)
     end.engines.prepare(kind)
     channel.send(Welcome(end.identity, "", token))
     offer = await _offer_of_peer(channel)
@@ -140,12 +141,12 @@ def _session(
     asked: Connection,
 ) -> DistantSession:
     """The session of an end that asks on the one connection, and is asked on the other."""
-    watch_for_a_dead_host(asking)
-    watch_for_a_dead_host(asked)
+    for sock in (asking, asked):
+        watch_for_a_dead_host(sock, end.peer_timeout_ms)
     attendance = running.attendance
     conversation = Conversation(asking, running.engine, engine_peer, attendance.areas, attendance.receive_late)
     memory = DistantPeer(conversation, theirs.remote_accessible)
-    grant = GuestGrant(running.attendance, asked, engine_peer)
+    grant = GuestGrant(running.attendance, asked, engine_peer, end.counts)
     return DistantSession(
         channel, theirs, memory, grant, end.store, conversation, asking, lambda linked: running.forget(theirs, linked)
     )

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from llmdd._core.peer import Peer
 from llmdd._core.tables import LINK
 
+from .link_counts import LinkCounts
 from .session import Session
 
 _logger = logging.getLogger("llmdd.link")
@@ -35,10 +36,13 @@ class LinkTable:
     ----------
     publish
         Called with the memory of all linked clusters when it changes: a new dict each time, for other threads to read.
+    counts
+        Where links that are lost are counted.
     """
 
-    def __init__(self, publish: Callable[[dict[int, Peer]], None]) -> None:
+    def __init__(self, publish: Callable[[dict[int, Peer]], None], counts: LinkCounts) -> None:
         self._publish = publish
+        self._counts = counts
         self._links: dict[int, Link] = {}
 
     def __getitem__(self, cluster_id: int) -> Link:
@@ -76,6 +80,7 @@ class LinkTable:
             if "drop_peer_pins" in effects and event not in _IN_GOOD_ORDER:
                 before.session.evict()
         if before.state != state:
+            self._counts.links_lost += state == "BROKEN"
             _logger.info("link to cluster %d: %s -> %s (%s)", cluster_id, before.state, state, event)
         if session is not None and after.session is session:
             session.note_peer()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from llmdd._core.lease_calls import LeaseCalls
 
 from .expected_conversations import ExpectedConversations
+from .link_counts import LinkCounts
 from .listeners import Listeners
 from .messages import Identity
 from .node_engines import NodeEngines
@@ -31,6 +32,10 @@ class LocalEnd:
         Where the sessions of its links run, and where it can be met.
     security
         By what it and its peers know each other.
+    peer_timeout_ms
+        How long a peer on another host may answer nothing before it is taken to be gone.
+    counts
+        What its links have gone through.
     """
 
     identity: Identity
@@ -41,3 +46,5 @@ class LocalEnd:
     sessions: Sessions
     listeners: Listeners
     security: LinkSecurity
+    peer_timeout_ms: int
+    counts: LinkCounts

@@ -18,7 +18,6 @@ from .grant import PinGrant
 from .local_end import LocalEnd
 from .local_session import LocalSession
 from .messages import Identity, ProtocolError, Refusal, Segments, Welcome
-from .reaper import Reaper
 from .refused import Refused
 from .segments import Handover, Rendezvous, SegmentSocket, come_to
 
@@ -29,7 +28,7 @@ async def initiate(channel: Channel, end: LocalEnd, welcome: Welcome) -> LocalSe
     """The initiator's part; raises as :func:`llmdd.link.handshake.initiate` does."""
     with await come_to(welcome.rendezvous) as connection:
         _require_process(connection, welcome.identity)
-        with _granted(end.store, end.reaper, connection.peer_pid) as grant:
+        with _granted(end, connection.peer_pid) as grant:
             _hand_over(end.store, grant, connection, welcome.token)
             try:
                 handover = await connection.receive()
@@ -47,7 +46,7 @@ async def answer(channel: Channel, end: LocalEnd, theirs: Identity) -> LocalSess
         channel.send(Welcome(end.identity, rendezvous.name, token))
         with channel.while_it_stands():
             connection, handover = await _meet(rendezvous, theirs, token)
-    with connection, closing(handover), _granted(end.store, end.reaper, connection.peer_pid) as grant:
+    with connection, closing(handover), _granted(end, connection.peer_pid) as grant:
         arena = _attach(handover, connection)
         try:
             _hand_over(end.store, grant, connection, token)
@@ -79,9 +78,9 @@ async def _meet(rendezvous: Rendezvous, theirs: Identity, token: bytes) -> tuple
 
 
 @contextmanager
-def _granted(store: CacheStore, reaper: Reaper, pid: int) -> Iterator[PinGrant]:
+def _granted(end: LocalEnd, pid: int) -> Iterator[PinGrant]:
     """A pin bit for the process ``pid``, withdrawn if the handshake fails (nobody has used it then)."""
-    grant = PinGrant(store, reaper, pid)
+    grant = PinGrant(end.store, end.reaper, pid, end.counts)
     try:
         yield grant
     except BaseException:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from llmdd._core.store import CacheStore
 from llmdd.transport.engine import EngineFailed, TransferEngine
 from llmdd.transport.engines import ENGINES
+from llmdd.transport.peer_timeout import DEFAULT_PEER_TIMEOUT_MS
 
 from .attendance import Attendance
 from .messages import Identity
@@ -41,8 +42,8 @@ class RunningEngine:
         If it cannot be opened, or cannot have the pools.
     """
 
-    def __init__(self, kind: str, name: str, store: CacheStore) -> None:
-        self.engine: TransferEngine = ENGINES[kind](name)
+    def __init__(self, kind: str, name: str, store: CacheStore, peer_timeout_ms: int = DEFAULT_PEER_TIMEOUT_MS) -> None:
+        self.engine: TransferEngine = ENGINES[kind](name, peer_timeout_ms)
         self._acquaintances: dict[tuple[int, int], _Acquaintance] = {}
         self._changing = threading.Lock()
         self._closed = False
@@ -121,11 +122,14 @@ class NodeEngines:
         Whose engine it is: peers know it by a name that no other has.
     store
         The memory that peers may ask for.
+    peer_timeout_ms
+        How long a peer's host may answer nothing before what is written there has failed.
     """
 
-    def __init__(self, identity: Identity, store: CacheStore) -> None:
+    def __init__(self, identity: Identity, store: CacheStore, peer_timeout_ms: int) -> None:
         self._name = f"llmdd-{identity.cluster_id}-{identity.incarnation:016x}"
         self._store = store
+        self._peer_timeout_ms = peer_timeout_ms
         self._opening: dict[str, asyncio.Future[RunningEngine]] = {}
 
     def prepare(self, kind: str) -> asyncio.Future[RunningEngine]:
@@ -133,7 +137,7 @@ class NodeEngines:
         opening = self._opening.get(kind)
         if opening is None or (opening.done() and opening.exception() is not None):
             loop = asyncio.get_running_loop()
-            opening = loop.run_in_executor(None, RunningEngine, kind, self._name, self._store)
+            opening = loop.run_in_executor(None, RunningEngine, kind, self._name, self._store, self._peer_timeout_ms)
             opening.add_done_callback(_told_to_those_who_ask)
             self._opening[kind] = opening
         return opening

@@ -27,11 +27,11 @@ REAP_INTERVAL_S = 0.02
 
 
 class Errand(NamedTuple):
-    """What is to be done about a peer's pins, and whom to tell when it has been done."""
+    """What is to be done about a peer's pins, and whom to tell, when it has been done, how many there were."""
 
-    work: Callable[[int], object]
+    work: Callable[[int], int]
     peer_bit: int
-    done: Callable[[], None]
+    done: Callable[[int], None]
 
 
 class Reaper:
@@ -43,13 +43,13 @@ class Reaper:
         self._thread = threading.Thread(target=self._run, name=f"llmdd reaper {store.cluster_id}", daemon=True)
         self._thread.start()
 
-    def take_back(self, peer_bit: int, arrived: Callable[[], None]) -> None:
-        """Drop the pins of a peer that transfers no more, let its bit be granted anew, then call ``arrived``."""
+    def take_back(self, peer_bit: int, arrived: Callable[[int], None]) -> None:
+        """Drop the pins of a peer that transfers no more, let its bit be granted anew, then say how many there were."""
         self._errands.put(Errand(self._store.dismiss_peer, peer_bit, arrived))
 
-    def evict(self, peer_bit: int) -> None:
-        """Let the reads of a peer hold nothing any more: its link is down, but its process lives."""
-        self._errands.put(Errand(self._store.evict_peer, peer_bit, lambda: None))
+    def evict(self, peer_bit: int, evicted: Callable[[int], None]) -> None:
+        """Let the reads of a peer, whose link is down and whose process lives, hold nothing; say how many did."""
+        self._errands.put(Errand(self._store.evict_peer, peer_bit, evicted))
 
     def close(self) -> None:
         """Run the errands there are, if the store lets us in, and end."""
@@ -80,18 +80,19 @@ class Reaper:
         return errand is not None
 
     def _take(self, errand: Errand) -> bool:
-        taken = self._settle(lambda: errand.work(errand.peer_bit))
-        if taken:
-            errand.done()
-        return taken
+        pins = self._settle(lambda: errand.work(errand.peer_bit))
+        if pins is None:
+            return False
+        errand.done(pins)
+        return True
 
-    def _settle(self, call: Callable[[], object]) -> bool:
-        """False if somebody holds the store still; a store that was closed has nothing left to settle."""
+    def _settle(self, call: Callable[[], int]) -> int | None:
+        """What a call counts; None if somebody holds the store still. One that was closed has nothing to settle."""
         try:
-            call()
+            return call()
         except LLMException as error:
             if error.status_code is LLMStatusCode.LLM_TIMEOUT:
-                return False
+                return None
             if error.status_code is not LLMStatusCode.LLM_ENGINE_FINALIZED:
                 raise
-        return True
+        return 0

@@ -14,12 +14,14 @@ from llmdd._core.enumerations import RegisterMemStatus
 from llmdd._core.lease_calls import LeaseCalls
 from llmdd._core.peer import Peer
 from llmdd._core.status import LLMException, LLMStatusCode
+from llmdd.transport.peer_timeout import DEFAULT_PEER_TIMEOUT_MS
 
 from .channel import Channel
 from .communicators import Communicators
 from .endpoint import Endpoint, LinkTarget
 from .expected_conversations import ExpectedConversations
 from .handshake import new_identity
+from .link_counts import LinkCounts
 from .listener import Request
 from .listeners import Address, Listeners
 from .local_end import LocalEnd
@@ -59,6 +61,8 @@ class LinkService:
     security
         By what the node and its peers know each other, and where it may listen. :meth:`listen` and
         :meth:`switch_listener` leave the latter to the caller.
+    peer_timeout_ms
+        How long a peer on another host may answer nothing before it is taken to be gone.
 
     Attributes
     ----------
@@ -68,6 +72,8 @@ class LinkService:
         same.
     address
         Where the node listens, or None.
+    counts
+        What its links have gone through until now.
     """
 
     def __init__(
@@ -81,6 +87,7 @@ class LinkService:
         link_attempts: int = 1,
         parting_time_s: float = 1.0,
         security: LinkSecurity | None = None,
+        peer_timeout_ms: int = DEFAULT_PEER_TIMEOUT_MS,
     ) -> None:
         self.peers: dict[int, Peer] = {}
         self.address: Address | None = None
@@ -89,14 +96,24 @@ class LinkService:
         identity = new_identity(cluster_id, remote_accessible, transport)
         self.incarnation = identity.incarnation
         self._store = store
+        self.counts = LinkCounts()
         self._reaper = Reaper(store)
         self._sessions = Sessions()
         security = LinkSecurity() if security is None else security
         self._listeners = Listeners(self._serve, security.keys)
-        self._engines = NodeEngines(identity, store)
+        self._engines = NodeEngines(identity, store, peer_timeout_ms)
         conversations = ExpectedConversations()
         end = LocalEnd(
-            identity, store, self._reaper, self._engines, conversations, self._sessions, self._listeners, security
+            identity,
+            store,
+            self._reaper,
+            self._engines,
+            conversations,
+            self._sessions,
+            self._listeners,
+            security,
+            peer_timeout_ms,
+            self.counts,
         )
         self._endpoint = Endpoint(end, self._publish_linked)
         self._communicators = Communicators(

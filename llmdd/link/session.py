@@ -11,6 +11,7 @@ from llmdd._core.peer import Peer
 
 from .channel import Channel, ConnectionEnded
 from .complaints import Complaints
+from .link_counts import LinkCounts
 from .messages import Crossed, Detached, Farewell, Identity, Linked, Message, ProtocolError, Refusal
 
 _logger = logging.getLogger("llmdd.link")
@@ -18,6 +19,9 @@ _complaints = Complaints(_logger)
 
 # How soon to look whether a transfer in progress has ended. Transfers take turns without the event loop's knowledge.
 _LOOK_AGAIN_S = 0.002
+
+# A process that dies closes its connections first. If the kernel has not told of its end for so long, it lives.
+_DYING_TIME_S = 1.0
 
 
 class SessionOwner(Protocol):
@@ -35,12 +39,19 @@ class Grant(Protocol):
 
     Attributes
     ----------
-    returned
-        Set when nothing that the peer has asked for, or takes, holds memory any more.
+    counts
+        What the links of this node have gone through.
+    settled, returned
+        Set when the pins that could be dropped have been; when nothing that the peer has asked for, or takes, holds
+        memory any more.
+    pins_lost
+        How many pins hold nothing any more because the peer is gone, or heard no more, and not because it was evicted.
     """
 
-    @property
-    def returned(self) -> asyncio.Event: ...
+    counts: LinkCounts
+    settled: asyncio.Event
+    returned: asyncio.Event
+    pins_lost: int
 
     def watch(self, on_death: Callable[[], None], /) -> None:
         """The link is committed; ``on_death`` is to be called when the peer has died, or left without a word."""
@@ -50,6 +61,9 @@ class Grant(Protocol):
 
     def evict(self) -> None:
         """The link is down: what the peer reads is not held for it any more. Again is nothing."""
+
+    def lose(self) -> None:
+        """The peer is heard no more: what it has pinned is not held for it, as far as it touches nothing itself."""
 
     def withdraw(self) -> None:
         """End a grant that was never used."""
@@ -88,6 +102,7 @@ class Session:
         self.verdict: asyncio.Future[Linked | Crossed | Refusal] = asyncio.get_running_loop().create_future()
         self.ended: asyncio.Task[None] | None = None
         self._letting_go: asyncio.Task[None] | None = None
+        self._why_gone = ""
 
     @property
     def has_ended(self) -> bool:
@@ -165,8 +180,13 @@ class Session:
         self.say(Detached())
 
     def _peer_died(self) -> None:
+        self._why_gone = self._why_gone or self._sign_of_death()
         self._give_back()
         self.channel.hang_up()
+
+    def _sign_of_death(self) -> str:
+        """How the death of the peer shows, beside the end of the connection."""
+        return "its process has ended"
 
     def _give_back(self) -> None:
         """The peer transfers no more."""
@@ -178,6 +198,8 @@ class Session:
     async def _run(self, owner: SessionOwner) -> None:
         await self._hear(owner)
         self.gone = True
+        if not self.promised:
+            self.grant.lose()  # before its link is taken down, which would evict it as a peer that lives
         owner.peer_gone(self)
         letting_go = self.let_go()
         if self.promised:
@@ -186,13 +208,32 @@ class Session:
             await self.grant.returned.wait()
             self.parted.set()
             await answers
-        else:
-            self.evict()
         self.parted.set()
         await asyncio.shield(letting_go)
         await self.channel.flush()
         self.channel.close()
+        if not self.promised:
+            await self._tell_what_is_lost()
         await self.grant.returned.wait()
+
+    async def _tell_what_is_lost(self) -> None:
+        """Once what the peer has pinned is held no longer, as far as that can be."""
+        grant, peer = self.grant, self.peer
+        told = "cluster %d (incarnation %016x) is gone: %s; "
+        try:
+            await asyncio.wait_for(grant.returned.wait(), _DYING_TIME_S)
+        except asyncio.TimeoutError:
+            await grant.settled.wait()
+            evicted = grant.pins_lost
+            grant.counts.reads_evicted += evicted
+            told += "%d reads were evicted, and what it writes to is held, because its process lives"
+            _complaints.warn(told, peer.cluster_id, peer.incarnation, self._why_gone, evicted)
+            await grant.returned.wait()
+            grant.counts.pins_dropped += grant.pins_lost - evicted
+        else:
+            grant.counts.pins_dropped += grant.pins_lost
+            told += "%d pins were dropped"
+            _complaints.warn(told, peer.cluster_id, peer.incarnation, self._why_gone, grant.pins_lost)
 
     def _close(self) -> None:
         self.channel.close()
@@ -205,9 +246,9 @@ class Session:
                 # What carries memory comes when the link stands, and not before.
                 self._take(await self.channel.receive(bulk=self.verdict.done()), owner)
         except ConnectionEnded as error:
-            _logger.debug("session with cluster %d: %s", self.peer.cluster_id, error)
+            self._why_gone = self._why_gone or str(error)
         except ProtocolError as error:
-            _complaints.warn("session with cluster %d dropped: %s", self.peer.cluster_id, error)
+            self._why_gone = self._why_gone or f"it has broken the rules: {error}"
         if not self.promised:
             self._peer_is_out_of_reach()
         if not self.verdict.done():

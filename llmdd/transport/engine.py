@@ -23,10 +23,6 @@ Descriptors = NDArray[np.uint64]
 #: The longest metadata, in bytes, that an engine gives or takes.
 MAX_METADATA = 1 << 20
 
-#: A host that has answered nothing for so many seconds is taken to be gone: by an engine, which then ends what it
-#: writes there, and by either end of a link, on each of its connections.
-SILENT_HOST_S = 30
-
 #: How often a writing is polled before the other threads of the process have a turn.
 POLLS_IN_A_ROW = 8
 

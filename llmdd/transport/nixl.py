@@ -38,7 +38,8 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from .engine import MAX_METADATA, SILENT_HOST_S, Descriptors, EngineFailed, EngineUnavailable, TransferEngine, Writing
+from .engine import MAX_METADATA, Descriptors, EngineFailed, EngineUnavailable, TransferEngine, Writing
+from .peer_timeout import DEFAULT_PEER_TIMEOUT_MS, probing
 from .ucx_ports import require_a_free_port
 
 _logger = logging.getLogger("llmdd.transport")
@@ -50,15 +51,9 @@ PACKAGES = ("nixl_cu12", "nixl_cu13", "nixl_rocm")
 #: PyTorch, with which come gigabytes of CUDA, and llmdd does without.
 HOW_TO_INSTALL = "pip install 'llmdd[nixl]', or without a GPU: pip install --no-deps nixl-cu12"
 
-# As UCX has them: for how long nothing is said before the kernel asks whether the other end is there, and how often.
-_SILENT_BEFORE_PROBES_S = 10
-_BETWEEN_PROBES_S = 2
-
 #: How UCX is set where the user has not set it.
 UCX_SETTINGS = {
     "UCX_TCP_CONN_NB": "y",  # else an address that nobody answers at holds the whole process up for minutes
-    "UCX_TCP_KEEPCNT": str((SILENT_HOST_S - _SILENT_BEFORE_PROBES_S) // _BETWEEN_PROBES_S),
-    "UCX_TCP_USER_TIMEOUT": f"{SILENT_HOST_S}s",  # without it a link that is cut in mid-transfer is not noticed
     "UCX_LOG_LEVEL": "fatal",  # what goes wrong is raised; UCX would write it to the standard output as well
     "NIXL_LOG_LEVEL": "FATAL",
 }
@@ -104,6 +99,8 @@ class NixlEngine(TransferEngine):
     ----------
     name
         What the agent is called; no peer of it may be called the same.
+    peer_timeout_ms
+        How long a peer's host may answer nothing, over TCP, before what is written there has failed.
 
     Raises
     ------
@@ -113,7 +110,7 @@ class NixlEngine(TransferEngine):
 
     name = "nixl"
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, peer_timeout_ms: int = DEFAULT_PEER_TIMEOUT_MS) -> None:
         self._name = name
         self._lock = threading.RLock()
         self._agent: Any = None
@@ -121,7 +118,7 @@ class NixlEngine(TransferEngine):
         self._registered: Counter[_Region] = Counter()
         self._writable: set[_Region] = set()
         self._peers: dict[str, _Peer] = {}
-        with _starting, _settings():
+        with _starting, _settings(peer_timeout_ms):
             self._nixl = _bindings()
             require_a_free_port()
             self._agent = self._open()
@@ -438,9 +435,9 @@ def _bindings() -> ModuleType:
 
 
 @contextmanager
-def _settings() -> Iterator[None]:
+def _settings(peer_timeout_ms: int) -> Iterator[None]:
     """What UCX and NIXL read from the environment when they start, and children of this process need not inherit."""
-    wanted = UCX_SETTINGS if _has_efa() else {**UCX_SETTINGS, **WITHOUT_EFA}
+    wanted = UCX_SETTINGS | _noticing_within(peer_timeout_ms) | ({} if _has_efa() else WITHOUT_EFA)
     ours = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(ours)
     try:
@@ -448,6 +445,17 @@ def _settings() -> Iterator[None]:
     finally:
         for name in ours:
             os.environ.pop(name, None)
+
+
+def _noticing_within(peer_timeout_ms: int) -> dict[str, str]:
+    """What lets UCX notice over TCP that a host is gone."""
+    wanted = probing(peer_timeout_ms)
+    return {
+        "UCX_TCP_KEEPIDLE": f"{wanted.idle_s}s",
+        "UCX_TCP_KEEPINTVL": f"{wanted.interval_s}s",
+        "UCX_TCP_KEEPCNT": str(wanted.probes),
+        "UCX_TCP_USER_TIMEOUT": f"{wanted.total_s}s",  # without it a link that is cut in mid-transfer is not noticed
+    }
 
 
 def _has_efa() -> bool:

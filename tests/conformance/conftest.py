@@ -51,7 +51,7 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
     # Which way the bytes travel depends on the test alone, and each is taken by a third of them.
     favoured = list(Favoured)[crc32(request.node.nodeid.encode()) % len(Favoured)]
     if request.param == "nixl":
-        open_engine: Callable[[str], TransferEngine] = request.getfixturevalue("nixl_engine")
+        open_engine: Callable[[str, int], TransferEngine] = request.getfixturevalue("nixl_engine")
     else:
         open_engine = Network(usual=Course(polls=3)).open
     with separate_hosts(open_engine, favoured):

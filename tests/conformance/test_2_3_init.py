@@ -218,6 +218,9 @@ def test_10_everything_is_a_string(world: World, extra: dict[Any, Any]) -> None:
         ("llm.SyncKvCacheWaitTime", "1.5"),
         ("llm.SyncKvCacheWaitTime", "0"),
         ("llm.SyncKvCacheWaitTime", str(2**31)),
+        ("llmdd.PeerTimeout", "1999"),
+        ("llmdd.PeerTimeout", "x"),
+        ("llmdd.PeerTimeout", str(2**31)),
         ("llm.LinkRetryCount", "0"),
         ("llm.LinkRetryCount", "101"),
         ("llm.LinkRetryCount", "x"),
@@ -238,6 +241,8 @@ def test_11_values(world: World, key: str, value: str) -> None:
     [
         ("ge.exec.deviceId", "7"),
         ("llm.SyncKvCacheWaitTime", "1"),
+        ("llmdd.PeerTimeout", "2000"),
+        ("llmdd.PeerTimeout", str(2**31 - 1)),
         ("llm.LinkRetryCount", "100"),
         ("llm.LinkTotalTime", "0"),
         ("llm.LinkTotalTime", str(2**32 - 1)),

@@ -6,6 +6,7 @@ number of its model. So whoever has received something can say whether it is rig
 
 from __future__ import annotations
 
+import dataclasses
 import faulthandler
 import json
 import logging
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import PathFinder
 from typing import Any
 
@@ -321,7 +323,23 @@ class Node:
         task.synchronize()
         return [code.name for code in task.get_results()]
 
+    def pull_many_by_id(self, cluster_id: int, their_ids: list[int], cache_id: int) -> list[int]:
+        """One call, into one slot after another; the code of each."""
+        keys = [CacheKeyByIdAndIndex(cluster_id, their_id) for their_id in their_ids]
+        return [int(code) for code in self.manager.pull_many(keys, self.caches[cache_id], list(range(len(keys))))]
+
+    def together(self, calls: list[tuple[str, list[Any]]]) -> list[Any]:
+        """Call several methods at the same time, each in a thread of its own; what each returns."""
+        with ThreadPoolExecutor(len(calls)) as threads:
+            return list(threads.map(lambda call: getattr(self, call[0])(*call[1]), calls))
+
     # -- what is left -----------------------------------------------------------------------------------------------
+
+    def counters(self) -> dict[str, Any]:
+        """What the node has gone through; codes by their names."""
+        counters = dataclasses.asdict(self.datadist.counters)
+        failed = {code.name: count for code, count in counters.pop("failed_transfers").items()}
+        return {"failed": failed, **counters}
 
     def state(self) -> dict[str, int]:
         """What is held here; every invariant has been checked."""
@@ -431,6 +449,7 @@ def _options(
     timeout_ms: int = 20_000,
     remote: bool = False,
     backend: str | None = None,
+    peer_timeout_ms: int | None = None,
 ) -> dict[str, str]:
     config = LLMConfig()
     config.enable_cache_manager = True
@@ -439,6 +458,8 @@ def _options(
     config.mem_pool_cfg = json.dumps({"memory_size": pool_bytes, "page_shift": page_shift})
     if listen is not None:
         config.listen_ip_info = listen
+    if peer_timeout_ms is not None:
+        config.peer_timeout = peer_timeout_ms
     if backend is not None:
         config.transfer_backend = backend
     return config.generate_options()

@@ -17,7 +17,7 @@ import pytest
 from rank_tables import rank_table
 
 from llmdd._core.status import LLMException, LLMStatusCode
-from llmdd.link import LinkTarget, channel, handshake, introduction, listener, messages
+from llmdd.link import LinkTarget, handshake, introduction, listener, messages
 from llmdd.link.conversation import Conversation
 from llmdd.transport.engine import EngineFailed, EngineUnavailable
 from llmdd.transport.engines import ENGINES
@@ -166,14 +166,14 @@ def test_a_node_that_closes_parts_from_its_peers(make_distant: Callable, engines
 
 def test_every_connection_of_a_link_notices_that_a_host_is_gone(make_distant: Callable) -> None:
     before = set(tcp_connections())
-    one, two = make_distant(1), make_distant(2)
+    one, two = (make_distant(number, peer_timeout_ms=5000) for number in (1, 2))
     assert one.link(two.listen()) == "LLM_SUCCESS"
     made = [inode for inode in tcp_connections() if inode not in before]
     assert len(made) == 6, "three connections, with both their ends in this process"
     for inode in made:
         with socket.socket(fileno=os.dup(tcp_connections()[inode])) as sock:
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1000 * channel.SILENT_HOST_S
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 5000
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
@@ -185,8 +185,7 @@ def test_a_conversation_that_has_died_at_one_end_ends_the_link_at_both(
     monkeypatch: pytest.MonkeyPatch,
     end: str,
 ) -> None:
-    monkeypatch.setattr(channel, "SILENT_HOST_S", 3)
-    one, two = make_distant(1), make_distant(2)
+    one, two = make_distant(1, peer_timeout_ms=3000), make_distant(2, peer_timeout_ms=3000)
     target = two.listen()
     assert one.link(target) == "LLM_SUCCESS"
     of_asker, of_owner = conversation_of_initiator(target, asking)
@@ -201,8 +200,7 @@ def test_a_conversation_that_has_died_at_one_end_ends_the_link_at_both(
 def test_a_conversation_through_which_nothing_comes_ends_the_link_at_both(
     make_distant: Callable, asking: list[socket.socket], eventually: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channel, "SILENT_HOST_S", 3)
-    one, two = make_distant(1), make_distant(2)
+    one, two = make_distant(1, peer_timeout_ms=3000), make_distant(2, peer_timeout_ms=3000)
     target = two.listen()
     assert one.link(target) == "LLM_SUCCESS"
     for end in conversation_of_initiator(target, asking):
@@ -362,14 +360,14 @@ def test_a_child_that_ends_as_programs_do_leaves_the_parent_its_link(
 # -- without the engine ---------------------------------------------------------------------------------------------
 
 
-def engine_of_one(lacking: str) -> Callable[[str], object]:
+def engine_of_one(lacking: str) -> Callable[[str, int], object]:
     """What opens the engines of nodes whose name does not begin so."""
     opens = ENGINES["nixl"]
 
-    def open_engine(name: str) -> object:
+    def open_engine(name: str, peer_timeout_ms: int) -> object:
         if name.startswith(lacking):
             raise EngineUnavailable("nixl is not installed here: pip install 'llmdd[nixl]'")
-        return opens(name)
+        return opens(name, peer_timeout_ms)
 
     return open_engine
 
@@ -417,8 +415,8 @@ def test_an_engine_that_cannot_have_the_pools(
     def register(address: int, size: int, *, writable: bool) -> NoReturn:
         raise EngineFailed("the memory cannot be locked")
 
-    def open_engine(name: str) -> object:
-        engine = opens(name)
+    def open_engine(name: str, peer_timeout_ms: int) -> object:
+        engine = opens(name, peer_timeout_ms)
         if name.startswith("llmdd-2-"):
             engine.register = register
         return engine
@@ -437,11 +435,11 @@ def test_an_engine_that_takes_its_time_keeps_nobody_else_waiting(
     asked, proceed = threading.Event(), threading.Event()
     opens = ENGINES["nixl"]
 
-    def open_engine(name: str) -> object:
+    def open_engine(name: str, peer_timeout_ms: int) -> object:
         if name.startswith("llmdd-2-"):
             asked.set()
             assert proceed.wait(20)
-        return opens(name)
+        return opens(name, peer_timeout_ms)
 
     monkeypatch.setitem(ENGINES, "nixl", open_engine)
     with ThreadPoolExecutor(1) as background:
@@ -461,11 +459,11 @@ def test_a_node_that_closes_while_its_engine_is_opened(
     asked, proceed = threading.Event(), threading.Event()
     opens = ENGINES["nixl"]
 
-    def open_engine(name: str) -> object:
+    def open_engine(name: str, peer_timeout_ms: int) -> object:
         if name.startswith("llmdd-1-"):
             asked.set()
             assert proceed.wait(20)
-        return opens(name)
+        return opens(name, peer_timeout_ms)
 
     monkeypatch.setitem(ENGINES, "nixl", open_engine)
     with ThreadPoolExecutor(2) as background:

@@ -479,7 +479,7 @@ def test_pins_go_with_the_guest(line: Line, network: Network, gate: threading.Ev
     calling.start()
     eventually(lambda: network.under_way, "it is being read")
     gone = threading.Event()
-    line.guest.dismiss(gone.set)
+    line.guest.dismiss(lambda _: gone.set())
     assert gone.wait(20)
     line.owner.store.remove_cache_key(CacheKey(2, 7))
     line.owner.store.deallocate_cache(source)

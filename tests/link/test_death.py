@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
+from arena_layout import StillPeer
 
+from llmdd._core.cache_keys import CacheKey
 from llmdd._core.status import LLMException, LLMStatusCode
 from llmdd.link import LinkTarget, messages
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
+
+
+@pytest.fixture
+def in_background() -> Iterator[Callable[..., Future[Any]]]:
+    with ThreadPoolExecutor() as threads:
+        yield threads.submit
 
 
 def kill_and_notice(client, server, eventually: Callable) -> None:
@@ -147,3 +159,91 @@ def test_a_child_does_not_delay_its_parents_farewell(
     parent.call("close")
     eventually(lambda: node.linked() == [], "the parent said farewell")
     eventually(lambda: node.bits_out() == 0, "and promised to transfer no more")
+
+
+# -- what was under way ---------------------------------------------------------------------------------------------
+
+# Longer than the tests wait: what ends before was told of the death.
+_LONG_MS = 200_000
+
+
+def is_connected_to(port: int) -> bool:
+    """Whether there is a connection to a port of this host, taken there or not."""
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    return any(line.split()[2].endswith(f":{port:04X}") and line.split()[3] == "01" for line in lines)
+
+
+def test_a_link_in_the_making(
+    make_node: Callable, make_peer: Callable, eventually: Callable, in_background: Callable
+) -> None:
+    client, server = make_node(1), make_peer(2)
+    target = server.listen()
+    server.freeze()
+    code = in_background(client.link, target, _LONG_MS)
+    eventually(lambda: is_connected_to(target.port), "it waits for the other end's welcome")
+    server.kill()
+    assert code.result() == "LLM_FAILED"
+    assert client.linked() == [] and client.bits_out() == 0
+
+
+def test_an_unlinking_under_way(
+    make_node: Callable, make_peer: Callable, eventually: Callable, in_background: Callable
+) -> None:
+    client, server = make_node(1), make_peer(2)
+    target = server.listen()
+    assert client.link(target) == "LLM_SUCCESS"
+    server.freeze()
+    code = in_background(client.unlink, target, _LONG_MS)
+    eventually(lambda: 2 in client.service._endpoint._turns, "it has begun")
+    server.kill()
+    assert code.result() == "LLM_UNLINK_FAILED"
+    eventually(lambda: client.linked() == [] and client.bits_out() == 0, "the death is noticed")
+    assert client.unlink(target, force=True) == "LLM_SUCCESS"
+
+
+# -- what is counted, and told --------------------------------------------------------------------------------------
+
+
+def test_the_pins_of_the_dead_are_dropped_once_and_counted(
+    make_node: Callable, make_peer: Callable, eventually: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    node, peer = make_node(1), make_peer(2)
+    assert node.link(peer.listen()) == "LLM_SUCCESS"
+    still = StillPeer(node.store, 0)
+    for slot in (0, 1):
+        node.bind(slot, 1)
+        still.pin(slot, writing=slot == 1)
+        node.store.remove_cache_key(CacheKey(1, slot))
+    with caplog.at_level(logging.WARNING, "llmdd.link"):
+        kill_and_notice(node, peer, eventually)
+        eventually(lambda: node.service.counts.pins_dropped == 2, "both pins are counted")
+    (line,) = (line for line in caplog.messages if "is gone" in line)
+    assert line.startswith("cluster 2 (incarnation ")
+    assert line.endswith("2 pins were dropped")
+    assert node.store.live_caches == 0
+    counts = node.service.counts
+    assert (counts.links_lost, counts.pins_dropped, counts.reads_evicted) == (1, 2, 0)
+    still.close()
+
+
+def test_reads_that_are_evicted_are_counted_apart(
+    make_node: Callable, make_peer: Callable, eventually: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is evicted is not dropped once more when its process dies at last."""
+    node, peer = make_node(1), make_peer(2)
+    target = peer.listen()
+    assert node.link(target) == "LLM_SUCCESS"
+    still = StillPeer(node.store, 0)
+    node.bind(0, 1)
+    still.pin(0)
+    node.store.remove_cache_key(CacheKey(1, 0))
+    peer.freeze()
+    assert node.unlink(target, force=True) == "LLM_SUCCESS"
+    counts = node.service.counts
+    eventually(lambda: counts.reads_evicted == 1, "the read is evicted")
+    assert node.store.live_caches == 0
+    peer.kill()
+    eventually(lambda: node.bits_out() == 0, "the death is noticed")
+    eventually(lambda: "0 pins were dropped" in caplog.text, "and told")
+    assert (counts.links_lost, counts.pins_dropped, counts.reads_evicted) == (0, 0, 1)
+    still.close()

@@ -165,16 +165,18 @@ class StubbornStore:
             raise LLMException("held", status_code=LLMStatusCode.LLM_TIMEOUT)
         self.done.append(what)
 
-    def evict_peer(self, peer_bit: int) -> None:
+    def evict_peer(self, peer_bit: int) -> int:
         self._do("evict", peer_bit)
+        return peer_bit
 
-    def dismiss_peer(self, peer_bit: int) -> None:
+    def dismiss_peer(self, peer_bit: int) -> int:
         self._do("dismiss", peer_bit)
+        return peer_bit
 
-    def reap(self) -> None:
-        if self.free.is_set():
-            return
-        self.refused.set()
+    def reap(self) -> int:
+        if not self.free.is_set():
+            self.refused.set()
+        return 0
 
 
 def test_evictions_and_returns_keep_their_order(eventually: Callable) -> None:
@@ -182,11 +184,13 @@ def test_evictions_and_returns_keep_their_order(eventually: Callable) -> None:
     store = StubbornStore()
     reaper = Reaper(store)  # type: ignore[arg-type]
     arrived = threading.Event()
-    reaper.evict(3)
-    reaper.evict(4)
+    told: list[int] = []
+    reaper.evict(3, told.append)
+    reaper.evict(4, told.append)
     assert store.refused.wait(20)
-    reaper.take_back(3, arrived.set)
+    reaper.take_back(3, lambda pins: arrived.set() if pins == 3 else None)
     store.free.set()
     assert arrived.wait(20)
     reaper.close()
     assert store.done == [("evict", 3), ("evict", 4), ("dismiss", 3)]
+    assert told == [3, 4]

@@ -189,7 +189,7 @@ def test_too_many_links(make_node: Callable, monkeypatch: pytest.MonkeyPatch, re
 def test_a_peer_that_shares_no_memory(
     make_node: Callable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def unavailable(name: str) -> NoReturn:
+    def unavailable(name: str, peer_timeout_ms: int) -> NoReturn:
         raise EngineUnavailable("it is not installed")
 
     monkeypatch.setitem(ENGINES, "nixl", unavailable)

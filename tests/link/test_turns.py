@@ -98,7 +98,7 @@ def test_what_was_pinned_of_a_large_request_is_free_when_its_guest_goes(
     eventually(lambda: asker.guest.beginning is not None, "it is being begun")
     if end == "dismissed":
         gone = threading.Event()
-        asker.guest.dismiss(gone.set)
+        asker.guest.dismiss(lambda _: gone.set())
         assert gone.wait(PATIENCE_S)
     elif end == "hung up":
         asker.close()

@@ -52,7 +52,7 @@ class LockstepBetweenHosts(LockstepInOneProcess):
 
     _numbers = itertools.count()
 
-    def __init__(self, tally: Tally, open_engine: Callable[[str], TransferEngine] | None = None) -> None:
+    def __init__(self, tally: Tally, open_engine: Callable[[str, int], TransferEngine] | None = None) -> None:
         super().__init__(tally)
         number = next(self._numbers)
         if open_engine is None:

@@ -31,7 +31,7 @@ def test_nodes_on_hosts_of_their_own(profile: settings, tally: Tally) -> None:
 
 
 def test_nodes_between_which_is_nixl(
-    nixl_engine: Callable[[str], TransferEngine], profile: settings, tally: Tally
+    nixl_engine: Callable[[str, int], TransferEngine], profile: settings, tally: Tally
 ) -> None:
     a_third = settings(profile, max_examples=profile.max_examples // 3)
     run(lambda: LockstepBetweenHosts(tally, nixl_engine), a_third)

@@ -17,15 +17,16 @@ class StillEngine(TransferEngine):
     ----------
     opened
         Every engine there was since the list was cleared.
-    registered, writable, peers, is_closed
+    peer_timeout_ms, registered, writable, peers, is_closed
         What has been made of it.
     """
 
     name: ClassVar[str] = "nixl"
     opened: ClassVar[list[StillEngine]] = []
 
-    def __init__(self, own_name: str) -> None:
+    def __init__(self, own_name: str, peer_timeout_ms: int) -> None:
         self.own_name = own_name
+        self.peer_timeout_ms = peer_timeout_ms
         self.registered: Counter[tuple[int, int]] = Counter()
         self.writable: set[tuple[int, int]] = set()
         self.peers: list[str] = []

@@ -74,7 +74,7 @@ class Network:
     frozen: set[str] = field(default_factory=set)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
-    def open(self, name: str) -> TransferEngine:
+    def open(self, name: str, peer_timeout_ms: int = 0) -> TransferEngine:
         """An engine; to be put into ``llmdd.transport.engines.ENGINES``."""
         with self.lock:
             if name in self.engines:

@@ -25,7 +25,7 @@ class Favoured(Enum):
 
 
 @contextmanager
-def separate_hosts(open_engine: Callable[[str], TransferEngine], favoured: Favoured) -> Iterator[None]:
+def separate_hosts(open_engine: Callable[[str, int], TransferEngine], favoured: Favoured) -> Iterator[None]:
     """Every node that is initialised in here has a host of its own, and engines as ``open_engine`` opens them."""
     most_carried, gathered_below = favoured.value
     with (
