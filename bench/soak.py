@@ -12,6 +12,7 @@ import asyncio
 import os
 import resource
 import shutil
+import signal
 import socket
 import tempfile
 import time
@@ -24,15 +25,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import msgspec
-
 from . import faults, soak_process, workload
 from .contender import Unavailable
 from .faults import Fault, Kind
 from .soak_judge import NOT_EXIST, SUCCESS, Judge
 from .soak_messages import Call
 from .soak_messages import Settings as ProcessSettings
-from .soak_process import COMMAND, Gone, Process, Violation
+from .soak_process import COMMAND, Gone, Process, Violation, in_time
 from .switched_hosts import SwitchedHosts
 from .workload import Fate, Request, Way
 
@@ -284,6 +283,9 @@ class Soak:
             number = index if index < settings.prefill else index - settings.prefill
             told = ProcessSettings(
                 name=f"{role} {number}",
+                seed=settings.seed,
+                prefill=settings.prefill,
+                decode=settings.decode,
                 parent=0,
                 socket=0,
                 network=None if self._network is None else self._network.networks[index],
@@ -295,7 +297,7 @@ class Soak:
                 pool_bytes=POOL_BYTES,
             )
             log = self._logs / f"{role}-{number}.log"
-            self.processes.append(Process(index, told, settings.command, log, self._calls_of))
+            self.processes.append(Process(index, told, settings.command, log, self._calls_of, self._died))
         await asyncio.gather(*(process.start() for process in self.processes))
         for prefill in self.processes[: settings.prefill]:
             for decode in self.processes[settings.prefill :]:
@@ -310,6 +312,9 @@ class Soak:
                 ends.add((call.there - 1) % 1000)
             self.judge.call(call, frozenset(ends), process.stood_still(call.began_ns, call.ended_ns), process.name)
 
+    def _died(self, process: Process) -> None:
+        self._fail(Violation(f"{process.name} has ended by itself: {process.last_words()}"))
+
     def begin(self, work: Coroutine[Any, Any, None], group: set[asyncio.Task[None]] | None = None) -> None:
         """Have something done beside everything else; if it fails, all has."""
         tasks = self._tasks if group is None else group
@@ -319,20 +324,25 @@ class Soak:
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled() or task.exception() is None:
-            return
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            self._fail(failure)
+
+    def _fail(self, failure: BaseException) -> None:
         assert self._failed is not None
         if not self._failed.done():
-            self._failed.set_exception(task.exception())  # type: ignore[arg-type]
+            self._failed.set_exception(failure)
 
     async def _or_failure(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something, unless anything that goes on beside it fails."""
         assert self._failed is not None
         task = asyncio.create_task(work)
-        await asyncio.wait({task, self._failed}, return_when=asyncio.FIRST_COMPLETED)
-        if self._failed.done() and not task.done():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        try:
+            await asyncio.wait({task, self._failed}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        if self._failed.done():
             self._failed.result()
         task.result()
 
@@ -340,7 +350,7 @@ class Soak:
 
     async def _storm(self, seconds: float) -> None:
         """Requests and faults for so long, then the ends of all of them."""
-        faulting = asyncio.create_task(self._faults(seconds))
+        self.begin(self._faults(seconds))
         gaps = Random(f"{self.settings.seed}: gaps {self._numbers['request']}")
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
@@ -352,9 +362,7 @@ class Soak:
                 self._numbers["request"] += 1
                 self.begin(self._serve(drawn), self._requests)
             self._show(self._progress())
-        await faulting
-        await self._all_ended(self._requests, "requests")
-        await self._all_ended(self._tasks, "repairs")
+        await self._all_ended()
 
     def _progress(self) -> str:
         requests = sum(self.findings.requests.values())
@@ -364,12 +372,13 @@ class Soak:
             f" {self.findings.bytes_verified / 1e9:.2f} GB verified, {self.judge.violation_count} violations"
         )
 
-    @staticmethod
-    async def _all_ended(tasks: set[asyncio.Task[None]], what: str) -> None:
-        if tasks:
-            _, left = await asyncio.wait(set(tasks), timeout=2 * soak_process.PATIENCE_S)
-            if left:
-                raise Violation(f"{len(left)} {what} have not ended: {left}")
+    async def _all_ended(self) -> None:
+        """Wait until no request is served, no fault lasts and no link is repaired."""
+        deadline = time.monotonic() + 2 * soak_process.PATIENCE_S
+        while left := self._requests | self._tasks:
+            if time.monotonic() > deadline:
+                raise Violation(f"{len(left)} things have not ended: {left}")
+            await asyncio.wait(left, timeout=1.0)
 
     async def _serve(self, request: Request) -> None:
         outcome = Outcome.LOST
@@ -395,7 +404,6 @@ class Soak:
         if mean_gap_s is None:
             return
         deadline = time.monotonic() + seconds
-        under_way: set[asyncio.Task[None]] = set()
         while True:
             settings = self.settings
             fault = faults.draw(
@@ -408,11 +416,10 @@ class Soak:
                 settings.timeout_ms / 1000,
             )
             if time.monotonic() + fault.gap_s > deadline:
-                break
+                return
             await asyncio.sleep(fault.gap_s)
             self._numbers["fault"] += 1
-            self.begin(self._inject(fault), under_way)
-        await self._all_ended(under_way, "faults")
+            self.begin(self._inject(fault))
 
     async def _inject(self, fault: Fault) -> None:
         victim = self.processes[fault.victim]
@@ -533,7 +540,6 @@ class Attempt:
     def __init__(self, soak: Soak, request: Request, prefill: Process) -> None:
         self._soak, self._request, self._prefill = soak, request, prefill
         self._findings, self._judge = soak.findings, soak.judge
-        self._told = msgspec.to_builtins(request)
         self._left = list(request.used)
         self._doubtful = False
         """Whether a key may be gone although no pull has said that it succeeded."""
@@ -548,7 +554,7 @@ class Attempt:
         """
         await self._prefill.ready()
         self._generation = self._prefill.generation
-        offer = await self._insist(self._prefill, "offer", request=self._told)
+        offer = await self._insist(self._prefill, "offer", request=self._request.number)
         if offer["code"] != SUCCESS:
             raise PrefillAgain
         self._incarnation, self._cache_id = offer["incarnation"], offer["cache_id"]
@@ -575,7 +581,7 @@ class Attempt:
 
     async def release(self) -> None:
         """Have the prefill side let go of a request that is over, or that nobody comes for."""
-        await self._insist(self._prefill, "withdraw", request=self._told)
+        await self._insist(self._prefill, "withdraw", request=self._request.number)
 
     def _require_offer(self) -> None:
         if self._prefill.generation != self._generation:
@@ -585,7 +591,7 @@ class Attempt:
         """A decode process to which the prefill process is linked: the request's own first, then the others."""
         index = (self._request.decode + number // 3) % self._soak.settings.decode + self._soak.settings.prefill
         link = self._soak.links[self._prefill.index, index, self._request.way.remote]
-        await asyncio.wait_for(link.up.wait(), soak_process.PATIENCE_S)
+        await in_time(link.up.wait(), f"no link from {link.decode.name} to {link.prefill.name}")
         self._require_offer()
         return self._soak.processes[index], link
 
@@ -598,7 +604,7 @@ class Attempt:
                     decode,
                     decode.ask(
                         "fetch",
-                        request=self._told,
+                        request=self._request.number,
                         cluster=self._prefill.settings.clusters[self._request.way.remote],
                         incarnation=self._incarnation,
                         cache_id=self._cache_id,
@@ -663,7 +669,7 @@ class Attempt:
             decode, link = await self._decode(number)
             self._left = list(self._request.used)
             try:
-                room = await self._insist(decode, "make_room", request=self._told)
+                room = await self._insist(decode, "make_room", request=self._request.number)
                 if room["code"] != SUCCESS:
                     continue
                 complete = await self._fill(decode, link, room)
@@ -679,7 +685,7 @@ class Attempt:
     async def _cleared(self, decode: Process, complete: bool) -> bool:
         """Have the room looked at and given back; False if it was gone."""
         cleared = await self._insist(
-            decode, "clear_room", request=self._told, incarnation=self._incarnation, complete=complete
+            decode, "clear_room", request=self._request.number, incarnation=self._incarnation, complete=complete
         )
         if cleared["code"] != SUCCESS:
             return False
@@ -690,8 +696,7 @@ class Attempt:
         """Push until everything is there; False if the room, or what was to fill it, is gone."""
         generation = decode.generation
         for _ in range(TRIES):
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(link.up.wait(), soak_process.PATIENCE_S)
+            await in_time(link.up.wait(), f"no link from {link.decode.name} to {link.prefill.name}")
             if decode.generation != generation or self._prefill.generation != self._generation:
                 return False
             times = link.times
@@ -700,7 +705,7 @@ class Attempt:
                     decode,
                     self._prefill.ask(
                         "give",
-                        request=self._told,
+                        request=self._request.number,
                         cluster=decode.settings.clusters[self._request.way.remote],
                         cache_id=room["cache_id"],
                         addresses=room["addresses"],
@@ -753,4 +758,15 @@ def run(settings: Settings, show: Show = lambda words: None) -> Findings:
     Unavailable
         If this machine, or this user, cannot; the message says what it takes.
     """
-    return asyncio.run(Soak(settings, show).run())
+    return asyncio.run(interruptible(Soak(settings, show).run()))
+
+
+async def interruptible(work: Coroutine[Any, Any, Findings]) -> Findings:
+    """Let an interrupt end it as it ends by itself."""
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGINT, task.cancel)
+    try:
+        return await task
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)

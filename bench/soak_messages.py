@@ -46,6 +46,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What a process is started with."""
 
     name: str
+    seed: int
+    prefill: int
+    decode: int
+    """Of the whole run, from which requests are drawn."""
     parent: int
     socket: int
     """The descriptor that questions come by."""

@@ -9,13 +9,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from .soak_messages import LENGTH, Answer, Call, Question, Settings, framed
+
+T = TypeVar("T")
 
 #: A process that has not answered for so long, or not ended, hangs.
 PATIENCE_S = 90.0
@@ -30,6 +33,14 @@ class Gone(Exception):
 
 class Violation(Exception):
     """Something that must not be, and after which nothing can be told."""
+
+
+async def in_time(waiting: Awaitable[T], words: str) -> T:
+    """What comes of it, or a :class:`Violation` that begins with these words if nothing does in time."""
+    try:
+        return await asyncio.wait_for(waiting, PATIENCE_S)
+    except asyncio.TimeoutError:
+        raise Violation(f"{words}, for {PATIENCE_S:.0f} s") from None
 
 
 class Process:
@@ -54,6 +65,7 @@ class Process:
         command: tuple[str, ...],
         log: Path,
         report: Callable[[Process, list[Call]], None],
+        died: Callable[[Process], None],
     ) -> None:
         self.index = index
         self.settings = settings
@@ -65,7 +77,8 @@ class Process:
         self.transfer_begins = asyncio.Event()
         self.lost_calls = 0
         self.starts = 0
-        self._command, self.log, self._report = command, log, report
+        self._command, self.log, self._report, self._died = command, log, report, died
+        self._leaving = False
         self._ready = asyncio.Event()
         self._pending: dict[int, asyncio.Future[Answer]] = {}
         self._count = 0
@@ -93,6 +106,7 @@ class Process:
         reader, self._writer = await asyncio.open_connection(sock=ours)
         first: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._pending = {0: first}
+        self._leaving = False
         self._ended = asyncio.create_task(self._listen(reader))
         try:
             answer = await asyncio.wait_for(first, PATIENCE_S)
@@ -118,10 +132,12 @@ class Process:
                 if not waiting.done():
                     waiting.set_exception(Gone(self.name))
             self._writer.close()
+            if not self._leaving:
+                self._died(self)
 
     async def ready(self) -> None:
         """Wait until it can be asked."""
-        await asyncio.wait_for(self._ready.wait(), PATIENCE_S)
+        await in_time(self._ready.wait(), f"{self.name} cannot be asked")
 
     @property
     def pid(self) -> int:
@@ -130,7 +146,7 @@ class Process:
     async def ended(self) -> int:
         """Wait for its end; its exit status."""
         assert self._ended is not None
-        await asyncio.wait_for(asyncio.shield(self._ended), PATIENCE_S)
+        await in_time(asyncio.shield(self._ended), f"{self.name} does not end")
         try:
             return await asyncio.to_thread(self._popen.wait, PATIENCE_S)
         except subprocess.TimeoutExpired:
@@ -139,6 +155,7 @@ class Process:
     async def kill(self) -> None:
         """``kill -9``, and the end of the process waited for."""
         self._ready.clear()
+        self._leaving = True
         self._popen.kill()
         await self.ended()
         if self.stops and self.stops[-1][1] is None:
@@ -147,7 +164,9 @@ class Process:
     async def quit(self) -> int:
         """Let it finalize its instances and end; its exit status."""
         self._ready.clear()
-        await self.ask("finalize", even_if_leaving=True)
+        self._leaving = True
+        with suppress(Gone):
+            await self.ask("finalize", even_if_leaving=True)
         self._writer.close()
         return await self.ended()
 
@@ -165,6 +184,7 @@ class Process:
 
     def abolish(self) -> None:
         """End it, whatever it does, if it lives."""
+        self._leaving = True
         if self._ended is not None and self._popen.poll() is None:
             self._popen.kill()
             self._popen.wait()

@@ -47,7 +47,7 @@ from llmdd import (
     TransferWithCacheKeyConfig,
 )
 
-from . import hosts
+from . import hosts, workload
 from .lifeline import end_with_parent
 from .soak_messages import LENGTH, Answer, Call, Question, Settings, framed
 from .stamped_rows import UNTOUCHED, Bytes, Stamp, Stamper, flaw, touched
@@ -190,7 +190,10 @@ class Computed(LayerSynchronizer):
 
 
 class Worker:
-    """What the process can be told to do: each method is one thing, and returns what msgspec can write."""
+    """What the process can be told to do: each method is one thing, and returns what msgspec can write.
+
+    A request is told by its number: what it is follows from that, and from the seed of the settings.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -217,11 +220,14 @@ class Worker:
         self._reporting.recorders.append(made)
         return made
 
+    def _drawn(self, number: int) -> Request:
+        return workload.draw(self._settings.seed, number, self._settings.prefill, self._settings.decode)
+
     # -- prefill ---------------------------------------------------------------------------------------------------
 
-    def offer(self, request: dict[str, Any]) -> dict[str, Any]:
+    def offer(self, request: int) -> dict[str, Any]:
         """Make the cache of a request, write its rows, and bind them to its keys."""
-        wanted = msgspec.convert(request, Request)
+        wanted = self._drawn(request)
         instance = self._instances[wanted.way.remote]
         cache, arrays = self._made_offer(instance, wanted)
         if wanted.way not in (Way.SEND_LAYERS, Way.SEND_LAYERS_BY_KEY):
@@ -254,9 +260,9 @@ class Worker:
         allocate = manager.allocate_blocks_cache if request.way.of_blocks else manager.allocate_cache
         return recorder.make(allocate.__name__, allocate, desc, keys), []
 
-    def withdraw(self, request: dict[str, Any]) -> dict[str, Any]:
+    def withdraw(self, request: int) -> dict[str, Any]:
         """Let go of whatever the prefill side has of a request; its keys too."""
-        wanted = msgspec.convert(request, Request)
+        wanted = self._drawn(request)
         instance = self._instances[wanted.way.remote]
         manager, recorder = instance.manager, self.recorder(instance)
         if not wanted.way.of_blocks:
@@ -278,11 +284,9 @@ class Worker:
         instance.offers.pop(wanted.number, None)
         return {"code": SUCCESS}
 
-    def give(
-        self, request: dict[str, Any], cluster: int, cache_id: int, addresses: list[int], rows: list[int]
-    ) -> dict[str, Any]:
+    def give(self, request: int, cluster: int, cache_id: int, addresses: list[int], rows: list[int]) -> dict[str, Any]:
         """Push rows into the room that the decode side has made; which were, and the code of the first failure."""
-        wanted = msgspec.convert(request, Request)
+        wanted = self._drawn(request)
         instance = self._instances[wanted.way.remote]
         offer = instance.offers.get(wanted.number)
         if offer is None:  # the instance was opened anew
@@ -341,11 +345,9 @@ class Worker:
 
     # -- decode ----------------------------------------------------------------------------------------------------
 
-    def fetch(
-        self, request: dict[str, Any], cluster: int, incarnation: int, cache_id: int, rows: list[int]
-    ) -> dict[str, Any]:
+    def fetch(self, request: int, cluster: int, incarnation: int, cache_id: int, rows: list[int]) -> dict[str, Any]:
         """Pull rows of a request and look at every byte; which came, the first failure's code, and what is wrong."""
-        wanted = msgspec.convert(request, Request)
+        wanted = self._drawn(request)
         instance = self._instances[wanted.way.remote]
         flaws = self._released(instance, before=time.monotonic() - SUSPICION_S)
         done: list[int] = []
@@ -429,9 +431,9 @@ class Worker:
                 recorder.make("pull_cache", manager.pull_cache, place, cache, target, there=cluster)
             done.append(row)
 
-    def make_room(self, request: dict[str, Any]) -> dict[str, Any]:
+    def make_room(self, request: int) -> dict[str, Any]:
         """Room for a request that is pushed; where it is."""
-        wanted = msgspec.convert(request, Request)
+        wanted = self._drawn(request)
         instance = self._instances[wanted.way.remote]
         cache = self._made_target(instance, wanted)
         instance.rooms[wanted.number] = Room(cache)
@@ -442,9 +444,9 @@ class Worker:
             "addresses": cache.tensor_addrs,
         }
 
-    def clear_room(self, request: dict[str, Any], incarnation: int, complete: bool) -> dict[str, Any]:
+    def clear_room(self, request: int, incarnation: int, complete: bool) -> dict[str, Any]:
         """Look at what was pushed, if all of it was, and give the room back."""
-        wanted = msgspec.convert(request, Request)
+        wanted = self._drawn(request)
         instance = self._instances[wanted.way.remote]
         room = instance.rooms.pop(wanted.number, None)
         if room is None:  # the instance was opened anew

@@ -84,6 +84,10 @@ class _Introduction(msgspec.Struct, array_like=True):
     blob: bytes
 
 
+# Made now, because msgspec is not safe from threads that are the first, all at once, to decode a type.
+_introductions = msgspec.msgpack.Decoder(_Introduction)
+
+
 @dataclass
 class _Peer:
     """A connected peer: its newest metadata, how many writings to it are under way, whether it is to be gone, and
@@ -461,7 +465,7 @@ def _decoded(metadata: bytes) -> _Introduction:
     if len(metadata) > MAX_METADATA:
         raise EngineFailed(f"the peer's metadata has {len(metadata)} bytes, more than {MAX_METADATA}")
     try:
-        introduction = msgspec.msgpack.decode(metadata, type=_Introduction)
+        introduction = _introductions.decode(metadata)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise EngineFailed(f"the peer's metadata is damaged: {error}") from error
     if (introduction.engine, introduction.version) != (NixlEngine.name, _VERSION):
