@@ -508,12 +508,14 @@ class Soak:
 
     async def _holds_nothing(self, process: Process) -> None:
         deadline = time.monotonic() + REST_PATIENCE_S
-        while time.monotonic() < deadline:
+        while True:
             state = await process.ask("state")
             if not any(any(instance.values()) for instance in state):
                 return
+            if time.monotonic() > deadline:
+                self.judge.violation(f"{process.name} still holds something: {state}")
+                return
             await asyncio.sleep(0.05)
-        self.judge.violation(f"{process.name} still holds something: {state}")
 
     async def _has_not_grown(self, process: Process) -> None:
         """It has as much of everything that a process can run out of as when it was first at rest."""
@@ -637,8 +639,10 @@ class Attempt:
 
     def _note(self, answer: dict[str, Any]) -> None:
         """What has arrived."""
-        for words in answer["flaws"]:
-            self._judge.violation(words)
+        flaws = answer["flaws"]
+        if flaws:
+            others = f"; and {len(flaws) - 1} more of it" if len(flaws) > 1 else ""
+            self._judge.violation(flaws[0] + others)
         self._findings.bytes_verified += answer["verified"]
         if "done" in answer:
             self._left = [row for row in self._left if row not in answer["done"]]

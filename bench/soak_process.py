@@ -23,6 +23,9 @@ T = TypeVar("T")
 #: A process that has not answered for so long, or not ended, hangs.
 PATIENCE_S = 90.0
 
+#: One that has not started by then does not.
+STARTING_S = 90.0
+
 #: How a process is started where nothing else is said.
 COMMAND = (sys.executable, "-c", "import sys; from llmdd.bench.soak_worker import main; main(sys.argv[1])")
 
@@ -109,7 +112,7 @@ class Process:
         self._leaving = False
         self._ended = asyncio.create_task(self._listen(reader))
         try:
-            answer = await asyncio.wait_for(first, PATIENCE_S)
+            answer = await asyncio.wait_for(first, STARTING_S)
         except (Gone, asyncio.TimeoutError):
             raise Violation(f"{self.name} did not start: {self.last_words()}") from None
         if answer.failure is not None:

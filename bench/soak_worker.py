@@ -238,8 +238,7 @@ class Worker:
             self.recorder(instance).make_sure("deallocate_cache", instance.manager.deallocate_cache, cache)
         return {"code": SUCCESS, "incarnation": instance.incarnation, "cache_id": cache.cache_id}
 
-    @staticmethod
-    def _write(instance: Instance, request: Request, tensors: list[Bytes]) -> None:
+    def _write(self, instance: Instance, request: Request, tensors: list[Bytes]) -> None:
         for tensor, rows in enumerate(tensors):
             for row in request.used:
                 instance.stamper.write(rows[row], request.number, tensor, row)

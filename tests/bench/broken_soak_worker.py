@@ -9,9 +9,10 @@ import time
 from functools import partial
 from typing import Any
 
+from llmdd.bench.soak_messages import Settings
 from llmdd.bench.soak_worker import Instance, Worker, main
 from llmdd.bench.stamped_rows import Bytes
-from llmdd.bench.workload import Request
+from llmdd.bench.workload import Fate, Request, Way
 
 from llmdd import Cache, LLMException, LLMStatusCode
 
@@ -20,41 +21,51 @@ LATE_S = 0.4
 
 
 class Wrong(Worker):
-    """Much is wrong, each of it with other requests, and all of it so that the run goes on."""
+    """Many things are wrong, each once, and all of them so that the run goes on."""
 
-    leaked = False
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._once = {"byte", "place", "late", "code", "key", "leak"}
+        self._choosing = threading.Lock()
 
-    @staticmethod
-    def _write(instance: Instance, request: Request, tensors: list[Bytes]) -> None:
-        """One bit of a row is another when it is written."""
-        Worker._write(instance, request, tensors)
-        if request.number % 6 == 0:
-            tensors[-1][request.used[-1]][-1] ^= 1
-
-    def _pull(self, instance: Instance, request: Request, cache: Cache, *others: Any) -> None:
-        """Bytes are written beside where they belong; a call is late; a code has no reason."""
-        if request.number % 6 == 1:
-            recorder = self.recorder(instance)
-            recorder.make("pull_cache", partial(time.sleep, LATE_S), there=1)
-        if request.number % 6 == 2:
-            self.recorder(instance).make("pull_cache", refuse, there=1)
-        super()._pull(instance, request, cache, *others)
-        if request.number % 6 == 3:
-            for tensor in cache.tensors:
-                tensor[0][-1] = tensor[-1][-1] = 0
+    def _is_now(self, what: str) -> bool:
+        with self._choosing:
+            chosen = what in self._once
+            self._once.discard(what)
+            return chosen
 
     def offer(self, request: int) -> dict[str, Any]:
-        """Keys are gone before they are pulled."""
+        """A bit of a row is another than was written; keys are gone before they are pulled."""
         answer = super().offer(request)
-        if request % 6 == 4:
+        drawn = self._drawn(request)
+        if (
+            drawn.fate is Fate.SERVED
+            and drawn.way in (Way.PULL, Way.PULL_MANY, Way.PULL_LAYERS)
+            and self._is_now("key")
+        ):
             self.withdraw(request)
         return answer
 
+    def _write(self, instance: Instance, request: Request, tensors: list[Bytes]) -> None:
+        super()._write(instance, request, tensors)
+        if request.fate is Fate.SERVED and self._is_now("byte"):
+            tensors[-1][request.used[-1]][-1] ^= 1
+
+    def _pull(self, instance: Instance, request: Request, cache: Cache, *others: Any) -> None:
+        """A call is late; one has a code for which there is no reason; bytes are written where they do not belong."""
+        if self._is_now("late"):
+            self.recorder(instance).make("pull_cache", partial(time.sleep, LATE_S), there=1)
+        elif self._is_now("code"):
+            self.recorder(instance).make("pull_cache", refuse, there=1)
+        super()._pull(instance, request, cache, *others)
+        if self._is_now("place"):
+            (beside,) = set(range(request.rows + 1)) - set(request.targets)
+            cache.tensors[0].reshape(request.rows + 1, -1)[beside][-1] = 0
+
     def _deallocate(self, instance: Instance, cache: Cache) -> None:
-        """The first cache that was pulled into is not given back."""
-        if self.leaked:
+        """A cache that was pulled into is not given back."""
+        if not self._is_now("leak"):
             super()._deallocate(instance, cache)
-        self.leaked = True
 
     def finalize(self) -> dict[str, Any]:
         """It ends with a status that is not 0."""

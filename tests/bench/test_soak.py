@@ -69,7 +69,7 @@ def test_what_is_planted_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["dead", "hanging"],
 )
 def test_a_process_that_does_not_answer_ends_the_run(what: type, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(soak_process, "PATIENCE_S", 4.0)
+    monkeypatch.setattr(soak_process, "PATIENCE_S", 5.0)
     found = soak.run(with_broken(what))
     assert [words in violation for violation in found.violations] == [True], found.violations
 
