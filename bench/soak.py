@@ -9,6 +9,7 @@ anything is still held by anybody.
 from __future__ import annotations
 
 import asyncio
+import datetime
 import os
 import resource
 import shutil
@@ -158,6 +159,8 @@ class Link:
         self.up = asyncio.Event()
         self.times = 0
         """How often it was made."""
+        self.by_place = 0
+        """Transfers under way that name a cache by its id or its addresses, which another may have after a restart."""
         self._soak = soak
         self._repairing = asyncio.Lock()
 
@@ -185,6 +188,8 @@ class Link:
         if self.times:
             await self.drop(self.decode, force=True)
             await self.drop(self.prefill, force=True)
+        while self.by_place:
+            await asyncio.sleep(0.01)
         there = self._address(self.prefill)
         code: str = (await self.decode.ask("link", remote=self.remote, **there))["code"]
         if code == SUCCESS and generations == (self.prefill.generation, self.decode.generation):
@@ -219,10 +224,11 @@ class Soak:
 
     def __init__(self, settings: Settings, show: Show) -> None:
         self.settings = settings
-        self.findings = Findings(settings, Judge(settings.margin_ms, settings.settling_s))
+        self._logs = Path(tempfile.mkdtemp(prefix="llmdd-soak-"))
+        self._diary = (self._logs / "soak.log").open("w", encoding="utf-8", buffering=1)
+        self.findings = Findings(settings, Judge(settings.margin_ms, settings.settling_s, self.note))
         self.judge = self.findings.judge
         self._show = show
-        self._logs = Path(tempfile.mkdtemp(prefix="llmdd-soak-"))
         self._network: SwitchedHosts | None = None
         self.processes: list[Process] = []
         self.links: dict[tuple[int, int, bool], Link] = {}
@@ -230,6 +236,10 @@ class Soak:
         self._requests: set[asyncio.Task[None]] = set()
         self._failed: asyncio.Future[None] | None = None
         self._numbers = {"request": 0, "fault": 0}
+
+    def note(self, words: str) -> None:
+        """Write down what has happened, for whoever looks for the reason of a violation."""
+        self._diary.write(f"{datetime.datetime.now().isoformat(sep=' ', timespec='milliseconds')} {words}\n")
 
     # -- the whole -------------------------------------------------------------------------------------------------
 
@@ -250,6 +260,7 @@ class Soak:
                 process.abolish()
             if self._network is not None:
                 self._network.close()
+            self._diary.close()
         self.findings.seconds = time.monotonic() - began
         self.findings.cores = (processor_seconds() - used) / self.findings.seconds
         self.findings.processes = sum(process.starts for process in self.processes)
@@ -393,6 +404,8 @@ class Soak:
                 with suppress(Gone):
                     await offered.release()  # what was offered by a successor that was not known yet
         self.findings.requests[outcome.value] += 1
+        if outcome is Outcome.FAILED:
+            self.judge.violation(f"{request} has failed {TRIES} times")
         if outcome is Outcome.SERVED:
             self.findings.ways[request.way.value] += 1
 
@@ -433,8 +446,10 @@ class Soak:
             if fault.kind is Kind.CUT:
                 await self._cut(fault, victim)
                 return
+            self.note(f"{victim.name}: {fault}")
             with self.judge.fault(fault.kind, frozenset({victim.index}), True, victim.transfers):
                 await self._strike(fault, victim)
+            self.note(f"{victim.name}: fault {fault.number} is over")
 
     async def _strike(self, fault: Fault, victim: Process) -> None:
         if fault.kind in (Kind.STOP, Kind.STOP_LONG):
@@ -485,11 +500,13 @@ class Soak:
         ends = sorted((fault.victim, fault.other))
         remote = bool(fault.number % 2)
         link = self.links[ends[0], ends[1], remote]
+        self.note(f"{victim.name}: {fault}")
         with self.judge.fault(Kind.CUT, link.ends, False, victim.transfers):
             link.up.clear()
             with suppress(Gone):
                 await link.drop(victim, force=True)
             await link.repair()
+        self.note(f"{victim.name}: fault {fault.number} is over")
 
     # -- rest ------------------------------------------------------------------------------------------------------
 
@@ -603,7 +620,7 @@ class Attempt:
             generation, times = decode.generation, link.times
             try:
                 fetched = await self._transferring(
-                    decode,
+                    link,
                     decode.ask(
                         "fetch",
                         request=self._request.number,
@@ -616,6 +633,7 @@ class Attempt:
             except Gone:
                 self._doubtful = True
                 self._findings.retried += 1
+                await asyncio.sleep(0.02)
                 continue
             self._note(fetched)
             code = fetched["code"]
@@ -648,6 +666,7 @@ class Attempt:
             self._left = [row for row in self._left if row not in answer["done"]]
 
     async def _before_retry(self, code: str, link: Link, times: int) -> None:
+        self._soak.note(f"request {self._request.number}, {link.prefill.name} and {link.decode.name}: {code}")
         self._findings.retried += 1
         if code == NOT_LINKED:
             link.lost(times)
@@ -656,14 +675,17 @@ class Attempt:
         elif code != BUSY:
             await asyncio.sleep(0.02)
 
-    async def _transferring(self, decode: Process, asking: Coroutine[Any, Any, Any]) -> Any:
-        ends = (self._prefill, decode)
+    async def _transferring(self, link: Link, asking: Coroutine[Any, Any, Any]) -> Any:
+        ends = (link.prefill, link.decode)
+        by_place = self._request.way.pushes or self._request.way is Way.PULL_BY_ID
+        link.by_place += by_place
         for process in ends:
             process.transfers += 1
             process.transfer_begins.set()
         try:
             return await asking
         finally:
+            link.by_place -= by_place
             for process in ends:
                 process.transfers -= 1
 
@@ -706,7 +728,7 @@ class Attempt:
             times = link.times
             try:
                 given = await self._transferring(
-                    decode,
+                    link,
                     self._prefill.ask(
                         "give",
                         request=self._request.number,

@@ -27,6 +27,9 @@ from .switched_hosts import SwitchedHosts
 INTERRUPTED = 130
 LEAST_WIDTH = 150
 
+#: How often it is shown how far it is, on a terminal and elsewhere.
+REFRESH_S, LINE_S = 0.25, 60.0
+
 #: The packages that have NIXL in them.
 NIXL = ("nixl", "nixl_cu12", "nixl_cu13", "nixl_rocm")
 
@@ -91,7 +94,7 @@ def run_soak(
     console = Console(stderr=True)
     began = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     with Status("starting", console=console) as status:
-        if as_json or not console.is_terminal:
+        if not console.is_terminal:
             status.stop()
         for place in places:
             settings = Settings(
@@ -105,7 +108,7 @@ def run_soak(
                 timeout_ms=timeout,
                 margin_ms=margin,
             )
-            found.append(soak.run(settings, seldom(status)))
+            found.append(soak.run(settings, shown(console, status, as_json)))
             if found[-1].interrupted:
                 break
     report = Report(
@@ -144,15 +147,20 @@ def conclude(report: Report, found: list[Findings], output: Path | None, as_json
         raise typer.Exit(1)
 
 
-def seldom(status: Status, every_s: float = 0.25) -> soak.Show:
-    """Shows how far it is, not more often than that."""
-    last = 0.0
+def shown(console: Console, status: Status, quiet: bool) -> soak.Show:
+    """Shows how far it is: all the time on a terminal, else a line each minute; nothing if `quiet`."""
+    every_s = REFRESH_S if console.is_terminal else LINE_S
+    last = time.monotonic()
 
     def show(words: str) -> None:
         nonlocal last
-        if time.monotonic() - last >= every_s:
-            last = time.monotonic()
+        if quiet or time.monotonic() - last < every_s:
+            return
+        last = time.monotonic()
+        if console.is_terminal:
             status.update(words)
+        else:
+            console.print(words, highlight=False, soft_wrap=True)
 
     return show
 

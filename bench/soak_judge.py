@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -73,10 +73,13 @@ class Judge:
         By how much later than its deadline a call may return.
     settling_s
         How long after a fault has ended calls may still feel it.
+    note
+        Told each violation when it is found.
     """
 
-    def __init__(self, margin_ms: float, settling_s: float) -> None:
+    def __init__(self, margin_ms: float, settling_s: float, note: Callable[[str], object] = lambda words: None) -> None:
         self.margin_ms = margin_ms
+        self._note = note
         self._settling_ns = int(settling_s * 1e9)
         self.faults: dict[Kind, FaultTally] = {}
         self.calls: dict[str, CallTally] = {}
@@ -88,6 +91,7 @@ class Judge:
 
     def violation(self, words: str) -> None:
         self.violation_count += 1
+        self._note(f"VIOLATION {words}")
         if len(self.violations) < MOST_VIOLATIONS:
             self.violations.append(f"{time.strftime('%H:%M:%S')} {words}")
 

@@ -231,7 +231,7 @@ class Worker:
         instance = self._instances[wanted.way.remote]
         cache, arrays = self._made_offer(instance, wanted)
         if wanted.way not in (Way.SEND_LAYERS, Way.SEND_LAYERS_BY_KEY):
-            self._write(instance, wanted, arrays or cache.tensors)
+            self._write(instance, wanted, arrays or self._tensors(cache))
         if arrays or wanted.kept:
             instance.offers[wanted.number] = Offer(cache, arrays)
         else:
@@ -331,7 +331,7 @@ class Worker:
         else:
             begins = [address + target * request.row_bytes for address in addresses]
             config = TransferConfig(cluster, begins, layers, row)
-        computed = Computed(instance, request, offer.arrays or offer.cache.tensors, row)
+        computed = Computed(instance, request, offer.arrays or self._tensors(offer.cache), row)
         send = instance.manager.transfer_cache_async
         task = recorder.make("transfer_cache_async", send, offer.cache, computed, [config])
         limit = instance.timeout_ms * len(layers)
@@ -350,22 +350,20 @@ class Worker:
         instance = self._instances[wanted.way.remote]
         flaws = self._released(instance, before=time.monotonic() - SUSPICION_S)
         done: list[int] = []
-        try:
-            cache = self._made_target(instance, wanted)
-        except Refused as refused:
-            return {"code": refused.code, "done": done, "flaws": flaws, "verified": 0}
         code = SUCCESS
         try:
-            self._pull(instance, wanted, cache, cluster, cache_id, rows, done)
+            cache = self._made_target(instance, wanted)
+            try:
+                self._pull(instance, wanted, cache, cluster, cache_id, rows, done)
+            except Refused as refused:
+                code = refused.code
+            flaws += self._flaws(wanted, cache, incarnation, done, complete=code == SUCCESS)
+            if code == SUCCESS:
+                self._deallocate(instance, cache)
+            else:
+                self._suspect(instance, cache, f"{wanted.way.value} of request {request} that ended with {code}")
         except Refused as refused:
-            code = refused.code
-        if code == FINALIZED:
-            return {"code": code, "done": [], "flaws": flaws, "verified": 0}
-        flaws += self._flaws(wanted, cache, incarnation, done, complete=code == SUCCESS)
-        if code == SUCCESS:
-            self._deallocate(instance, cache)
-        else:
-            self._suspect(instance, cache, f"{wanted.way.value} of request {wanted.number} that ended with {code}")
+            return {"code": refused.code, "done": [], "flaws": flaws, "verified": 0}
         return {"code": code, "done": done, "flaws": flaws, "verified": len(done) * wanted.tensors * wanted.row_bytes}
 
     def _made_target(self, instance: Instance, request: Request) -> Cache:
@@ -384,7 +382,7 @@ class Worker:
             cache = recorder.make("allocate_blocks_cache", manager.allocate_blocks_cache, desc)
         else:
             cache = recorder.make("allocate_cache", manager.allocate_cache, desc)
-        for tensor in cache.tensors:
+        for tensor in self._tensors(cache):
             tensor[:] = UNTOUCHED
         return cache
 
@@ -435,12 +433,15 @@ class Worker:
         wanted = self._drawn(request)
         instance = self._instances[wanted.way.remote]
         cache = self._made_target(instance, wanted)
+        addresses = cache.tensor_addrs
+        if not addresses:
+            raise Refused(FINALIZED)
         instance.rooms[wanted.number] = Room(cache)
         return {
             "code": SUCCESS,
             "incarnation": instance.incarnation,
             "cache_id": cache.cache_id,
-            "addresses": cache.tensor_addrs,
+            "addresses": addresses,
         }
 
     def clear_room(self, request: int, incarnation: int, complete: bool) -> dict[str, Any]:
@@ -452,10 +453,13 @@ class Worker:
             return {"code": FINALIZED, "flaws": [], "verified": 0}
         flaws: list[str] = []
         verified = 0
-        if complete:
-            flaws = self._flaws(wanted, room.cache, incarnation, wanted.used, complete=True)
-            verified = len(wanted.used) * wanted.tensors * wanted.row_bytes
-        self._deallocate(instance, room.cache)
+        try:
+            if complete:
+                flaws = self._flaws(wanted, room.cache, incarnation, wanted.used, complete=True)
+                verified = len(wanted.used) * wanted.tensors * wanted.row_bytes
+            self._deallocate(instance, room.cache)
+        except Refused as refused:
+            return {"code": refused.code, "flaws": flaws, "verified": verified}
         return {"code": SUCCESS, "flaws": flaws, "verified": verified}
 
     def _flaws(
@@ -483,7 +487,13 @@ class Worker:
 
     @staticmethod
     def _tensors(cache: Cache) -> list[Bytes]:
-        return cache.tensors
+        """Of a cache of ours; refused if its instance was finalized."""
+        try:
+            return cache.tensors
+        except LLMException as refusal:
+            if refusal.status_code is not LLMStatusCode.LLM_ENGINE_FINALIZED:
+                raise
+            raise Refused(FINALIZED) from None
 
     def _deallocate(self, instance: Instance, cache: Cache) -> None:
         if cache.is_blocks_cache:
@@ -494,7 +504,7 @@ class Worker:
 
     def _suspect(self, instance: Instance, cache: Cache, words: str) -> None:
         """Keep the target of a pull that has failed for a while: nothing may arrive in it any more."""
-        for tensor in cache.tensors:
+        for tensor in self._tensors(cache):
             tensor[:] = UNTOUCHED
         instance.suspected.append((time.monotonic(), cache, words))
 
@@ -510,7 +520,7 @@ class Worker:
                 instance.suspected.appendleft((since, cache, words))
                 break
             with suppress(Refused):
-                if any(touched(tensor) for tensor in cache.tensors):
+                if any(touched(tensor) for tensor in self._tensors(cache)):
                     flaws.append(f"{words}: bytes arrived afterwards")
                 self._deallocate(instance, cache)
         return flaws
