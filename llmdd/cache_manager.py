@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from llmdd._core.bulk_calls import BulkCalls
 from llmdd._core.cache import Cache
-from llmdd._core.cache_keys import CacheKey
+from llmdd._core.cache_keys import CacheKey, CacheKeyByIdAndIndex
 from llmdd._core.enumerations import Memtype, Placement
-from llmdd._core.status import LLMStatusCode, failure, invalid
+from llmdd._core.lease_calls import LeaseCalls
+from llmdd._core.status import LLMStatusCode, MissingArgument, failure, invalid
 from llmdd._core.store import require_one_id
 from llmdd._core.validation import check_elements, check_type, check_uint64
 from llmdd.layerwise import TENSORS_PER_LAYER, Blocks, CacheTask, Destination, ToAddresses, ToCache, start
+from llmdd.lease_keeper import LeaseKeeper
 from llmdd.transfer_description import (
     LayerSynchronizer,
     MemInfo,
@@ -22,16 +24,20 @@ from llmdd.transfer_description import (
 )
 
 Config: TypeAlias = TransferConfig | TransferWithCacheKeyConfig
+KeptKeys: TypeAlias = Sequence[CacheKey | CacheKeyByIdAndIndex]
+
+# Two threads that keep the first leases of an instance at once.
+_beginning_to_keep = threading.Lock()
 
 
-class CacheManager(BulkCalls):
+class CacheManager(LeaseCalls):
     """The caches of one initialised instance; :attr:`LLMDataDist.cache_manager` gives it.
 
     Every method may be called from any thread. A call that is refused changes nothing.
 
     Besides the calls of LLM-DataDist there are :meth:`lookup`, :meth:`lookup_many`, :meth:`remove_cache_keys`,
-    :meth:`deallocate_many`, :meth:`pull_many`, :meth:`pool_usage`, :attr:`live_caches`,
-    :attr:`live_keys`, :meth:`paused` and :meth:`check`.
+    :meth:`deallocate_many`, :meth:`pull_many`, :meth:`renew_leases`, :meth:`keep_leases`, :meth:`let_leases_lapse`,
+    :meth:`expire_leases`, :meth:`pool_usage`, :attr:`live_caches`, :attr:`live_keys`, :meth:`paused` and :meth:`check`.
     """
 
     __slots__ = ()
@@ -106,6 +112,77 @@ class CacheManager(BulkCalls):
         destinations = [_destination(src_cache, config) for config in configs]
         return start(self, src_cache, layer_synchronizer, destinations, blocks)
 
+    def keep_leases(self, cache_keys: KeptKeys, lease: int | None = None) -> None:
+        """Renew the leases of keys from now on, three times in each lease, until they have been pulled.
+
+        For who expects keys, from the moment he knows of them: keys of linked clusters, or of this one. One that is not
+        bound yet is looked for until it is; one that was found, and later is not bound, is kept no longer. So a decode
+        worker that lives keeps what it will pull, and one that has died keeps nothing.
+
+        Parameters
+        ----------
+        cache_keys : sequence of CacheKey or CacheKeyByIdAndIndex
+            Those that are kept already are kept with the new lease.
+        lease : int, optional
+            Milliseconds, from 1 to 2**31 - 1; of each renewal. By default ``cache_key_lease`` of this instance.
+
+        Raises
+        ------
+        TypeError, ValueError, AttributeError
+            Something that is no sequence of keys, a lease out of its range, None.
+        LLMException
+            ``LLM_PARAM_INVALID``: a key that names nothing, or two things; no `lease`, where there is no
+            ``cache_key_lease``. Nothing is kept then. Whether keys are bound, and their clusters linked, is no matter.
+
+        Examples
+        --------
+        >>> expected = [CacheKey(1, req_id=7), CacheKey(1, req_id=9)]
+        >>> decoder.keep_leases(expected, lease=10_000)
+        >>> decoder.let_leases_lapse(expected)  # their requests were aborted
+        """
+        self._require_open("keep_leases")
+        keys = _kept_keys(cache_keys)
+        lease_ms = self._checked_lease(lease)
+        with _beginning_to_keep:
+            if self.lease_keeper is None:
+                self.lease_keeper = LeaseKeeper(self)
+            keeper = self.lease_keeper
+        assert isinstance(keeper, LeaseKeeper)
+        keeper.keep(keys, lease_ms)
+
+    def let_leases_lapse(self, cache_keys: KeptKeys) -> None:
+        """Renew the leases of keys no more: of requests that were aborted, for example. Of others it changes nothing.
+
+        Parameters
+        ----------
+        cache_keys : sequence of CacheKey or CacheKeyByIdAndIndex
+
+        Raises
+        ------
+        TypeError, AttributeError, LLMException
+            As for :meth:`keep_leases`.
+        """
+        self._require_open("let_leases_lapse")
+        keys = _kept_keys(cache_keys)
+        if isinstance(self.lease_keeper, LeaseKeeper):
+            self.lease_keeper.let_lapse(keys)
+
+    @property
+    def kept_leases(self) -> list[CacheKey | CacheKeyByIdAndIndex]:
+        """The keys whose leases are kept by :meth:`keep_leases` now, in no particular order."""
+        return self.lease_keeper.kept if isinstance(self.lease_keeper, LeaseKeeper) else []
+
+    def close(self) -> None:
+        """Give the memory up; every later call is refused with ``LLM_ENGINE_FINALIZED``."""
+        super().close()
+        if isinstance(self.lease_keeper, LeaseKeeper):
+            self.lease_keeper.close()
+
+    def abandon(self) -> None:
+        """Give the memory up in a forked child, which has no thread that keeps leases."""
+        super().abandon()
+        self.lease_keeper = None
+
     def remap_registered_memory(self, mem_infos: MemInfo | list[MemInfo]) -> None:
         """Say that a device has its memory back after an error (api §2.5). Without effect: no memory is lost here.
 
@@ -171,6 +248,17 @@ class CacheManager(BulkCalls):
                     f"{mode}transfer_configs inner type only support [{wanted.__name__}], but got {type(config)}"
                 )
         return configs
+
+
+def _kept_keys(cache_keys: KeptKeys) -> list[CacheKey | CacheKeyByIdAndIndex]:
+    if cache_keys is None:
+        raise MissingArgument("cache_keys only support [list, tuple], but got None")
+    check_elements("cache_keys", cache_keys, CacheKey, CacheKeyByIdAndIndex)
+    keys = list(cache_keys)
+    for key in keys:
+        if isinstance(key, CacheKey):
+            require_one_id(key)
+    return keys
 
 
 def _blocks(

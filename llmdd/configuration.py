@@ -20,6 +20,7 @@ class LlmConfig:
     Only these have an effect here: ``sync_kv_timeout``, ``mem_pool_cfg``, ``host_mem_pool_cfg``,
     ``enable_cache_manager``, ``enable_remote_cache_accessible``, ``listen_ip_info``, ``link_total_time``,
     ``link_retry_count``, ``local_comm_res`` and ``transfer_backend``. The others are checked and kept.
+    ``cache_key_lease`` is not of LLM-DataDist: its option has a prefix of its own, ``llmdd.``
 
     Examples
     --------
@@ -35,6 +36,7 @@ class LlmConfig:
         self._device_id: list[int] | None = None
         self._device_id_given: int | list[int] | tuple[int, ...] | None = None
         self._sync_kv_timeout: int | str | None = None
+        self._cache_key_lease: int | str | None = None
         self._deploy_res_path: str | None = None
         self._buf_pool_cfg: str | None = None
         self._mem_pool_cfg: str | None = None
@@ -75,6 +77,7 @@ class LlmConfig:
             if self._device_id:
                 options["ge.session_device_id"] = str(self._device_id[0])
         if_set("llm.SyncKvCacheWaitTime", self._sync_kv_timeout)
+        if_set("llmdd.CacheKeyLease", self._cache_key_lease)
         if_not_empty("llm.deployResPath", self._deploy_res_path)
         if_not_empty("llm.BufPoolCfg", self._buf_pool_cfg)
         if_not_empty("llm.MemPoolConfig", self._mem_pool_cfg)
@@ -147,6 +150,23 @@ class LlmConfig:
             raise invalid(f"sync_kv_timeout is {sync_kv_timeout}, it should be digits and > 0")
         check_int32("sync_kv_timeout", int(text))
         self._sync_kv_timeout = sync_kv_timeout
+
+    @property
+    def cache_key_lease(self) -> int | str | None:
+        """How long the keys of ``allocate_cache`` are bound that is given no ``lease``, in milliseconds; 0: for ever.
+
+        As long as nobody renews them (``CacheManager.renew_leases``). Not set, it is 0.
+        """
+        return self._cache_key_lease
+
+    @cache_key_lease.setter
+    def cache_key_lease(self, cache_key_lease: int | str) -> None:
+        check_type("cache_key_lease", cache_key_lease, int, str)
+        text = str(int(cache_key_lease) if isinstance(cache_key_lease, int) else cache_key_lease)
+        if not _is_digits(text):
+            raise invalid(f"cache_key_lease is {cache_key_lease}, it should be digits and >= 0")
+        check_int32("cache_key_lease", int(text))
+        self._cache_key_lease = cache_key_lease
 
     @property
     def deploy_res_path(self) -> str:

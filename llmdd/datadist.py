@@ -112,6 +112,7 @@ class LLMDataDist:
             host_pool=_pool_size(wanted.host_pool),
             remote_accessible=wanted.remote_accessible,
             timeout_ms=wanted.sync_kv_timeout_ms,
+            cache_key_lease=wanted.cache_key_lease_ms,
         )
         links = LinkService(
             cluster_id=self._cluster_id,

@@ -40,6 +40,7 @@ class EngineOptions:
     transport: str
     listen_address: tuple[str, int] | None
     sync_kv_timeout_ms: int
+    cache_key_lease_ms: int
     link_total_time_s: int
     link_retry_count: int
     device_pool: PoolOptions | None
@@ -90,6 +91,7 @@ class EngineOptions:
             transport="nixl" if backend == "nixl" else "",
             listen_address=listen_address,
             sync_kv_timeout_ms=int(options.get("llm.SyncKvCacheWaitTime", DEFAULT_SYNC_KV_TIMEOUT_MS)),
+            cache_key_lease_ms=int(options.get("llmdd.CacheKeyLease", 0)),
             link_total_time_s=int(options.get("llm.LinkTotalTime", 0)),
             link_retry_count=int(options.get("llm.LinkRetryCount", 1)),
             device_pool=_parse_pool("llm.MemPoolConfig", options),
@@ -165,6 +167,9 @@ def _check_values(options: Mapping[str, str], remote: str | None, backend: str |
     retries = options.get("llm.LinkRetryCount", "1")
     if not _is_digits(retries) or not 1 <= int(retries) <= 100:
         raise _refused(f"llm.LinkRetryCount is {retries!r}, it should be from 1 to 100")
+    lease = options.get("llmdd.CacheKeyLease", "0")
+    if not _is_digits(lease) or int(lease) > INT32_MAX:
+        raise _refused(f"llmdd.CacheKeyLease is {lease!r}, it should be milliseconds, from 0 to {INT32_MAX}")
     for key in ("llm.LinkTotalTime", "llm.RdmaTrafficClass", "llm.RdmaServiceLevel"):
         number = options.get(key, "0")
         if not _is_digits(number) or int(number) > UINT32_MAX:

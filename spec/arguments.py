@@ -66,6 +66,12 @@ def check_integer(name: str, value: Any, kind: str) -> None:
     require(in_range, f"{name}'s value is out of range,{value} is not a {kind} value.", "ValueError")
 
 
+def check_lease(lease: Any) -> None:
+    """Milliseconds that a lease is to last; 0 is none."""
+    check_type("lease", lease, int)
+    require(0 <= lease < 2**31, f"lease is {lease}, it should be from 0 to {2**31 - 1} milliseconds", "ValueError")
+
+
 def check_indices(name: str, value: Any) -> None:
     """A list or tuple of block indices: integers from 0 on."""
     check_sequence(name, value, int)

@@ -1,10 +1,11 @@
-"""Calls for many keys or caches at once: ``lookup_many``, ``remove_cache_keys``, ``deallocate_many``, ``pull_many``.
+"""Calls for many keys or caches at once: ``lookup_many``, ``remove_cache_keys``, ``deallocate_many``, ``renew_leases``,
+``pull_many``.
 
-They are ours, not LLM-DataDist's. Each is defined by the single call that it stands for:
+They are ours, not LLM-DataDist's. Each is defined by what it does to one item:
 
 1. What is given is checked whole before anything is done: a value of a wrong type or out of its range is raised, and so
    is what is wrong with the call rather than with one item of it.
-2. Then it does, item by item and in order, what the single call does. What an item would have been refused with stands
+2. Then it does that, item by item and in order. What an item would have been refused with stands
    in the result at its place; the others go on.
 3. With ``all_or_nothing`` every item is looked at before any is carried out. If one would be refused, the call is
    refused as the first such item, and nothing has changed. The same reference cannot be dropped twice: who names it
@@ -21,7 +22,7 @@ from functools import partial
 from operator import index
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from .arguments import check_given, check_integer, check_size, check_type, require
+from .arguments import check_given, check_integer, check_lease, check_size, check_type, require
 from .statecharts import Refused
 from .transfers import Transfer
 from .values import INV, Cache, CacheKey, CacheKeyByIdAndIndex
@@ -144,6 +145,35 @@ def _deallocate(node: Node, item: Cache | int) -> bool:
     return accepted
 
 
+# -- leases ------------------------------------------------------------------------------------------------------------
+
+
+def renew_leases(
+    node: Node, cache_keys: Any, lease: Any = None, *, cluster_id: Any = None, model_id: Any = 0
+) -> list[str]:
+    """Renew the leases of keys of this node, or of nodes that it is linked to, and how each ended.
+
+    A key that is bound without a lease is renewed without an effect.
+    """
+    node.require_serving()
+    keys = _named_slots(cache_keys, True, cluster_id, model_id)
+    if lease is not None:
+        check_lease(lease)
+    lease = node.require_serving().cache_key_lease if lease is None else lease
+    require(lease > 0, "no lease was given, and there is no cache_key_lease")
+    return [_renew(node, key, lease) for key in keys]
+
+
+def _renew(node: Node, key: CacheKey | CacheKeyByIdAndIndex, lease: int) -> str:
+    try:
+        if isinstance(key, CacheKey):
+            node.check_cache_key(key)
+        node.owner_of(key).renew_lease(key, lease)
+    except Refused as refused:
+        return refused.error
+    return "LLM_SUCCESS"
+
+
 # -- pulls -------------------------------------------------------------------------------------------------------------
 
 
@@ -165,7 +195,7 @@ def pull_many(
     """
     node.require_serving()
     into_blocks = block_tables is not None
-    keys = _pulled_keys(node, cache_keys, into_blocks, cluster_id, model_id)
+    keys = _named_slots(cache_keys, into_blocks or not node.in_remote_mode, cluster_id, model_id)  # api §3.9
     caches = _targets(cache, len(keys))
     require(batch_indices is None or not into_blocks, "batch_indices or block_tables, not both")
     if into_blocks:
@@ -195,11 +225,10 @@ def pull_many(
     return [_pull(node, begin) for begin in pulls]
 
 
-def _pulled_keys(
-    node: Node, cache_keys: Any, into_blocks: bool, cluster_id: Any, model_id: Any
+def _named_slots(
+    cache_keys: Any, by_key: bool, cluster_id: Any, model_id: Any
 ) -> list[CacheKey | CacheKeyByIdAndIndex]:
-    """Keys of batch slots, of the kinds that ``pull_cache`` or ``pull_blocks`` takes; or request ids of one cluster."""
-    by_key = into_blocks or not node.in_remote_mode  # api §3.9
+    """What names batch slots: keys, or, if ``by_key`` does not hold, only id and index; or request ids of a cluster."""
     types = (CacheKey, CacheKeyByIdAndIndex) if by_key else (CacheKeyByIdAndIndex,)
     keys = read_objects("cache_keys", cache_keys, *types)
     numbers: list[int] = []

@@ -14,6 +14,7 @@ from .arguments import (
     check_given,
     check_indices,
     check_integer,
+    check_lease,
     check_list,
     check_sequence,
     check_size,
@@ -78,9 +79,9 @@ class CacheOwner:
         assert self.settings is not None
         return self.settings
 
-    def require_serving(self) -> None:
-        """Refuse as every call does while the engine is not initialised."""
-        self._serving()
+    def require_serving(self) -> Settings:
+        """Refuse as every call does while the engine is not initialised; else what it was initialised with."""
+        return self._serving()
 
     @property
     def in_remote_mode(self) -> bool:
@@ -88,15 +89,18 @@ class CacheOwner:
 
     # -- making caches (seed, api §3.1, §3.2) ---------------------------------------------------------------------
 
-    def allocate_cache(self, cache_desc: Any, cache_keys: Any = ()) -> Cache:
-        self._serving()
+    def allocate_cache(self, cache_desc: Any, cache_keys: Any = (), *, lease: Any = None) -> Cache:
+        settings = self._serving()
         check_given("cache_desc", cache_desc, CacheDesc)
         check_sequence("cache_keys", cache_keys, CacheKey)
+        if lease is not None:
+            check_lease(lease)
         self._check_pool(cache_desc)
         self._check_dimensions(cache_desc)
         self._check_slots_are_contiguous(cache_desc)
         self._check_keys(cache_desc, cache_keys)
-        return self._allocate(cache_desc, False, [key.identity for key in cache_keys])
+        lease = settings.cache_key_lease if lease is None else lease
+        return self._allocate(cache_desc, False, [key.identity for key in cache_keys], lease)
 
     def allocate_blocks_cache(self, cache_desc: Any, blocks_cache_key: Any = None) -> Cache:
         self._serving()
@@ -188,13 +192,15 @@ class CacheOwner:
         for key in keys:
             require(key.identity not in self.key_index, f"{key} is already bound")
 
-    def _allocate(self, desc: CacheDesc, is_blocks_cache: bool, keys: Sequence[KeyIdentity | None]) -> Cache:
+    def _allocate(
+        self, desc: CacheDesc, is_blocks_cache: bool, keys: Sequence[KeyIdentity | None], lease: int = 0
+    ) -> Cache:
         pool = self.pools[desc.placement]
         pages = pool.room_for(desc.num_tensors, desc.size)
         if pages is None:
             raise Refused("LLM_OUT_OF_MEMORY", f"no room for {desc}")
         addresses = [POOL_ADDRESSES[desc.placement] + run.start * pool.page_bytes for run in pages]
-        return self._make(Tenant(self, self.next_cache_id, desc, is_blocks_cache, addresses, pages), desc, keys)
+        return self._make(Tenant(self, self.next_cache_id, desc, is_blocks_cache, addresses, pages), desc, keys, lease)
 
     def _register(
         self,
@@ -211,11 +217,11 @@ class CacheOwner:
         tenant = Tenant(self, self.next_cache_id, desc, is_blocks_cache, addrs, remote_accessible=remote_accessible)
         return self._make(tenant, desc, keys)
 
-    def _make(self, tenant: Tenant, desc: CacheDesc, keys: Sequence[KeyIdentity | None]) -> Cache:
+    def _make(self, tenant: Tenant, desc: CacheDesc, keys: Sequence[KeyIdentity | None], lease: int = 0) -> Cache:
         self.tenants[tenant.cache_id] = tenant
         self.next_cache_id += 1
         for slot, key in zip(tenant.batch_slots, keys, strict=False):
-            slot.bind(key)
+            slot.bind(key, self.cluster.clock + lease if lease else None)
         self.charts.cache.fire(tenant, "allocate")
         return Cache(tenant.cache_id, desc, self.engine, tenant.is_blocks_cache, tenant.registered)
 
@@ -271,6 +277,15 @@ class CacheOwner:
         slot = self.slot_of(cache_key.identity)
         if slot is not None:
             self.charts.batch_slot.fire(slot, "remove")
+
+    def expire_leases(self) -> int:
+        """Look at every key whether its lease is over; how many have gone for that.
+
+        The owner does this by itself, presently, whatever else happens or does not (lifecycle, rule 15).
+        """
+        self._serving()
+        slots = [slot for tenant in self.tenants.values() for slot in tenant.batch_slots]
+        return sum("drop_key" in self.charts.batch_slot.fire(slot, "expire").effects for slot in slots if slot.key)
 
     # -- looking caches up ----------------------------------------------------------------------------------------
 

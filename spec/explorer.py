@@ -8,6 +8,7 @@ without any state machine. After every call the model must agree with the ledger
   that was not always is;
 * memory is held exactly for the caches that somebody still holds, so it goes back with the last reference, once, and
   never while pinned; a placeholder never holds anything;
+* a key is there until its lease is over, and no longer, whoever looks at it or renews it;
 * a call that was refused, or had nothing to do, has changed nothing;
 * a completed copy has moved the right bytes;
 * the model's own invariants hold (:meth:`.reference.Cluster.check`);
@@ -80,6 +81,8 @@ class Scenario:
     """A small cluster, and what may happen in it.
 
     ``bindings`` are the keys that allocated caches are given, ``others`` the keys of those that another call makes.
+    ``leases`` are those with which keys are bound, and ``renewals`` those that either side renews them with, in ticks
+    of the clock; it runs where there are any.
     """
 
     name: str
@@ -98,6 +101,8 @@ class Scenario:
     deaths: tuple[str, ...] = ()
     relinking: bool = False
     remote_mode: bool = False
+    leases: tuple[int, ...] = (0,)
+    renewals: tuple[int, ...] = ()
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -177,6 +182,16 @@ SMALL = (
         others=(("register", ("K1", "P")),),
         most_transfers=2,
     ),
+    Scenario(
+        "leases",
+        "keys with and without leases, renewed from both sides, while transfers of them begin and end, and deaths",
+        bindings=(("K1", "P"),),
+        layers=(BOTH, FIRST),
+        by_id=False,
+        deaths=(PEER,),
+        leases=(0, 1, 2),
+        renewals=(1, 2),
+    ),
 )
 
 FULL = (
@@ -232,6 +247,7 @@ class Holders:
     is_registered: bool = False
     id_held: bool = True
     keys: dict[int, tuple[str, frozenset[int]]] = field(default_factory=dict)
+    ticks_left: dict[int, int] = field(default_factory=dict)  # of the leases of batch slots that have one
     views: set[int] = field(default_factory=set)
     transfers: set[int] = field(default_factory=set)
 
@@ -313,18 +329,24 @@ class Ledger:
             return holders is None or not (holders.id_held or holders.is_registered)
         if name == "unregister":
             return arguments[0] not in self.caches[node]
+        if name == "renew":
+            ticks_left = self._ticks_left(arguments[0])
+            return ticks_left is None or ticks_left >= arguments[1]
         return name == "remove_key" and self.bound(node, arguments[0]) is None
 
     # Each action in turn.
 
-    def answer_allocate(self, node: str, binding: tuple[str, ...]) -> str | None:
+    def answer_allocate(self, node: str, binding: tuple[str, ...], lease: int = 0) -> str | None:
         if self._already_bound(node, binding):
             return "LLM_PARAM_INVALID"
         capacity = self.scenario.most_caches if node == OWNER else 1
         return None if len(self.allocated(node)) < capacity else "LLM_OUT_OF_MEMORY"
 
-    def record_allocate(self, node: str, binding: tuple[str, ...], cache_id: int) -> None:
+    def record_allocate(self, node: str, binding: tuple[str, ...], lease: int, cache_id: int) -> None:
         self._make("allocate", node, binding, cache_id)
+        holders = self.caches[node][cache_id]
+        if lease:
+            holders.ticks_left = dict.fromkeys(holders.keys, lease)
 
     answer_allocate_blocks = answer_allocate
 
@@ -383,6 +405,28 @@ class Ledger:
         where = self.bound(node, key)
         if where is not None:
             del self.caches[node][where[0]].keys[where[1]]
+
+    def answer_renew(self, node: str, key: str, ticks: int) -> str | None:
+        if node != OWNER and (self.links[node] != "LINKED" or node in self.deceived):
+            return "LLM_NOT_YET_LINK"
+        return None if self.bound(OWNER, key) else "LLM_KV_CACHE_NOT_EXIST"
+
+    def record_renew(self, node: str, key: str, ticks: int, _: Any) -> None:
+        where = self.bound(OWNER, key)
+        assert where is not None
+        self.caches[OWNER][where[0]].ticks_left[where[1]] = ticks
+
+    def _ticks_left(self, key: str) -> int | None:
+        """Of the lease of a key; None if it has none."""
+        where = self.bound(OWNER, key)
+        return None if where is None else self.caches[OWNER][where[0]].ticks_left.get(where[1])
+
+    def record_tick(self, node: str, _: Any) -> None:
+        for holders in self.caches[node].values():
+            for slot in [slot for slot in holders.ticks_left if slot in holders.keys]:
+                holders.ticks_left[slot] -= 1
+                if not holders.ticks_left[slot]:
+                    del holders.keys[slot]
 
     def answer_open_view(self, node: str, cache_id: int) -> str | None:
         return self._answer_to_use(node, cache_id)
@@ -545,9 +589,14 @@ class Ledger:
                     yield ("notice", node)
             if node in self.scenario.deaths:
                 yield ("kill" if node in self.alive else "start", node)
+        if self.scenario.renewals:
+            yield ("tick", OWNER)
 
     def _local_actions(self, node: str) -> Iterator[Action]:
         caches = self.caches[node]
+        for key in self.scenario.removable_keys:
+            for ticks in self.scenario.renewals:
+                yield ("renew", node, key, ticks)
         if node == OWNER or self.scenario.peer_reallocates:
             yield from self._makings(node)
             yield from self._droppings(node)
@@ -564,7 +613,10 @@ class Ledger:
     def _makings(self, node: str) -> Iterator[Action]:
         registered = len(self.caches[node]) - len(self.allocated(node))
         for call, binding in self.scenario.makings if node == OWNER else (("allocate", ()),):
-            if not MAKERS[call][1] or registered < self.scenario.most_registered:
+            if call == "allocate":
+                for lease in self.scenario.leases if node == OWNER else (0,):
+                    yield (call, node, binding, lease)
+            elif not MAKERS[call][1] or registered < self.scenario.most_registered:
                 yield (call, node, binding)
 
     def _droppings(self, node: str) -> Iterator[Action]:
@@ -659,8 +711,9 @@ class Player:
         if results[0] != "LLM_SUCCESS":
             raise Refused(results[0])
 
-    def allocate(self, name: str, binding: tuple[str, ...]) -> int:
-        return self._fill(name, self.cluster.nodes[name].allocate_cache(DESC, [KEYS[key] for key in binding]))
+    def allocate(self, name: str, binding: tuple[str, ...], lease: int) -> int:
+        keys = [KEYS[key] for key in binding]
+        return self._fill(name, self.cluster.nodes[name].allocate_cache(DESC, keys, lease=lease))
 
     def allocate_blocks(self, name: str, binding: tuple[str, ...]) -> int:
         return self._fill(name, self.cluster.nodes[name].allocate_blocks_cache(DESC, *[KEYS[key] for key in binding]))
@@ -695,6 +748,13 @@ class Player:
 
     def remove_key(self, name: str, key: str) -> None:
         self.cluster.nodes[name].remove_cache_key(KEYS[key])
+
+    def renew(self, name: str, key: str, ticks: int) -> None:
+        (answer,) = self.cluster.nodes[name].renew_leases([KEYS[key]], ticks)
+        self._expect_success((answer, []))
+
+    def tick(self, name: str) -> None:
+        self.cluster.let_time_pass(1)
 
     def open_view(self, name: str, cache_id: int) -> int:
         return self.cluster.nodes[name].open_view(self._handle(name, cache_id)).number
@@ -805,8 +865,8 @@ class Explorer:
     def _begin(self) -> None:
         cluster, ledger = Cluster(self.charts), Ledger(self.scenario)
         lines = []
-        making = "allocate_blocks" if self.scenario.peer_has_blocks else "allocate"
-        for action in (("start", OWNER), ("start", PEER), (making, PEER, ()), ("link", PEER)):
+        making = ("allocate_blocks", PEER, ()) if self.scenario.peer_has_blocks else ("allocate", PEER, (), 0)
+        for action in (("start", OWNER), ("start", PEER), making, ("link", PEER)):
             self._call(cluster, ledger, action)
             lines.append(self._line)
         self._line = "; ".join(lines)
@@ -1003,13 +1063,25 @@ def _likeness(cluster: Cluster, ledger: Ledger) -> Any:
 def _tenant_likeness(node: Node, cache_id: int, holders: Holders) -> tuple[Any, ...]:
     """What model and ledger say of a cache, in full: where they part, the state is a new one."""
     tenant = node.tenants[cache_id]
+    clock = node.cluster.clock
     slots = tuple(
         [
-            (slot.state, slot.key or (), tuple(slot.outstanding) if slot.state == "REQUEST_KEYED" else ())
+            (
+                slot.state,
+                slot.key or (),
+                tuple(slot.outstanding) if slot.state == "REQUEST_KEYED" else (),
+                0 if slot.lease_end is None else slot.lease_end - clock,
+            )
             for slot in tenant.batch_slots
         ]
     )
-    keys = tuple([(slot, key, tuple(remaining)) for slot, (key, remaining) in sorted(holders.keys.items())])
+    ticks_left = holders.ticks_left
+    keys = tuple(
+        [
+            (slot, key, tuple(remaining), ticks_left.get(slot, 0))
+            for slot, (key, remaining) in sorted(holders.keys.items())
+        ]
+    )
     kind = (tenant.is_blocks_cache, tenant.registered, holders.has_blocks, holders.is_registered)
     model = (tenant.state, tenant.is_open, tenant.id_held, slots, len(tenant.pins))
     return (kind, model, holders.id_held, keys, len(holders.views))
@@ -1023,7 +1095,7 @@ PHRASES = {
     "link": "link_clusters",
     "unlink": "unlink_clusters",
     "force_unlink": "unlink_clusters(force=True)",
-    "allocate": "allocate_cache with the keys [{}]",
+    "allocate": "allocate_cache with the keys [{}]{}",
     "allocate_blocks": "allocate_blocks_cache with the keys [{}]",
     "register": "register_cache with the keys [{}]",
     "register_blocks": "register_blocks_cache with the keys [{}]",
@@ -1031,6 +1103,8 @@ PHRASES = {
     "deallocate_blocks": "deallocate_blocks_cache of cache {}",
     "unregister": "unregister_cache of cache {}",
     "remove_key": "remove_cache_key({})",
+    "renew": "renew_leases of {} for {} ticks",
+    "tick": "and everybody let a tick pass",
     "open_view": "opens a view of cache {}",
     "close_view": "closes, of cache {}, view {}",
     "pull": "begins pull_cache into cache {} from {}, {}",
@@ -1047,7 +1121,8 @@ RESULTS = {**dict.fromkeys(MAKERS, "cache"), "open_view": "view", "pull": "trans
 def _described(action: Action) -> str:
     name, node, *arguments = action
     if name in MAKERS:
-        arguments = [", ".join(arguments[0])]
+        lease = f", leased for {arguments[1]} ticks" if arguments[1:] and arguments[1] else ""
+        arguments = [", ".join(arguments[0]), lease]
     elif name in ("pull", "push"):
         local, there, layer = arguments
         slot = there if isinstance(there, str) else f"slot {there[1]} of cache {there[0]}"

@@ -9,10 +9,11 @@ The rules
     each transfer in flight or view of its memory.
  2. ``allocate_cache`` takes the id reference and binds the keys; nothing else ever adds an id or key reference.
  3. ``deallocate_cache`` drops the id reference. Doing it again does nothing.
- 4. A key reference is dropped by a completed transfer of its slot's last outstanding tensor, or by
-    ``remove_cache_key``.
+ 4. A key reference is dropped by a completed transfer of its slot's last outstanding tensor, by ``remove_cache_key``,
+    or by the end of its lease.
  5. A transfer of some of the tensors drops nothing until every tensor has been transferred *for that key*.
- 6. A prefix key is not dropped by transfers, only by ``remove_cache_key``. Nor is any key of a registered cache.
+ 6. A prefix key is not dropped by transfers, only by ``remove_cache_key`` or the end of its lease. Nor is any key of a
+    registered cache, which has no lease.
  7. A placeholder binds nothing and holds nothing. So does a slot whose key was left out.
  8. A key given twice in one call is bound where it stands last; where it stood before it is superseded.
  9. When neither id nor keys remain the slot is closed: no transfer can begin, those in flight finish.
@@ -23,6 +24,13 @@ The rules
     else.
 14. The memory of a registered cache is the caller's. ``unregister_cache`` takes its id and its keys at once, and the
     memory is the caller's again when no pin is left; ``deallocate_cache`` leaves it registered.
+15. ``allocate_cache`` may bind its keys with a *lease*, so many milliseconds from the call on. When a lease is over its
+    key reference is dropped, as by ``remove_cache_key``. That waits for nothing else: for no call, no other lease, and
+    nothing that a peer does or fails to do.
+16. Renewing a lease makes it end so many milliseconds from now, unless it ends later anyway. A key that is bound
+    without one stays so. Owner and peers may renew, and none of them brings a key back.
+17. Who keeps the leases of keys renews each three times in its length, at least, until it has found the key and then
+    finds it no more, or is told to stop.
 """
 
 from __future__ import annotations
@@ -134,7 +142,7 @@ BATCH_SLOT = Machine(
     meaning="Which key, if any, holds one batch slot of a cache.",
     initial="UNKEYED",
     states=(
-        State("UNKEYED", "No key: placeholder, left out, superseded, transferred or removed.", "seed §10, §11"),
+        State("UNKEYED", "No key: placeholder, left out, superseded, transferred, removed, expired.", "seed §10, §11"),
         State("REQUEST_KEYED", "Held by a request key, which a transfer consumes.", "seed §3, §9"),
         State("PREFIX_KEYED", "Held by a prefix key, which transfers leave in place.", "api D18"),
         State("BLOCKS_KEYED", "The one slot of a blocks cache, held by a model's key.", "api §3.1, §3.3"),
@@ -147,16 +155,20 @@ BATCH_SLOT = Machine(
         Event("supersede", "The same key is given again for a later slot."),
         Event("transfer", "A pull from, or a push into, this slot has completed."),
         Event("remove", "remove_cache_key names this slot's key."),
+        Event("renew", "The owner or a peer renews the lease of this slot's key."),
+        Event("expire", "The owner looks whether the lease of this slot's key is over."),
         Event("withdraw", "The cache goes, and its keys with it: a blocks cache or a registered one."),
     ),
     guards=(
         Guard("registered", "the cache's memory is the caller's own"),
         Guard("tensors_remain", "some tensor has not been transferred for this key"),
+        Guard("lease_over", "the key was bound with a lease, which is over"),
     ),
     effects=(
         Effect("index_key", "let the key be looked up"),
         Effect("unindex_key", "let the key be found no more"),
         Effect("drop_key", "tell the cache that a key reference has gone"),
+        Effect("renew_lease", "let the lease end later, if there is one that ends earlier"),
     ),
     transitions=(
         Transition("bind_request", "UNKEYED", "REQUEST_KEYED", "seed §9", effects=("index_key",)),
@@ -186,11 +198,38 @@ BATCH_SLOT = Machine(
         ),
         Transition("remove", "REQUEST_KEYED", "UNKEYED", "seed §3b", effects=("unindex_key", "drop_key")),
         Transition("remove", "PREFIX_KEYED", "UNKEYED", "seed §3b", effects=("unindex_key", "drop_key")),
+        Transition("renew", "REQUEST_KEYED", "REQUEST_KEYED", "design: leases", effects=("renew_lease",)),
+        Transition("renew", "PREFIX_KEYED", "PREFIX_KEYED", "design: leases", effects=("renew_lease",)),
+        Transition("renew", "BLOCKS_KEYED", "BLOCKS_KEYED", "design: leases (it has none)"),
+        Transition("expire", "UNKEYED", "UNKEYED", "design: a spurious look does nothing"),
+        Transition(
+            "expire", "REQUEST_KEYED", "REQUEST_KEYED", "design: a spurious look does nothing", when=("not lease_over",)
+        ),
+        Transition(
+            "expire", "PREFIX_KEYED", "PREFIX_KEYED", "design: a spurious look does nothing", when=("not lease_over",)
+        ),
+        Transition(
+            "expire",
+            "REQUEST_KEYED",
+            "UNKEYED",
+            "design: leases",
+            when=("lease_over",),
+            effects=("unindex_key", "drop_key"),
+        ),
+        Transition(
+            "expire",
+            "PREFIX_KEYED",
+            "UNKEYED",
+            "design: leases",
+            when=("lease_over",),
+            effects=("unindex_key", "drop_key"),
+        ),
         Transition("withdraw", "UNKEYED", "UNKEYED", "api §3.3 (nothing to drop)"),
         Transition("withdraw", "REQUEST_KEYED", "UNKEYED", "api §3.3, §3.11", effects=("unindex_key", "drop_key")),
         Transition("withdraw", "PREFIX_KEYED", "UNKEYED", "api §3.3, §3.11", effects=("unindex_key", "drop_key")),
         Transition("withdraw", "BLOCKS_KEYED", "UNKEYED", "api §3.3", effects=("unindex_key", "drop_key")),
     ),
+    refusals=(Refusal("renew", "UNKEYED", "LLM_KV_CACHE_NOT_EXIST", "api §3.4 (after release)"),),
 )
 
 LINK = Machine(

@@ -33,6 +33,7 @@ class Settings:
     unlinks_by_force: bool
     listen_address: Address | None
     sync_kv_timeout: int
+    cache_key_lease: int
     link_retry_count: int
     pools: Mapping[str, PoolSettings]
 
@@ -64,6 +65,7 @@ def read_options(options: Any) -> Settings:
         unlinks_by_force=options.get("llm.TransferBackend") == "hixl",  # api §4.3
         listen_address=listen_address,
         sync_kv_timeout=int(options.get("llm.SyncKvCacheWaitTime", 1000)),
+        cache_key_lease=int(options.get("llmdd.CacheKeyLease", 0)),
         link_retry_count=int(options.get("llm.LinkRetryCount", 1)),
         pools={  # 12
             placement: read_pool(key, options[key]) for placement, key in MEMORY_POOLS.items() if key in options
@@ -135,6 +137,8 @@ def _check_values(options: dict[str, str]) -> None:
     require(_is_number(timeout) and 0 < int(timeout) < 2**31, "llm.SyncKvCacheWaitTime should be a number of ms")
     retries = options.get("llm.LinkRetryCount", "1")
     require(_is_number(retries) and 1 <= int(retries) <= 100, "llm.LinkRetryCount should be in [1, 100]")
+    lease = options.get("llmdd.CacheKeyLease", "0")
+    require(_is_number(lease) and int(lease) < 2**31, "llmdd.CacheKeyLease should be a number of ms")
     for key in NUMBERS:
         number = options.get(key, "0")
         require(_is_number(number) and int(number) < 2**32, f"{key} should be a number in [0, 2**32)")

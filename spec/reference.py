@@ -43,7 +43,7 @@ from .arguments import (
     layer_count,
     require,
 )
-from .bulk import deallocate_many, lookup_many, pull_many, remove_cache_keys
+from .bulk import deallocate_many, lookup_many, pull_many, remove_cache_keys, renew_leases
 from .communicators import Communicator, Member, meet
 from .layerwise import LayerTask, read_orders
 from .links import Link
@@ -595,6 +595,18 @@ class Node(Member):
     def deallocate_many(self, *arguments: Any, **keywords: Any) -> list[bool]:
         return deallocate_many(self, *arguments, **keywords)
 
+    def renew_leases(self, *arguments: Any, **keywords: Any) -> list[str]:
+        return renew_leases(self, *arguments, **keywords)
+
+    def owner_of(self, key: CacheKey | CacheKeyByIdAndIndex) -> Node:
+        """The node that a key names, if it is this one or a transfer from it could begin."""
+        return self if key.cluster_id == self.cluster_id else self._other_end(key.cluster_id)
+
+    def renew_lease(self, key: CacheKey | CacheKeyByIdAndIndex, lease: int) -> None:
+        """For the node itself, and for a peer: the lease of a key of ours is to end so many milliseconds from now."""
+        tenant, index = self._find_slot(key)
+        tenant.batch_slots[index].renew(lease)
+
     def pull_many(self, *arguments: Any, **keywords: Any) -> list[str]:
         return pull_many(self, *arguments, **keywords)
 
@@ -718,6 +730,14 @@ class Cluster:
         self.incarnations: dict[str, int] = {}
         self.transfers: dict[int, Transfer] = {}
         self.next_transfer = 1
+        self.clock = 0  # milliseconds
+
+    def let_time_pass(self, milliseconds: int) -> None:
+        """Nothing happens but what time brings: every owner drops the keys whose leases are over."""
+        self.clock += milliseconds
+        for node in list(self.nodes.values()):
+            if node.settings is not None:
+                node.expire_leases()
 
     def start(self, name: str, cluster_id: int) -> Node:
         """A process starts, perhaps in place of one that died; the cluster ids of the living are different."""

@@ -30,8 +30,9 @@ class BatchSlot:
         self.index = index
         self.key: KeyIdentity | None = None
         self.outstanding = set(range(tenant.num_tensors))
+        self.lease_end: int | None = None
 
-    def bind(self, key: KeyIdentity | None) -> None:
+    def bind(self, key: KeyIdentity | None, lease_end: int | None = None) -> None:
         """Give the slot its key, which supersedes the same key in an earlier slot (seed §10, §11)."""
         charts = self.tenant.node.charts
         if key is None:
@@ -41,6 +42,7 @@ class BatchSlot:
         if earlier is not None:
             charts.batch_slot.fire(earlier, "supersede")
         self.key = key
+        self.lease_end = lease_end
         charts.batch_slot.fire(self, f"bind_{key[0]}")
 
     def transferred(self, tensors: Iterable[int]) -> None:
@@ -48,9 +50,19 @@ class BatchSlot:
         self.outstanding.difference_update(tensors)
         self.tenant.node.charts.batch_slot.fire(self, "transfer")
 
+    def renew(self, lease: int) -> None:
+        """The lease is to end so many milliseconds from now, or later."""
+        renewed = self.tenant.node.charts.batch_slot.fire(self, "renew").effects
+        if "renew_lease" in renewed and self.lease_end is not None:
+            self.lease_end = max(self.lease_end, self.tenant.node.cluster.clock + lease)
+
     @property
     def tensors_remain(self) -> bool:
         return bool(self.outstanding)
+
+    @property
+    def lease_over(self) -> bool:
+        return self.lease_end is not None and self.lease_end <= self.tenant.node.cluster.clock
 
     @property
     def registered(self) -> bool:
@@ -64,6 +76,7 @@ class BatchSlot:
         assert self.key is not None
         del self.tenant.node.key_index[self.key]
         self.key = None
+        self.lease_end = None
 
     def drop_key(self) -> None:
         self.tenant.node.charts.cache.fire(self.tenant, "drop_key")

@@ -49,7 +49,11 @@ cdef class Pulls:
     cdef object named(self, uint64_t position)
 
 
+cdef Pulls given_pulls(object cache_keys, object cluster_id, object model_id, bint into_blocks, bint remote_mode)
+
+
 cdef class BulkCalls(CacheStore):
+    cdef int tell_lease_keeper(self, Pulls pulls) except -1
     cdef int plan(self, Pulls pulls, int64_t size) except -1
     cdef object name_source(self, Pulls pulls, uint64_t position)
     cdef object plan_pull(self, Pulls pulls, uint64_t position, PinnedCache local, int64_t size)

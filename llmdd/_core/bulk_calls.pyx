@@ -496,7 +496,21 @@ cdef class BulkCalls(CacheStore):
             self.carry_out_together(pulls, deadline)
         else:
             self.carry_out_in_order(pulls, deadline)
+        if self.lease_keeper is not None:
+            self.tell_lease_keeper(pulls)
         return status_codes(pulls)
+
+    cdef int tell_lease_keeper(self, Pulls pulls) except -1:
+        """Which keys have been found where they were expected."""
+        cdef uint64_t i
+        for i in range(pulls.count):
+            if pulls.results[i] != TRANSFERRED:
+                continue
+            if pulls.keys is not None:
+                self.lease_keeper.pulled(pulls.keys[i])
+            else:
+                self.lease_keeper.pulled(CacheKey(pulls.cluster_id, pulls.request_ids.values[i], pulls.model_id))
+        return 0
 
     cdef int plan(self, Pulls pulls, int64_t size) except -1:
         """Pin our caches and make every item a transfer, or note why it is none."""

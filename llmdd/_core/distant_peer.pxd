@@ -39,4 +39,5 @@ cdef class Exchange:
 cdef class DistantPeer(Peer):
     cdef object conversation
     cdef readonly bint remote_accessible
+    cdef public object renewals    # who asks the owner to renew leases
     cdef Exchange exchange(self, uint64_t capacity, int64_t deadline)

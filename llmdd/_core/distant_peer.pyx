@@ -25,6 +25,7 @@ from llmdd._core.transfer cimport (
     NOT_BEGUN,
     OUT_OF_TIME,
     PEER_UNSOUND,
+    REMOTE_MISSING,
     SLOT_TO_BLOCKS,
     TOO_MANY_AT_ONCE,
     TRANSFERRED,
@@ -38,6 +39,15 @@ from llmdd._core.transfer cimport (
 cdef enum:
     ITEM_WORD = 8                  # bytes of a packed number
     LAST_RESULT = TOO_MANY_AT_ONCE
+
+
+#: What the answer to a renewal on another host is told as, by name.
+RENEWAL_RESULTS = {
+    "RENEWED": TRANSFERRED,
+    "MISSING": REMOTE_MISSING,
+    "OUT_OF_TIME": OUT_OF_TIME,
+    "LINK_LOST": LINK_LOST,
+}
 
 
 class ExchangeEnded(Exception):
@@ -349,6 +359,12 @@ cdef class DistantPeer(Peer):
         By which its owner is asked.
     remote_accessible : bool
         Whether the peer is in remote mode, as we are.
+
+    Attributes
+    ----------
+    renewals : object
+        Asks the owner to renew leases: has ``ask(items, lease_ms)``, whose result has ``answers(timeout_s)``, a
+        ``TransferResult`` for each item (``link.renewals``).
     """
 
     def __cinit__(self, conversation, remote_accessible):

@@ -25,7 +25,7 @@ from libc.string cimport memcpy
 from llmdd._core.atomic cimport atomic_load_flag
 
 cdef enum:
-    LAYOUT_VERSION_NUMBER = 3
+    LAYOUT_VERSION_NUMBER = 4
     CACHE_LINE = 64
     HEADER_BYTES = 4096
     POOL_COUNT = 2                 # indexed by Placement: 0 HOST, 1 DEVICE
@@ -71,7 +71,8 @@ cdef struct IndexEntry:
 cdef struct KeyRecord:
     uint64_t id
     uint64_t model_id
-    uint64_t kind
+    uint32_t kind
+    uint32_t leased                # the batch slots of this tenant have lease words (leases.pxd)
 
 cdef struct Slot:
     uint64_t gate                  # generation << 1 | open
@@ -151,6 +152,12 @@ cdef struct ArenaHeader:
     uint64_t free_registration     # the head of those that are nobody's now, plus 1
     uint64_t peer_words            # pin words of a reference slot in which a peer was ever given a bit
     uint64_t evicted[PEER_WORDS]   # peers whose link is down though they live: as readers they pin nothing
+    uint64_t leased_caches         # tenants that have lease words
+    # References that went, by how: each is counted where the owner takes the key out of its index.
+    uint64_t keys_dropped          # by transfers, or withdrawn
+    uint64_t keys_withdrawn        # with their cache
+    uint64_t keys_removed          # by remove_cache_key
+    uint64_t keys_expired
 
 cdef inline ArenaHeader *header_of(char *arena) noexcept nogil:
     return <ArenaHeader *>arena
@@ -192,6 +199,10 @@ cdef inline uint32_t *registrations_of(char *arena) noexcept nogil:
 
 cdef inline KeyRecord *keys_of(char *arena, Slot *slot) noexcept nogil:
     return <KeyRecord *>(arena + slot.keys)
+
+cdef inline bint is_leased(char *arena, Slot *slot) noexcept nogil:
+    """Whether the tenant has lease words. Its records have been written."""
+    return slot.key_count != 0 and keys_of(arena, slot).leased != 0
 
 cdef inline uint64_t key_words(uint64_t key_count) noexcept nogil:
     """Words that hold `key_count` key bits."""

@@ -25,8 +25,9 @@ cdef struct Allocation:
     const uint64_t *addresses      # of the caller's own memory, one for each tensor; NULL: take it from the pool
     bint accessible                # to peers in remote mode
     bint only_check                # answer a key that is bound already, and make nothing
-    const KeyRecord *keys
+    const KeyRecord *keys          # their `leased` is the call's
     uint64_t key_count
+    uint32_t lease_end             # of every key, where they are leased
     uint64_t slot
     uint32_t generation
     int64_t cache_id
@@ -35,6 +36,8 @@ cdef struct Allocation:
 cdef Refusal allocate(char *arena, Allocation *request) noexcept nogil
 cdef void drop_id(char *arena, uint64_t slot_number, uint32_t generation) noexcept nogil
 cdef void withdraw(char *arena, uint64_t slot_number, uint32_t generation) noexcept nogil
+cdef uint64_t expire_leases(char *arena, uint64_t begin, uint64_t end, int64_t now_ms, int64_t *soonest_ms,
+                            KeyRecord *named, uint64_t most_named) noexcept nogil
 cdef bint remove_key(char *arena, uint64_t kind, uint64_t id, uint64_t model_id) noexcept nogil
 cdef IndexEntry *find_bound_key(char *arena, uint64_t kind, uint64_t id, uint64_t model_id) noexcept nogil
 cdef void settle(char *arena, uint64_t slot_number) noexcept nogil

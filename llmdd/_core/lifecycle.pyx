@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """What the owner does to its arena (see ``lifecycle.pxd``)."""
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from llmdd._core.atomic cimport (
@@ -17,6 +17,7 @@ from llmdd._core.atomic cimport (
     atomic_store_number,
     atomic_store_release,
     atomic_store_word,
+    count_bits,
     lowest_bit,
 )
 from llmdd._core.key_index cimport (
@@ -47,6 +48,7 @@ from llmdd._core.layout cimport (
     Slot,
     header_of,
     indexed_of,
+    is_leased,
     key_words,
     keys_of,
     pin_words,
@@ -57,6 +59,7 @@ from llmdd._core.layout cimport (
     tensor_words,
     words_of,
 )
+from llmdd._core.leases cimport lease_words, take_if_over
 from llmdd._core.page_pool cimport NO_RUN, page_tree_check, return_run, run_is_taken, take_run
 from llmdd._core.references cimport (
     NO_SLOT,
@@ -77,9 +80,11 @@ from llmdd._core.tables cimport (
     BATCH_SLOT_EVENT_BIND_PLACEHOLDER,
     BATCH_SLOT_EVENT_BIND_PREFIX,
     BATCH_SLOT_EVENT_BIND_REQUEST,
+    BATCH_SLOT_EVENT_EXPIRE,
     BATCH_SLOT_EVENT_REMOVE,
     BATCH_SLOT_EVENT_SUPERSEDE,
     BATCH_SLOT_EVENT_WITHDRAW,
+    BATCH_SLOT_GUARD_LEASE_OVER,
     BATCH_SLOT_STATE_REQUEST_KEYED,
     BATCH_SLOT_STATE_UNKEYED,
     CACHE_EFFECT_ADVANCE_GENERATION,
@@ -235,6 +240,7 @@ cdef void return_memory(char *arena, uint64_t slot_number, Slot *slot) noexcept 
     return_pages(arena, slot)
     slot.tenant = False
     header_of(arena).live_caches -= 1
+    header_of(arena).leased_caches -= is_leased(arena, slot)
     slot.quarantined = read_by_evicted(arena, slot_number)
     if not slot.quarantined:
         vacate(arena, slot_number, slot)
@@ -294,6 +300,7 @@ cdef void notice_dropped_keys(char *arena, uint64_t slot_number, Slot *slot) noe
         value = atomic_load_word(words + i)
         dropped = indexed[i] & ~<uint32_t>value
         any_dropped = any_dropped or dropped != 0
+        header_of(arena).keys_dropped += count_bits(dropped)
         while dropped:
             unindex(arena, slot_number, slot, i * WORD_BITS + lowest_bit(dropped))
             dropped &= dropped - 1
@@ -512,9 +519,9 @@ cdef bint take_records(char *arena, Slot *slot) noexcept nogil:
     return True
 
 
-cdef bint take_words(char *arena, uint64_t slot_number, Slot *slot) noexcept nogil:
+cdef bint take_words(char *arena, uint64_t slot_number, Slot *slot, bint leased) noexcept nogil:
     cdef ArenaHeader *header = header_of(arena)
-    cdef uint64_t count = key_words(slot.key_count) + slot.key_count * tensor_words(slot.num_tensors)
+    cdef uint64_t count = key_words(slot.key_count) + slot.key_count * (tensor_words(slot.num_tensors) + leased)
     cdef uint64_t first, units
     if count <= INLINE_WORDS:
         # Pairs with bound_cache_id, here and below.
@@ -549,6 +556,14 @@ cdef void write_words(char *arena, Slot *slot) noexcept nogil:
         for i in range(count):
             atomic_store_release(words + i, base | (last if i == count - 1 else every))
         words += count
+
+
+cdef void write_lease_words(char *arena, Slot *slot, uint32_t lease_end) noexcept nogil:
+    cdef uint64_t *words = lease_words(words_of(arena, slot), slot.key_count, slot.num_tensors)
+    cdef uint64_t i
+    # The gate publishes them (allocate). They are reached through a pin alone, and there is none.
+    for i in range(slot.key_count):
+        atomic_store_release(words + i, <uint64_t>generation_of(slot) << WORD_BITS | lease_end)
 
 
 cdef bint bind_key(char *arena, uint64_t slot_number, Slot *slot, uint64_t batch_index, const KeyRecord *key) noexcept nogil:
@@ -623,6 +638,7 @@ cdef Refusal occupy(char *arena, uint64_t slot_number, Allocation *request) noex
     cdef Slot *slot = slot_at(arena, slot_number)
     cdef Pool *pool = &header.pools[request.placement]
     cdef uint64_t page = <uint64_t>1 << pool.page_shift
+    cdef bint leased = request.key_count != 0 and request.keys[0].leased != 0
     slot.num_tensors = <uint32_t>request.num_tensors
     slot.key_count = <uint32_t>request.key_count
     slot.row_count = request.row_count
@@ -645,12 +661,14 @@ cdef Refusal occupy(char *arena, uint64_t slot_number, Allocation *request) noex
             return_records(arena, slot)
             return NO_POOL_MEMORY
         note_tenant(arena, slot_number, slot)
-    if not take_records(arena, slot) or not take_words(arena, slot_number, slot):
+    if not take_records(arena, slot) or not take_words(arena, slot_number, slot, leased):
         return_pages(arena, slot)
         return_records(arena, slot)
         return NO_ARENA_ROOM
     memset(indexed_of(arena, slot), 0, key_words(slot.key_count) * 4)
     write_words(arena, slot)
+    if leased:
+        write_lease_words(arena, slot, request.lease_end)
     if not index_all(arena, slot_number, slot, request.keys):
         return_pages(arena, slot)
         return_records(arena, slot)
@@ -689,6 +707,7 @@ cdef Refusal allocate(char *arena, Allocation *request) noexcept nogil:
     request.cache_id = slot.cache_id
     header.next_cache_id += 1
     header.live_caches += 1
+    header.leased_caches += is_leased(arena, slot)
     # Where the next id will go is nowhere near: let it come into the cache while others work.
     index_prefetch(arena, header, key_tag(header, KEY_CACHE_ID, <uint64_t>header.next_cache_id, 0))
     slot.tenant = (outcome.effects & CACHE_EFFECT_TAKE_MEMORY) != 0
@@ -731,8 +750,60 @@ cdef void withdraw(char *arena, uint64_t slot_number, uint32_t generation) noexc
             batch_slot_state(arena, slot, batch_index), BATCH_SLOT_EVENT_WITHDRAW, 0
         )
         if outcome.effects & BATCH_SLOT_EFFECT_DROP_KEY:
-            drop_key_bit(words_of(arena, slot), generation, batch_index)
+            header_of(arena).keys_withdrawn += drop_key_bit(words_of(arena, slot), generation, batch_index)
     drop_id(arena, slot_number, generation)
+
+
+cdef uint64_t expire_leases(
+    char *arena, uint64_t begin, uint64_t end, int64_t now_ms, int64_t *soonest_ms, KeyRecord *named, uint64_t most_named
+) noexcept nogil:
+    """Drop the keys whose leases are over, of the caches in slots [begin, end), every one of them; how many those were.
+
+    Of the other leases there, `soonest_ms` becomes the time when the first may be over, if it was later. The first keys
+    that go are named, up to so many.
+    """
+    cdef uint64_t expired = 0
+    cdef uint64_t slot_number
+    cdef Slot *slot
+    for slot_number in range(begin, min(end, header_of(arena).slots_used)):
+        slot = slot_at(arena, slot_number)
+        if slot.tenant and is_leased(arena, slot):
+            expired += expire_leases_of(
+                arena, slot_number, now_ms, soonest_ms, named + min(expired, most_named), most_named - min(expired, most_named)
+            )
+    return expired
+
+
+cdef uint64_t expire_leases_of(
+    char *arena, uint64_t slot_number, int64_t now_ms, int64_t *soonest_ms, KeyRecord *named, uint64_t most_named
+) noexcept nogil:
+    cdef Slot *slot = slot_at(arena, slot_number)
+    cdef uint64_t *words = lease_words(words_of(arena, slot), slot.key_count, slot.num_tensors)
+    cdef uint32_t generation = generation_of(slot)
+    cdef uint64_t expired = 0
+    cdef uint64_t batch_index
+    cdef int32_t left_ms = 0
+    cdef spec_outcome outcome
+    for batch_index in range(slot.key_count):
+        if not key_is_bound(words_of(arena, slot), generation, batch_index):
+            continue
+        if not take_if_over(words + batch_index, generation, now_ms, &left_ms):
+            soonest_ms[0] = min(soonest_ms[0], now_ms + left_ms)
+            continue
+        outcome = batch_slot_outcome(
+            batch_slot_state(arena, slot, batch_index), BATCH_SLOT_EVENT_EXPIRE, BATCH_SLOT_GUARD_LEASE_OVER
+        )
+        # A transfer that ends now may be quicker: then the key has been transferred.
+        if outcome.effects & BATCH_SLOT_EFFECT_DROP_KEY and drop_key_bit(words_of(arena, slot), generation, batch_index):
+            if expired < most_named:
+                named[expired] = keys_of(arena, slot)[batch_index]
+            expired += 1
+            unindex(arena, slot_number, slot, batch_index)
+    if expired:
+        header_of(arena).keys_expired += expired
+        apply_drop_key(arena, slot_number, slot)
+        settle(arena, slot_number)
+    return expired
 
 
 cdef IndexEntry *find_bound_key(char *arena, uint64_t kind, uint64_t id, uint64_t model_id) noexcept nogil:
@@ -764,6 +835,7 @@ cdef bint remove_key(char *arena, uint64_t kind, uint64_t id, uint64_t model_id)
     if outcome.effects & BATCH_SLOT_EFFECT_DROP_KEY:
         dropped = drop_key_bit(words_of(arena, slot), generation_of(slot), batch_index)
     if dropped:
+        header_of(arena).keys_removed += 1
         # What settle would find, without a search. Keys that peers have dropped meanwhile are marked, and come with reap.
         note_unindexed(arena, slot, batch_index)
         index_erase(arena, entry)

@@ -1,6 +1,6 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from llmdd._core.cache import Cache
 from llmdd._core.cache_desc import CacheDesc
@@ -14,7 +14,11 @@ class PoolUsage(NamedTuple):
     free_bytes: int
     page_bytes: int
 
+class LeaseKeeping(Protocol):
+    def pulled(self, key: object, /) -> None: ...
+
 class NodeCaches:
+    lease_keeper: LeaseKeeping | None
     peers: Mapping[int, Peer]
     communicators: int
     def __init__(
@@ -28,6 +32,7 @@ class NodeCaches:
         slot_capacity: int = ...,
         key_capacity: int = ...,
         shared: bool = True,
+        cache_key_lease: int = 0,
     ) -> None: ...
     @property
     def cluster_id(self) -> int: ...
@@ -40,8 +45,17 @@ class NodeCaches:
     @property
     def live_keys(self) -> int: ...
     def allocate_cache(
-        self, cache_desc: CacheDesc, cache_keys: tuple[CacheKey, ...] | list[CacheKey] = ()
+        self,
+        cache_desc: CacheDesc,
+        cache_keys: tuple[CacheKey, ...] | list[CacheKey] = (),
+        *,
+        lease: int | None = None,
     ) -> Cache: ...
+    @property
+    def cache_key_lease(self) -> int: ...
+    @property
+    def leases_are_due(self) -> bool: ...
+    def expire_leases(self) -> int: ...
     def allocate_blocks_cache(self, cache_desc: CacheDesc, blocks_cache_key: BlocksCacheKey | None = None) -> Cache: ...
     def register_cache(
         self,

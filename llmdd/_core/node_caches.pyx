@@ -1,6 +1,7 @@
 # cython: language_level=3
 """The caches of one node (see ``node_caches.pxd``)."""
 
+import logging
 import time
 
 from cpython.object cimport PyObject
@@ -29,6 +30,7 @@ from llmdd._core.layout cimport (
     KEY_BLOCKS,
     KEY_CACHE_ID,
     KEY_NONE,
+    KEY_PREFIX,
     PEER_LIMIT,
     PEER_WORDS,
     POOL_COUNT,
@@ -41,6 +43,7 @@ from llmdd._core.layout cimport (
     pin_words,
     slot_at,
 )
+from llmdd._core.leases cimport end_of_lease, lease_clock_ms
 from llmdd._core.lifecycle cimport (
     ACCEPTED,
     KEY_ALREADY_BOUND,
@@ -54,6 +57,7 @@ from llmdd._core.lifecycle cimport (
     dismiss_peer,
     drop_id,
     evict_peer,
+    expire_leases,
     generation_of,
     reap,
     remove_key,
@@ -69,6 +73,7 @@ from llmdd._core.served_transfers cimport serve
 from llmdd._core.status import LLMStatusCode, failure, invalid
 from llmdd._core.validation cimport (
     checked_int64,
+    checked_lease_ms,
     checked_uint64,
     require_present,
     require_type,
@@ -78,6 +83,10 @@ from llmdd._core.validation cimport (
 cdef enum:
     KEYS_ON_STACK = 64
     REAP_LIMIT = 4096
+    SWEPT_AT_ONCE = 4096           # slots, before others get at the caches
+    NAMED_IN_LOG = 8
+
+cdef int64_t NEVER = 0x7FFFFFFFFFFFFFFF
 
 cdef object _DEVICE = Placement.DEVICE
 cdef object _BOOL = bool
@@ -85,6 +94,9 @@ cdef object _LIST = list
 
 # Between two looks whether a transfer in progress has ended: as peers end theirs without a word to us.
 cdef double _LOOK_AGAIN_S = 0.0005
+
+
+_logger = logging.getLogger("llmdd")
 
 
 class PoolUsage(NamedTuple):
@@ -114,6 +126,8 @@ cdef class NodeCaches:
         How many caches and keys together can live at once.
     shared : bool
         False keeps the memory private: nobody can link to the node.
+    cache_key_lease : int
+        The lease of keys that `allocate_cache` is given none for, in milliseconds; 0: none.
     """
 
     def __cinit__(
@@ -127,8 +141,11 @@ cdef class NodeCaches:
         slot_capacity=1 << 20,
         key_capacity=1 << 22,
         shared=True,
+        cache_key_lease=0,
     ):
         self.cluster_id = cluster_id
+        self.cache_key_lease = cache_key_lease
+        self.leases_due_ms = NEVER
         self.remote_accessible = remote_accessible
         self.peers = {}
         self.memory = NodeMemory(
@@ -143,10 +160,11 @@ cdef class NodeCaches:
 
     # ------------------------------------------------------------ caches
 
-    def allocate_cache(self, cache_desc, cache_keys=()):
+    def allocate_cache(self, cache_desc, cache_keys=(), *, lease=None):
         """Allocate a cache and bind its batch slots to keys (seed §1, §4).
 
-        The memory goes back when the cache was deallocated *and* every key was pulled, pushed into or removed.
+        The memory goes back when the cache was deallocated *and* every key was pulled, pushed into or removed, or its lease
+        was over.
 
         Parameters
         ----------
@@ -154,6 +172,10 @@ cdef class NodeCaches:
         cache_keys : tuple or list of CacheKey
             Key *i* names batch slot *i*. Placeholders (``req_id`` and ``prefix_id`` both ``2**64 - 1``) leave their slot
             unkeyed, so do slots at the end for which no key is given. Of equal keys the last takes effect (seed §9-§11).
+        lease : int, optional
+            How long the keys are bound, in milliseconds, unless :meth:`renew_leases` puts the end off: from 1 to 2**31 - 1;
+            0 for ever. By default ``cache_key_lease`` of this instance, which is 0 unless it was set. A key whose lease is
+            over is dropped as by :meth:`remove_cache_key`, within some hundredths of a second.
 
         Returns
         -------
@@ -162,8 +184,8 @@ cdef class NodeCaches:
 
         Raises
         ------
-        TypeError, AttributeError
-            An argument of a wrong type, or None as the descriptor.
+        TypeError, ValueError, AttributeError
+            An argument of a wrong type, a lease out of its range, or None as the descriptor.
         LLMException
             ``LLM_PARAM_INVALID``: no pool for that placement, a shape that cannot be allocated, more keys than batch
             slots, a key that is bound already. ``LLM_OUT_OF_MEMORY``: no run of free pages is long enough.
@@ -185,7 +207,9 @@ cdef class NodeCaches:
         request.blocks = False
         request.accessible = True
         request.addresses = NULL
-        return self.make("allocate_cache", cache_desc, &request, checked_keys(cache_keys), None)
+        keys = checked_keys(cache_keys)
+        cdef uint64_t lease_ms = self.cache_key_lease if lease is None else checked_lease_ms(lease)
+        return self.make("allocate_cache", cache_desc, &request, keys, None, lease_ms)
 
     def allocate_blocks_cache(self, cache_desc, blocks_cache_key=None):
         """Allocate a cache of blocks, for paged attention (api §3.1, §3.3).
@@ -323,7 +347,9 @@ cdef class NodeCaches:
             raise invalid("can not register remote accessible cache after link; unlink the communicator first")
         return remote_accessible
 
-    cdef Cache make(self, str tag, CacheDesc desc, Allocation *request, tuple keys, list addresses):
+    cdef Cache make(
+        self, str tag, CacheDesc desc, Allocation *request, tuple keys, list addresses, uint64_t lease_ms=0
+    ):
         """Check what is left to check, in the order of api §2.5, and make the cache."""
         cdef uint64_t *own = NULL
         cdef uint64_t i
@@ -348,7 +374,7 @@ cdef class NodeCaches:
         finally:
             leave_critical_section(&section)
         if addresses is None:
-            self.enter_arena(tag, desc, request, keys)
+            self.enter_arena(tag, desc, request, keys, lease_ms)
             return new_cache(self.memory, desc, shape, request)
         own = <uint64_t *>malloc(len(addresses) * sizeof(uint64_t))
         if own == NULL:
@@ -375,12 +401,15 @@ cdef class NodeCaches:
             )
         return 0
 
-    cdef int enter_arena(self, str tag, CacheDesc desc, Allocation *request, tuple keys) except -1:
+    cdef int enter_arena(
+        self, str tag, CacheDesc desc, Allocation *request, tuple keys, uint64_t lease_ms=0
+    ) except -1:
         """Bind the keys and take the memory, all or nothing."""
         cdef KeyRecord[KEYS_ON_STACK] few
         cdef KeyRecord *records = few
         cdef Refusal refusal
         cdef bint mapped = True
+        cdef int64_t now_ms = lease_clock_ms() if lease_ms else 0
         cdef uint64_t count = len(keys)
         cdef uint64_t i
         if not request.blocks and count > request.row_count:
@@ -392,8 +421,10 @@ cdef class NodeCaches:
         try:
             for i in range(count):
                 write_key(keys[i], records + i)
+                records[i].leased = lease_ms != 0
             request.keys = records
             request.key_count = count
+            request.lease_end = end_of_lease(now_ms, lease_ms)
             if request.addresses != NULL:
                 with nogil:
                     for i in range(request.num_tensors):
@@ -403,6 +434,8 @@ cdef class NodeCaches:
                 reap(self.memory.base, REAP_LIMIT)
                 request.only_check = not mapped
                 refusal = allocate(self.memory.base, request)
+                if refusal == ACCEPTED and lease_ms:
+                    self.leases_due_ms = min(self.leases_due_ms, now_ms + <int64_t>lease_ms)
             finally:
                 self.memory.leave()
         finally:
@@ -775,6 +808,70 @@ cdef class NodeCaches:
         finally:
             self.memory.leave()
 
+    @property
+    def leases_are_due(self):
+        """Whether :meth:`expire_leases` may have anything to do. Never waits."""
+        # A look at a word that changes under the lock: of one that has just changed the next look will tell.
+        return lease_clock_ms() >= self.leases_due_ms
+
+    def expire_leases(self):
+        """Drop the keys whose leases are over, wherever they are, as :meth:`remove_cache_key` does.
+
+        The node does so by itself, whatever else happens or does not; this is for who does not want to wait until then.
+
+        Returns
+        -------
+        int
+            How many keys were dropped.
+
+        Examples
+        --------
+        >>> manager.expire_leases()
+        0
+        """
+        cdef KeyRecord[NAMED_IN_LOG] named
+        cdef int64_t now_ms = lease_clock_ms()
+        cdef uint64_t expired
+        if now_ms < self.leases_due_ms:
+            self.memory.require_open("expire_leases")
+            return 0
+        expired = self.sweep(now_ms, named, NAMED_IN_LOG)
+        if expired:
+            _logger.warning(
+                "cluster %d: the leases of %d cache keys are over and their references dropped: %s%s",
+                self.cluster_id,
+                expired,
+                ", ".join([key_text(&named[i]) for i in range(min(expired, <uint64_t>NAMED_IN_LOG))]),
+                ", ..." if expired > NAMED_IN_LOG else "",
+            )
+        return expired
+
+    cdef uint64_t sweep(self, int64_t now_ms, KeyRecord *named, uint64_t most_named) except? -1:
+        """Expire leases in all slots, some at a time, so that others get at the caches in between."""
+        cdef uint64_t begin = 0
+        cdef uint64_t expired = 0
+        cdef uint64_t known
+        cdef int64_t soonest_ms = NEVER
+        cdef bint more = True
+        while more:
+            self.memory.enter("expire_leases")
+            try:
+                if begin == 0:
+                    self.leases_due_ms = NEVER
+                known = min(expired, most_named)
+                with nogil:
+                    expired += expire_leases(
+                        self.memory.base, begin, begin + SWEPT_AT_ONCE, now_ms, &soonest_ms, named + known,
+                        most_named - known,
+                    )
+                begin += SWEPT_AT_ONCE
+                more = begin < header_of(self.memory.base).slots_used
+                # Leases that began meanwhile, and those of a sweep beside this one, have entered theirs.
+                self.leases_due_ms = min(self.leases_due_ms, soonest_ms)
+            finally:
+                self.memory.leave()
+        return expired
+
     def read_registered(self, peer_bit, slot, generation, tensor, offset, size):
         """Bytes of a registered tensor, for a peer that has pinned its cache and cannot read them itself.
 
@@ -997,6 +1094,12 @@ cdef int check_addresses(list addresses, uint64_t num_tensors) except -1:
     for address in addresses:
         checked_uint64("addrs", address)
     return 0
+
+
+cdef str key_text(const KeyRecord *key):
+    """A key, for the log."""
+    kind = "prefix" if key.kind == KEY_PREFIX else "request"
+    return f"{kind} {key.id}" + (f" of model {key.model_id}" if key.model_id else "")
 
 
 cdef int write_key(object key, KeyRecord *record) except -1:

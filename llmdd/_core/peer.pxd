@@ -33,6 +33,8 @@ cdef class PeerArena(Peer):
     cdef int forget_process(self) noexcept
     cdef void face(self, Transfer *transfer) noexcept
     cdef int raise_what_asking_raised(self) except -1
+    cdef int renew_in_turn(self, Transfer *named, TransferResult *results, uint64_t count, uint64_t lease_ms,
+                           int64_t deadline) except -1
 
 
 cdef object refusal_of(str tag, TransferResult result)

@@ -24,6 +24,7 @@ from llmdd._core.copying cimport (
     copy_pieces,
 )
 from llmdd._core.layout cimport PEER_LIMIT, header_of
+from llmdd._core.renewals cimport renew_each
 from llmdd._core.segments cimport map_arena, map_segment, require_size
 from llmdd._core.status import LLMException, LLMStatusCode, failure
 from llmdd._core.timed_lock cimport TimedLock
@@ -296,6 +297,27 @@ cdef class PeerArena(Peer):
             with nogil:
                 i = carry_out_each(transfers, results, i, count)
             self.raise_what_asking_raised()
+        return 0
+
+    cdef int renew_in_turn(
+        self, Transfer *named, TransferResult *results, uint64_t count, uint64_t lease_ms, int64_t deadline
+    ) except -1:
+        """Renew the leases of keys that are NOT_BEGUN. In a turn of the link's, since its pin bit is one for all that we
+        do. True if nothing was done, because the link had been taken down."""
+        cdef uint64_t i
+        if not self.take_turn(deadline):
+            for i in range(count):
+                results[i] = LINK_WAS_BUSY
+            return 0
+        try:
+            if atomic_load_word(&self.closing):
+                return 1
+            for i in range(count):
+                self.face(named + i)
+            with nogil:
+                renew_each(named, results, count, lease_ms)
+        finally:
+            self.lock.release()
         return 0
 
     cdef int raise_what_asking_raised(self) except -1:

@@ -521,6 +521,8 @@ cdef class CacheStore(LocalCopies):
             peer = following
         if refusal is not None:
             raise refusal
+        if self.lease_keeper is not None and not transfer.push:
+            self.lease_keeper.pulled(key)
         return 0
 
 

@@ -3,6 +3,7 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from llmdd._core.leases cimport LONGEST_LEASE_MS
 from llmdd._core.status import MissingArgument
 
 cdef extern from "Python.h":
@@ -73,6 +74,15 @@ cdef uint32_t checked_uint32(str name, object value) except? 0:
 cdef int64_t checked_int32(str name, object value) except? 0:
     check_range(name, value, "int32", -0x80000000, 0x7FFFFFFF)
     return value
+
+
+cdef uint64_t checked_lease_ms(object lease) except? 0:
+    """How long a lease is to last, in milliseconds; 0: there is to be none."""
+    if not isinstance(lease, int):
+        raise wrong_type("lease", lease, "int")
+    if not 0 <= lease <= LONGEST_LEASE_MS:
+        raise ValueError(f"lease is {lease}, it should be from 0 to {LONGEST_LEASE_MS} milliseconds")
+    return lease
 
 
 def check_uint16(name, value):

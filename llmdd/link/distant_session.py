@@ -7,11 +7,13 @@ import socket
 from collections.abc import Callable
 
 from llmdd._core.distant_peer import DistantPeer
+from llmdd._core.lease_calls import LeaseCalls
 
 from .channel import Channel
 from .conversation import Conversation
 from .guest_grant import GuestGrant
-from .messages import Identity
+from .messages import Identity, Message, Renew, Renewed
+from .renewals import Renewals, renewed
 from .session import Session
 
 
@@ -23,6 +25,8 @@ class DistantSession(Session):
 
     Parameters
     ----------
+    store
+        Our caches, the leases of whose keys the peer may renew.
     conversation, asking
         The one on which we ask, and its socket.
     forget
@@ -35,11 +39,14 @@ class DistantSession(Session):
         peer: Identity,
         memory: DistantPeer,
         grant: GuestGrant,
+        store: LeaseCalls,
         conversation: Conversation,
         asking: socket.socket,
         forget: Callable[[bool], None],
     ) -> None:
         super().__init__(channel, peer, memory, grant)
+        self._store = store
+        self._renewals = memory.renewals = Renewals(self.say, asyncio.get_running_loop())
         self._guest_grant = grant
         self._conversation = conversation
         self._asking = asking
@@ -67,12 +74,30 @@ class DistantSession(Session):
         except RuntimeError:
             return  # the loop has ended, and the session with it
 
+    def break_off(self) -> None:
+        super().break_off()
+        self._renewals.break_off()
+
+    def _take_request(self, message: Message) -> None:
+        if isinstance(message, Renew) and self.verdict.done():
+            self.say(renewed(self._store, message))
+        else:
+            self._take_answer(message)
+
+    def _take_answer(self, message: Message) -> None:
+        if isinstance(message, Renewed):
+            self._renewals.deliver(message)
+        else:
+            super()._take_answer(message)
+
     def _peer_is_out_of_reach(self) -> None:
         self.memory.break_off()
+        self._renewals.break_off()
 
     def _close(self) -> None:
         super()._close()
         self.memory.break_off()
+        self._renewals.break_off()
         self.let_go().add_done_callback(lambda _: self._leave())
 
     def _leave(self) -> None:

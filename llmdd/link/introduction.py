@@ -44,7 +44,7 @@ async def initiate(channel: Channel, end: LocalEnd, welcome: Welcome, kind: str)
         undo.callback(asking.close)
         asked = await _converse(channel, welcome.token, "acceptor")
         undo.callback(asked.close)
-        session = _session(channel, theirs, running, engine_peer, asking, asked)
+        session = _session(channel, end, theirs, running, engine_peer, asking, asked)
         undo.pop_all()
         return session
 
@@ -65,7 +65,7 @@ async def answer(channel: Channel, end: LocalEnd, theirs: Identity, kind: str) -
             asked, asking = await expectation.both()
         undo.callback(asked.close)
         undo.callback(asking.close)
-        session = _session(channel, theirs, running, engine_peer, asking, asked)
+        session = _session(channel, end, theirs, running, engine_peer, asking, asked)
         undo.pop_all()
         return session
 
@@ -131,6 +131,7 @@ async def _converse(channel: Channel, token: bytes, asks: Literal["initiator", "
 
 def _session(
     channel: Channel,
+    end: LocalEnd,
     theirs: Identity,
     running: RunningEngine,
     engine_peer: str,
@@ -145,5 +146,5 @@ def _session(
     memory = DistantPeer(conversation, theirs.remote_accessible)
     grant = GuestGrant(running.attendance, asked, engine_peer)
     return DistantSession(
-        channel, theirs, memory, grant, conversation, asking, lambda linked: running.forget(theirs, linked)
+        channel, theirs, memory, grant, end.store, conversation, asking, lambda linked: running.forget(theirs, linked)
     )

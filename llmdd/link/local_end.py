@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmdd._core.store import CacheStore
+from llmdd._core.lease_calls import LeaseCalls
 
 from .expected_conversations import ExpectedConversations
 from .listeners import Listeners
@@ -31,7 +31,7 @@ class LocalEnd:
     """
 
     identity: Identity
-    store: CacheStore
+    store: LeaseCalls
     reaper: Reaper
     engines: NodeEngines
     conversations: ExpectedConversations

@@ -42,6 +42,8 @@ The connection then stays open as the *session* of the link. All that is said on
 ``Fetch``, answered by ``Fetched``; ``Store``, answered by ``Stored``
     A piece of registered memory, where the kernel lets only its owner touch it (``courier``). The answer comes before
     the next request. Not between ends that have an engine.
+``Renew``, answered by ``Renewed``
+    Lets the leases of keys of the receiver end later. Only between ends that have an engine: others do it themselves.
 
 ``UnlinkRequest`` travels on a connection of its own, because it must reach an end that has no session with us any more;
 the answer, ``Unlinked``, comes when the other end has let go.
@@ -58,13 +60,16 @@ from msgspec import Meta, Struct
 from llmdd._core.tables import PEER_LIMIT
 from llmdd.transport.engine import MAX_METADATA
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 MAX_PAYLOAD = 16 * 1024
 MAX_PIECE = 512 * 1024
 MAX_BULK_PAYLOAD = MAX_PIECE + 1024
 MAX_OFFER_PAYLOAD = MAX_METADATA + 1024
 HEADER = struct.Struct("!I")
+
+#: Keys that one message may name.
+MAX_RENEWED = 256
 
 UInt64 = Annotated[int, Meta(ge=0)]  # MessagePack has none larger
 PeerBit = Annotated[int, Meta(ge=0, lt=PEER_LIMIT)]
@@ -224,6 +229,30 @@ class Stored(Struct, frozen=True, tag="stored"):
     status_code: int
 
 
+class NamedKey(Struct, frozen=True, array_like=True, gc=False):
+    """A key of the receiver's, or a batch slot by the id of its cache (``kind`` 4)."""
+
+    kind: Annotated[int, Meta(ge=1, le=4)]
+    id: UInt64
+    model_id: UInt64
+    batch_index: UInt64
+
+
+class Renew(Struct, frozen=True, tag="renew"):
+    """Asks that the leases of these keys end so many milliseconds from now, or later."""
+
+    number: UInt64
+    lease_ms: Annotated[int, Meta(ge=1, le=2**31 - 1)]
+    keys: Annotated[list[NamedKey], Meta(min_length=1, max_length=MAX_RENEWED)]
+
+
+class Renewed(Struct, frozen=True, tag="renewed"):
+    """Whether each key of ``Renew`` ``number`` is bound, and its lease, if it has one, was renewed."""
+
+    number: UInt64
+    renewed: Annotated[list[bool], Meta(max_length=MAX_RENEWED)]
+
+
 Message: TypeAlias = (
     LinkRequest
     | UnlinkRequest
@@ -242,6 +271,8 @@ Message: TypeAlias = (
     | Fetched
     | Store
     | Stored
+    | Renew
+    | Renewed
 )
 
 _LARGE: dict[type, int] = {Fetched: MAX_BULK_PAYLOAD, Store: MAX_BULK_PAYLOAD, EngineOffer: MAX_OFFER_PAYLOAD}

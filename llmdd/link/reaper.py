@@ -1,11 +1,11 @@
-"""Settling, in the background, what peers have released.
+"""Settling, in the background, what peers have released, and dropping keys whose leases are over.
 
 A peer drops references and pins in this node's memory without a word, so the node has to look: at each of its own
 operations, and here on a timer, because nobody may have to wait for its next operation. Pin bits that come back from
 peers are taken here too, and readers are evicted whose link is down.
 
 It has a thread of its own, beside the event loop's: a caller may hold the store still (``CacheManager.paused``), and
-must not hold up the links with it.
+must not hold up the links with it. So a lease ends whatever else happens, or does not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from llmdd._core.store import CacheStore
 
 _logger = logging.getLogger("llmdd.link")
 
-#: How long what a peer has released may wait while the node does nothing itself.
+#: How long what a peer has released, or a lease that is over, may wait while the node does nothing itself.
 REAP_INTERVAL_S = 0.02
 
 
@@ -64,6 +64,8 @@ class Reaper:
                 while waiting and self._take(waiting[0]):
                     waiting.popleft()
                 self._settle(self._store.reap)
+                if self._store.leases_are_due:
+                    self._settle(self._store.expire_leases)
         except Exception:
             _logger.exception("what peers release is not settled any more")
 

@@ -11,9 +11,9 @@ from typing import Any, ParamSpec, TypeVar
 from weakref import WeakSet
 
 from llmdd._core.enumerations import RegisterMemStatus
+from llmdd._core.lease_calls import LeaseCalls
 from llmdd._core.peer import Peer
 from llmdd._core.status import LLMException, LLMStatusCode
-from llmdd._core.store import CacheStore
 
 from .channel import Channel
 from .communicators import Communicators
@@ -70,7 +70,7 @@ class LinkService:
         self,
         *,
         cluster_id: int,
-        store: CacheStore,
+        store: LeaseCalls,
         remote_accessible: bool,
         transport: str = "",
         link_total_time_s: float = DEFAULT_LINK_TOTAL_TIME_S,

@@ -6,7 +6,6 @@ the descriptors of the segments and a few numbers that say how they are laid out
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from llmdd._core.store import CacheStore
 
 MAX_SEGMENTS = 8
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_NAMESPACES = Path("/proc/self/ns")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ def attach(description: Mapping[str, int], fds: Sequence[int], peer_bit: int, pi
 def host_identity() -> str:
     """What two processes have in common exactly when they can share memory.
 
-    That is the running kernel, and the namespaces in which they find each other's sockets and see each other's death.
+    That is the running kernel, and the namespaces in which they find each other's sockets, see each other's death, and
+    read the same clock, by which leases end.
     """
-    namespaces = (str(os.stat(f"/proc/self/ns/{kind}").st_ino) for kind in ("net", "pid"))
-    return "/".join((_BOOT_ID.read_text().strip(), *namespaces))
+    found = (_NAMESPACES / kind for kind in ("net", "pid", "time"))
+    numbers = (str(path.stat().st_ino) for path in found if path.exists())  # kernels before 5.6 have one clock for all
+    return "/".join((_BOOT_ID.read_text().strip(), *numbers))

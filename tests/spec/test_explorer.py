@@ -98,6 +98,18 @@ TRANSFER_CONSUMES_PREFIX_KEY = change(
 )
 
 
+A_LEASE_ENDS_AT_THE_FIRST_LOOK = change(
+    BATCH_SLOT,
+    rule(BATCH_SLOT, "expire", "REQUEST_KEYED", "REQUEST_KEYED"),
+    target="UNKEYED",
+    effects=("unindex_key", "drop_key"),
+)
+
+PREFIX_KEYS_OUTLIVE_THEIR_LEASE = change(
+    BATCH_SLOT, rule(BATCH_SLOT, "expire", "PREFIX_KEYED", "UNKEYED"), target="PREFIX_KEYED", effects=()
+)
+
+
 @pytest.mark.parametrize(
     ("bug", "scenario", "violation", "calls"),
     [
@@ -134,6 +146,8 @@ TRANSFER_CONSUMES_PREFIX_KEY = change(
             "is LLM_TIMEOUT, but should be success",
             ["register_cache", "unregister_cache"],
         ),
+        (A_LEASE_ENDS_AT_THE_FIRST_LOOK, "leases", "the keys bound", ["allocate_cache", "tick"]),
+        (PREFIX_KEYS_OUTLIVE_THEIR_LEASE, "leases", "the keys bound", ["leased for 1 ticks", "tick"]),
     ],
     ids=[
         "memory goes back while pinned",
@@ -144,6 +158,8 @@ TRANSFER_CONSUMES_PREFIX_KEY = change(
         "a transfer consumes the key of a registered cache",
         "a transfer consumes a blocks key",
         "unregistering leaves a prefix key",
+        "a lease ends at the first look",
+        "prefix keys outlive their lease",
     ],
 )
 def test_seeded_bug_is_found_with_a_shortest_trace(
@@ -174,6 +190,8 @@ def scenario_of(machine: Machine, old: Transition) -> str:
     """The one scenario in which the rule is at work; empty if there are several."""
     if machine is LINK:
         return "links"
+    if old.event in ("renew", "expire"):
+        return "leases"
     if "BLOCKS_KEYED" in (old.source, old.target):
         return "blocks"
     return "registered" if old.event == "withdraw" else ""
@@ -200,4 +218,4 @@ def test_command_prints_the_count(capsys: pytest.CaptureFixture[str]) -> None:
 def test_command_knows_its_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["small", "--scenario", "no such"])
-    assert "keys, layers, pushes, deaths, links, blocks, registered" in capsys.readouterr().err
+    assert "keys, layers, pushes, deaths, links, blocks, registered, leases" in capsys.readouterr().err
