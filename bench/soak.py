@@ -95,6 +95,11 @@ class Settings:
         return 10_000 if self.place is Place.HOSTS else 3000
 
     @property
+    def lease_ms(self) -> int:
+        """Of keys that have one: longer than most faults, so that the decode side keeps them, and some lapse."""
+        return 4 * self.timeout_ms
+
+    @property
     def settling_s(self) -> float:
         """How long a fault is felt after it has ended: TCP waits longer each time before it tries again."""
         return 8.0 if self.place is Place.HOSTS else 0.5
@@ -123,6 +128,8 @@ class Findings:
     lost_calls: int = 0
     """Things asked of a process that died before it answered."""
     bytes_verified: int = 0
+    expired_keys: int = 0
+    """Those that went because their lease was over, in processes that lived to tell."""
     rests: int = 0
     """How often everything came to rest and was looked at."""
     resources: dict[int, dict[str, int]] = field(default_factory=dict)
@@ -144,6 +151,7 @@ class Outcome(str, Enum):
     ABANDONED = "abandoned"
     LOST = "lost with its prefill process"
     DOUBT = "gone in a case of doubt"
+    LAPSED = "gone with its lease"
     FAILED = "failed"
 
 
@@ -236,6 +244,11 @@ class Soak:
         self._requests: set[asyncio.Task[None]] = set()
         self._failed: asyncio.Future[None] | None = None
         self._numbers = {"request": 0, "fault": 0}
+        self.must_expire: Counter[str] = Counter()
+        """For each instance's incarnation, the keys that nobody has kept, or removed."""
+        self.may_expire: Counter[str] = Counter()
+        """The same of keys that were kept too seldom, or were pulled in a case of doubt."""
+        self._expired: Counter[str] = Counter()
 
     def note(self, words: str) -> None:
         """Write down what has happened, for whoever looks for the reason of a violation."""
@@ -305,6 +318,7 @@ class Soak:
                 clusters=(index + 1, 1001 + index),
                 timeout_ms=settings.timeout_ms,
                 link_timeout_ms=settings.link_timeout_ms,
+                lease_ms=settings.lease_ms,
                 pool_bytes=POOL_BYTES,
             )
             log = self._logs / f"{role}-{number}.log"
@@ -520,6 +534,7 @@ class Soak:
             await self._holds_nothing(process)
         for process in self.processes:
             await self._has_not_grown(process)
+            await self._leases_are_over(process)
         self.findings.rests += 1
         self.judge.forget()
 
@@ -542,6 +557,16 @@ class Soak:
         if grown:
             self.judge.violation(f"{process.name} has more than at its first rest: {grown}")
 
+    async def _leases_are_over(self, process: Process) -> None:
+        """As many keys have gone with their leases as nobody kept: no more, and no fewer."""
+        for incarnation, count in (await process.ask("expired")).items():
+            self.findings.expired_keys += count - self._expired[incarnation]
+            self._expired[incarnation] = count
+            least = self.must_expire[incarnation]
+            most = least + self.may_expire[incarnation]
+            if not least <= count <= most:
+                self.judge.violation(f"{process.name}: the leases of {count} keys were over, not of {least} to {most}")
+
     async def _end(self) -> None:
         for process in self.processes:
             status = await process.quit()
@@ -562,6 +587,8 @@ class Attempt:
         self._left = list(request.used)
         self._doubtful = False
         """Whether a key may be gone although no pull has said that it succeeded."""
+        self._expecting: set[Process] = set()
+        """The decode processes that keep the leases."""
 
     async def outcome(self) -> Outcome:
         """What became of it.
@@ -580,11 +607,17 @@ class Attempt:
         if self._request.fate is Fate.ABORTED:
             await self.release()
             return Outcome.ABORTED
+        self._offered = time.monotonic()
         if self._request.fate is Fate.ABANDONED:
-            await asyncio.sleep(0.3)
-            await self.release()
+            await self._abandon()
             return Outcome.ABANDONED
-        outcome = await (self._pushed() if self._request.way.pushes else self._pulled())
+        try:
+            outcome = await (self._pushed() if self._request.way.pushes else self._pulled())
+        except PrefillAgain:
+            await self._forget()
+            raise
+        if len(self._expecting) > 1 or outcome is not Outcome.SERVED:
+            await self._forget()
         bound = self._request.registered or self._request.kept or self._request.way is Way.PULL_PREFIX
         if bound or outcome is not Outcome.SERVED:
             await self.release()
@@ -601,6 +634,39 @@ class Attempt:
     async def release(self) -> None:
         """Have the prefill side let go of a request that is over, or that nobody comes for."""
         await self._insist(self._prefill, "withdraw", request=self._request.number)
+
+    async def _abandon(self) -> None:
+        """Nobody comes: leases lapse by themselves, others have to be let go of."""
+        if not self._request.leased:
+            await asyncio.sleep(0.3)
+            await self.release()
+            return
+        if self._request.number % 2:
+            decode, _ = await self._decode(0)
+            with suppress(Gone):
+                await self._expect(decode)
+            await asyncio.sleep(0.3)
+            await self._forget()
+        self._soak.must_expire[str(self._incarnation)] += len(self._request.used)
+
+    async def _expect(self, decode: Process) -> None:
+        """Let a decode process keep the leases of the request from now on."""
+        if self._request.leased and decode not in self._expecting:
+            self._expecting.add(decode)
+            await decode.ask("expect", **self._leases())
+
+    async def _forget(self) -> None:
+        """Let nobody keep them any more."""
+        for decode in self._expecting:
+            with suppress(Gone):
+                await decode.ask("forget", **self._leases())
+
+    def _leases(self) -> dict[str, Any]:
+        return {
+            "request": self._request.number,
+            "cluster": self._prefill.settings.clusters[self._request.way.remote],
+            "cache_id": self._cache_id,
+        }
 
     def _require_offer(self) -> None:
         if self._prefill.generation != self._generation:
@@ -619,6 +685,7 @@ class Attempt:
             decode, link = await self._decode(number)
             generation, times = decode.generation, link.times
             try:
+                await self._expect(decode)
                 fetched = await self._transferring(
                     link,
                     decode.ask(
@@ -641,7 +708,7 @@ class Attempt:
                 return Outcome.SERVED
             self._require_offer()
             if code == NOT_EXIST:
-                return self._gone(decode)
+                return await self._gone(decode)
             between_hosts = self._soak.settings.place is Place.HOSTS
             if code == FINALIZED or generation != decode.generation:
                 self._doubtful = True
@@ -650,7 +717,14 @@ class Attempt:
             await self._before_retry(code, link, times)
         return Outcome.FAILED
 
-    def _gone(self, decode: Process) -> Outcome:
+    async def _gone(self, decode: Process) -> Outcome:
+        """How it comes that a key is not bound any more; it had better be one of the ways that there are."""
+        if not await self._lives(self._prefill, self._incarnation):
+            raise PrefillAgain
+        if self._request.leased:
+            self._soak.may_expire[str(self._incarnation)] += len(self._left)
+        if self._request.leased and 1000 * (time.monotonic() - self._offered) > self._soak.settings.lease_ms:
+            return Outcome.LAPSED
         if not self._doubtful:
             self._judge.violation(f"{decode.name}: {self._request} has no key any more, and was not pulled")
         return Outcome.DOUBT
@@ -664,6 +738,11 @@ class Attempt:
         self._findings.bytes_verified += answer["verified"]
         if "done" in answer:
             self._left = [row for row in self._left if row not in answer["done"]]
+
+    async def _lives(self, process: Process, incarnation: int) -> bool:
+        """Whether an instance is the one that it was, and not a successor."""
+        now = await process.ask("incarnation", remote=self._request.way.remote)
+        return bool(now == incarnation)
 
     async def _before_retry(self, code: str, link: Link, times: int) -> None:
         self._soak.note(f"request {self._request.number}, {link.prefill.name} and {link.decode.name}: {code}")
@@ -747,7 +826,8 @@ class Attempt:
             if code == FINALIZED or decode.generation != generation:
                 return False
             if code == NOT_EXIST:
-                self._judge.violation(f"{self._prefill.name}: the room for {self._request} is gone")
+                if await self._lives(decode, room["incarnation"]):
+                    self._judge.violation(f"{self._prefill.name}: the room for {self._request} is gone")
                 return False
             await self._before_retry(code, link, times)
         return False

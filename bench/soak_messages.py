@@ -61,6 +61,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     clusters: tuple[int, int]
     timeout_ms: int
     link_timeout_ms: int
+    lease_ms: int
     pool_bytes: int
 
 

@@ -52,6 +52,7 @@ def totals(part: Part) -> str:
         ("served, by their way", ", ".join(f"{way} {count:,}" for way, count in part.ways.items())),
         ("transfers asked for again", f"{part.retried:,}"),
         ("requests prefilled again", f"{part.prefilled_again:,}"),
+        ("keys whose lease was over", f"{part.expired_keys:,}, as many as nobody kept"),
         ("faults", f"{part.fault_count:,}, for {part.seconds:.0f} s; {part.processes} processes one after another"),
         (
             "calls of llmdd",

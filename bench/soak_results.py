@@ -52,6 +52,8 @@ class Part(msgspec.Struct, kw_only=True):
     prefilled_again: int
     lost_calls: int
     bytes_verified: int
+    expired_keys: int
+    """Those that went because their lease was over."""
     rests: int
     processes: int
     """How many there have been, one after another."""
@@ -110,6 +112,7 @@ def part_of(findings: Findings) -> Part:
         prefilled_again=findings.prefilled_again,
         lost_calls=findings.lost_calls,
         bytes_verified=findings.bytes_verified,
+        expired_keys=findings.expired_keys,
         rests=findings.rests,
         processes=findings.processes,
         faults=[

@@ -35,12 +35,13 @@ def show(console: Console, report: Report) -> None:
 def in_words(part: Part) -> str:
     """What was done, in one line."""
     ends = ", ".join(f"{count:,} {how}" for how, count in part.requests.items())
-    return (
-        f"{part.request_count:,} requests in {part.seconds:.0f} s: {ends}. {part.retried:,} transfers asked again,"
-        f" {part.prefilled_again:,} requests prefilled again; {size(part.bytes_verified)} verified, 0 bytes leaked at"
-        f" {part.rests} rests of {part.processes} processes; {part.cores:.2f} cores busy"
-        if part.violation_count == 0
-        else f"{part.request_count:,} requests in {part.seconds:.0f} s: {ends}. {part.violation_count} violations"
+    begin = f"{part.request_count:,} requests in {part.seconds:.0f} s: {ends}. "
+    if part.violation_count:
+        return begin + f"{part.violation_count} violations"
+    return begin + (
+        f"{part.retried:,} transfers asked again, {part.prefilled_again:,} requests prefilled again,"
+        f" {part.expired_keys:,} leases over; {size(part.bytes_verified)} verified, 0 bytes held at {part.rests} rests"
+        f" of {part.processes} processes; {part.cores:.2f} cores busy"
     )
 
 

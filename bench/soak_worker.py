@@ -137,6 +137,22 @@ class Offer(NamedTuple):
     """Of memory of its own; empty where that is the pool's."""
 
 
+class ExpiredKeys(logging.Handler):
+    """Counts the keys of a cluster of which it is said that their leases are over."""
+
+    def __init__(self, cluster: int) -> None:
+        super().__init__(logging.WARNING)
+        self.count = 0
+        self._cluster = cluster
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "the leases of %d cache keys are over" in record.msg and isinstance(record.args, tuple):
+            cluster, count, *_ = record.args
+            if cluster == self._cluster:
+                assert isinstance(count, int)
+                self.count += count
+
+
 class Room(NamedTuple):
     """What the decode side has for a request that is pushed."""
 
@@ -154,6 +170,8 @@ class Instance:
         self.offers: dict[int, Offer] = {}
         self.rooms: dict[int, Room] = {}
         self.suspected: deque[tuple[float, Cache, str]] = deque()
+        self.expired = ExpiredKeys(self.cluster)
+        logging.getLogger("llmdd").addHandler(self.expired)
         config = LLMConfig()
         config.enable_cache_manager = True
         config.enable_remote_cache_accessible = remote
@@ -256,8 +274,11 @@ class Worker:
             register = manager.register_blocks_cache if request.way.of_blocks else manager.register_cache
             addresses = [array.ctypes.data for array in arrays]
             return recorder.make(register.__name__, register, desc, addresses, keys), arrays
-        allocate = manager.allocate_blocks_cache if request.way.of_blocks else manager.allocate_cache
-        return recorder.make(allocate.__name__, allocate, desc, keys), []
+        if request.way.of_blocks:
+            return recorder.make("allocate_blocks_cache", manager.allocate_blocks_cache, desc, keys), []
+        lease_ms = self._settings.lease_ms if request.leased else 0
+        allocate = partial(manager.allocate_cache, lease=lease_ms)
+        return recorder.make("allocate_cache", allocate, desc, keys), []
 
     def withdraw(self, request: int) -> dict[str, Any]:
         """Let go of whatever the prefill side has of a request; its keys too."""
@@ -343,6 +364,28 @@ class Worker:
             raise Refused(code.name)
 
     # -- decode ----------------------------------------------------------------------------------------------------
+
+    def expect(self, request: int, cluster: int, cache_id: int) -> dict[str, Any]:
+        """Keep the leases of a request's keys from now on."""
+        instance, keys = self._leased_keys(request, cluster, cache_id)
+        keep = instance.manager.keep_leases
+        self.recorder(instance).make("keep_leases", keep, keys, self._settings.lease_ms)
+        return {"code": SUCCESS}
+
+    def forget(self, request: int, cluster: int, cache_id: int) -> dict[str, Any]:
+        """Keep them no more."""
+        instance, keys = self._leased_keys(request, cluster, cache_id)
+        self.recorder(instance).make("let_leases_lapse", instance.manager.let_leases_lapse, keys)
+        return {"code": SUCCESS}
+
+    def _leased_keys(
+        self, request: int, cluster: int, cache_id: int
+    ) -> tuple[Instance, list[CacheKey | CacheKeyByIdAndIndex]]:
+        drawn = self._drawn(request)
+        instance = self._instances[drawn.way.remote]
+        if drawn.way is Way.PULL_BY_ID:
+            return instance, [CacheKeyByIdAndIndex(cluster, cache_id, row) for row in drawn.used]
+        return instance, [instance.key(drawn, row, cluster) for row in drawn.used]
 
     def fetch(self, request: int, cluster: int, incarnation: int, cache_id: int, rows: list[int]) -> dict[str, Any]:
         """Pull rows of a request and look at every byte; which came, the first failure's code, and what is wrong."""
@@ -554,6 +597,7 @@ class Worker:
         """End both instances in good order, and begin them anew at the same addresses."""
         for remote in (False, True):
             self._instances[remote].datadist.finalize()
+            logging.getLogger("llmdd").removeHandler(self._instances[remote].expired)
             self._instances[remote] = Instance(self._settings, remote)
         return {"code": SUCCESS}
 
@@ -577,7 +621,16 @@ class Worker:
                 "bytes": usage.total_bytes - usage.free_bytes,
                 "offers": len(instance.offers),
                 "rooms": len(instance.rooms),
+                "kept leases": len(manager.kept_leases),
             }
+
+    def incarnation(self, remote: bool) -> int:
+        """Of an instance as it is now."""
+        return self._instances[remote].incarnation
+
+    def expired(self) -> dict[str, int]:
+        """For each instance's incarnation, how many keys went because their lease was over."""
+        return {str(instance.incarnation): instance.expired.count for instance in self._instances.values()}
 
     def resources(self) -> dict[str, int]:
         """What a process can run out of."""

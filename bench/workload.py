@@ -77,6 +77,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the prefill side's memory is its own, and not of the pool."""
     kept: bool
     """Whether the prefill side keeps its cache by its id too, until the request has ended."""
+    leased: bool
+    """Whether its keys are bound with a lease, which the decode side keeps; then they are all that keeps its cache."""
 
     @property
     def used(self) -> tuple[int, ...]:
@@ -100,6 +102,8 @@ def draw(seed: int, number: int, prefill: int, decode: int) -> Request:
     tensors = source.choice((2, 4, 8))
     rows = min(source.randint(1, MOST_ROWS), max(LARGEST_CACHE // (row_bytes * tensors) - 1, 1))
     targets = source.sample(range(rows + 1), rows)
+    registered = source.random() < 0.15
+    leased = not (way.pushes or way.of_blocks or registered) and source.random() < 0.6
     may_have_gaps = way in (Way.PULL, Way.PULL_LAYERS, Way.PULL_MANY, Way.PULL_INTO_BLOCKS)
     unused = source.sample(range(rows), source.randint(0, rows - 1)) if may_have_gaps and source.random() < 0.3 else []
     return Request(
@@ -113,6 +117,7 @@ def draw(seed: int, number: int, prefill: int, decode: int) -> Request:
         row_bytes=row_bytes,
         unused=tuple(sorted(unused)),
         targets=tuple(targets),
-        registered=source.random() < 0.15,
-        kept=way.pushes or way.of_blocks or source.random() < 0.3,
+        registered=registered,
+        kept=way.pushes or way.of_blocks or (not leased and source.random() < 0.3),
+        leased=leased,
     )
