@@ -25,7 +25,7 @@ class Wrong(Worker):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self._once = {"byte", "place", "late", "code", "key", "leak"}
+        self._once = {"byte", "place", "late", "code", "key", "leak", "lease"}
         self._choosing = threading.Lock()
 
     def _is_now(self, what: str) -> bool:
@@ -35,24 +35,24 @@ class Wrong(Worker):
             return chosen
 
     def offer(self, request: int) -> dict[str, Any]:
-        """A bit of a row is another than was written; keys are gone before they are pulled."""
+        """Keys are gone before they are pulled, or before their lease is over."""
         answer = super().offer(request)
         drawn = self._drawn(request)
-        if (
-            drawn.fate is Fate.SERVED
-            and drawn.way in (Way.PULL, Way.PULL_MANY, Way.PULL_LAYERS)
-            and self._is_now("key")
-        ):
+        by_key = drawn.way in (Way.PULL, Way.PULL_MANY, Way.PULL_LAYERS)
+        if drawn.leased and drawn.fate is Fate.ABANDONED and self._is_now("lease"):
+            self.withdraw(request)
+        if by_key and drawn.fate is Fate.SERVED and self._is_now("key"):
             self.withdraw(request)
         return answer
 
     def _write(self, instance: Instance, request: Request, tensors: list[Bytes]) -> None:
+        """A bit of a row is another than was written."""
         super()._write(instance, request, tensors)
         if request.fate is Fate.SERVED and self._is_now("byte"):
             tensors[-1][request.used[-1]][-1] ^= 1
 
     def _pull(self, instance: Instance, request: Request, cache: Cache, *others: Any) -> None:
-        """A call is late; one has a code for which there is no reason; bytes are written where they do not belong."""
+        """A call is late; one has a code for which there is no reason; a byte is written where it does not belong."""
         if self._is_now("late"):
             self.recorder(instance).make("pull_cache", partial(time.sleep, LATE_S), there=1)
         elif self._is_now("code"):
