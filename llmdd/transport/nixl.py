@@ -373,7 +373,7 @@ class _NixlWriting(Writing):
         self._peer = peer
         self._handle = handle
         self._arrived = False
-        self._failure: EngineFailed | None = None
+        self._failure: str | None = None
 
     def poll(self) -> bool:
         if self._arrived:
@@ -384,10 +384,11 @@ class _NixlWriting(Writing):
                     if self._engine.state_of(self._handle, self._peer):
                         self.end(arrived=True)
                 except EngineFailed as failure:
-                    self._failure = failure
+                    # Not the exception: it has the frames of whoever is told, with all that these hold.
+                    self._failure = str(failure)
                     self.end(arrived=False)
             if self._failure is not None:
-                raise self._failure
+                raise EngineFailed(self._failure)
             return self._arrived
 
     def end(self, arrived: bool) -> None:
