@@ -632,12 +632,23 @@ class Worker:
         """For each instance's incarnation, how many keys went because their lease was over."""
         return {str(instance.incarnation): instance.expired.count for instance in self._instances.values()}
 
-    def resources(self) -> dict[str, int]:
-        """What a process can run out of."""
-        descriptors = []
+    @staticmethod
+    def descriptors() -> list[str]:
+        """What each open descriptor is of; of a connection over TCP its ends and its state."""
+        found = []
         for entry in os.scandir("/proc/self/fd"):
             with suppress(OSError):
-                descriptors.append(os.readlink(entry.path))
+                found.append(os.readlink(entry.path))
+        connections = {}
+        for table in ("tcp", "tcp6"):
+            for line in Path("/proc/self/net", table).read_text(encoding="ascii").splitlines()[1:]:
+                words = line.split()
+                connections[f"socket:[{words[9]}]"] = f"{table} {words[1]} to {words[2]}, state {words[3]}"
+        return sorted(connections.get(one, one) for one in found)
+
+    def resources(self) -> dict[str, int]:
+        """What a process can run out of."""
+        descriptors = self.descriptors()
         maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
         status = Path("/proc/self/status").read_text(encoding="ascii")
         resident = next(line for line in status.splitlines() if line.startswith("VmRSS"))
