@@ -202,6 +202,7 @@ BATCH_SLOT = Machine(
         Transition("renew", "PREFIX_KEYED", "PREFIX_KEYED", "design: leases", effects=("renew_lease",)),
         Transition("renew", "BLOCKS_KEYED", "BLOCKS_KEYED", "design: leases (it has none)"),
         Transition("expire", "UNKEYED", "UNKEYED", "design: a spurious look does nothing"),
+        Transition("expire", "BLOCKS_KEYED", "BLOCKS_KEYED", "design: a spurious look does nothing"),
         Transition(
             "expire", "REQUEST_KEYED", "REQUEST_KEYED", "design: a spurious look does nothing", when=("not lease_over",)
         ),

@@ -22,25 +22,30 @@ from llmdd import LLMClusterInfo, LLMConfig, LLMDataDist, LLMRole, LLMStatusCode
 from llmdd.transport.engine import EngineUnavailable, TransferEngine
 from llmdd.transport.engines import ENGINES
 
-PROCESSES = Path(__file__).parent / "processes"
-TRANSPORT = Path(__file__).parent / "transport"
+TESTS = Path(__file__).parent
+PROCESSES = TESTS / "processes"
+TRANSPORT = TESTS / "transport"
 sys.path[:0] = [str(PROCESSES), str(TRANSPORT)]
 
 
 def start_forkserver() -> None:
     """Child processes are forked from one that has imported all they need.
 
-    It imports from the folder that it is started in, which must not be one where llmdd's source is.
+    It imports from the folder that it is started in too, which must not be one where llmdd's source is.
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload(
-        ["llmdd.spec.values", "cluster_process", "closed_memory"]
+        ["llmdd.spec.values", "cluster_process", "closed_memory", "lockstep.child_process"]
     )
-    before = os.getcwd()
+    folder, path = os.getcwd(), os.environ.get("PYTHONPATH")
     os.chdir(PROCESSES)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(TRANSPORT), str(TESTS), *([path] if path else [])])
     try:
         forkserver.ensure_running()
     finally:
-        os.chdir(before)
+        os.chdir(folder)
+        del os.environ["PYTHONPATH"]
+        if path is not None:
+            os.environ["PYTHONPATH"] = path
 
 
 start_forkserver()
@@ -70,10 +75,13 @@ def nixl_engine(request: pytest.FixtureRequest) -> Callable[[str], TransferEngin
 LONGEST = (
     "tests/lockstep/test_lockstep.py",
     "tests/hosts/test_frozen_and_killed.py",
+    "tests/link/test_hostile_owners.py",
     "tests/hosts/test_control_messages.py",
     "tests/hosts/test_many_clusters.py",
     "tests/hosts/test_slow_network.py",
     "tests/bench/test_hosts.py",
+    "tests/bench/test_instructions.py",
+    "tests/bench/test_command.py",
     "tests/demo/test_command.py",
     "tests/test_examples_folder.py",
 )

@@ -15,8 +15,8 @@ from llmdd import LLMConfig
 
 CLUSTERS = everything_process.CLUSTERS
 #: A storm's, of which there are at least two, and as many as it takes for everything to have been done often enough.
-SECONDS = 5.0
-MOST_STORMS = 12
+SECONDS = 3.0
+MOST_STORMS = 20
 PATIENCE_S = 240.0
 
 _processes = multiprocessing.get_context("forkserver")

@@ -14,6 +14,12 @@ class PoolUsage(NamedTuple):
     free_bytes: int
     page_bytes: int
 
+class KeyCounts(NamedTuple):
+    transferred: int
+    removed: int
+    expired: int
+    withdrawn: int
+
 class LeaseKeeping(Protocol):
     def pulled(self, key: object, /) -> None: ...
 
@@ -44,6 +50,8 @@ class NodeCaches:
     def live_caches(self) -> int: ...
     @property
     def live_keys(self) -> int: ...
+    @property
+    def key_counts(self) -> KeyCounts: ...
     def allocate_cache(
         self,
         cache_desc: CacheDesc,

@@ -107,6 +107,27 @@ class PoolUsage(NamedTuple):
     page_bytes: int
 
 
+class KeyCounts(NamedTuple):
+    """How many key references have been dropped, by how they went. Superseded ones and placeholders held nothing.
+
+    Attributes
+    ----------
+    transferred : int
+        By a pull or a push of the slot's last tensor.
+    removed : int
+        By ``remove_cache_key`` or ``remove_cache_keys``.
+    expired : int
+        Because their lease was over.
+    withdrawn : int
+        With their cache: ``deallocate_blocks_cache``, ``unregister_cache``.
+    """
+
+    transferred: int
+    removed: int
+    expired: int
+    withdrawn: int
+
+
 cdef class NodeCaches:
     """The caches of one node, and their memory.
 
@@ -1006,6 +1027,26 @@ cdef class NodeCaches:
         try:
             reap(self.memory.base, REAP_LIMIT)
             return header_of(self.memory.base).live_keys
+        finally:
+            self.memory.leave()
+
+    @property
+    def key_counts(self):
+        """How many keys have gone since the instance was initialised, by how they went (:class:`KeyCounts`).
+
+        What peers have pulled is counted when the node notices it: at this look, at the latest.
+        """
+        cdef ArenaHeader *header
+        self.memory.enter("key_counts")
+        try:
+            reap(self.memory.base, REAP_LIMIT)
+            header = header_of(self.memory.base)
+            return KeyCounts(
+                header.keys_dropped - header.keys_withdrawn,
+                header.keys_removed,
+                header.keys_expired,
+                header.keys_withdrawn,
+            )
         finally:
             self.memory.leave()
 

@@ -1,4 +1,4 @@
-"""Plays of one case or one contender, as the tests of pulls have them, and the processes that are left."""
+"""Plays of one case or one contender, and the processes that are left."""
 
 from __future__ import annotations
 
@@ -30,9 +30,15 @@ def play(case: Case, stable: Stable) -> list[Standing]:
 
 
 def play_alone(factory: str, parameters: dict[str, Any], stable: Stable) -> Standing:
-    """The standing of one contender; a skip where it cannot take part."""
+    """The standing of one contender."""
     entrant = Entrant("alone", factory, parameters)
     (standing,) = play(Case("test/alone", "Nothing", "thing", (entrant,), "alone", 1, 1.0), stable)
+    return standing
+
+
+def play_if_possible(factory: str, parameters: dict[str, Any], stable: Stable) -> Standing:
+    """The same; a skip where it cannot take part."""
+    standing = play_alone(factory, parameters, stable)
     if standing.skipped is not None:
         pytest.skip(standing.skipped)
     return standing
@@ -40,7 +46,7 @@ def play_alone(factory: str, parameters: dict[str, Any], stable: Stable) -> Stan
 
 def play_broken(name: str, factory: str, parameters: dict[str, Any], stable: Stable) -> Standing:
     """The standing of a contender that is broken in the way `name`."""
-    return play_alone(f"broken_pulls:{name}", {"factory": factory, **parameters}, stable)
+    return play_if_possible(f"broken_pulls:{name}", {"factory": factory, **parameters}, stable)
 
 
 def eventually(condition: Callable[[], bool], otherwise: str) -> None:

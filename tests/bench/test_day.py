@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,6 @@ A_SHORT_DAY = {"requests": 40, "seed": 1}
 SMALL = {"live": 20, "num_tensors": 2, "batch_size": 3}
 SINGLE = {"live": 20, "num_tensors": 1, "batch_size": 1}
 TWENTY = {"live": 20, "seed": 1}
-
-
-@pytest.fixture(scope="module")
-def stable() -> Iterator[Stable]:
-    with Stable(search_path=str(Path(__file__).parent)) as stable:
-        yield stable
 
 
 def play(stable: Stable, factory: str, parameters: dict[str, Any]) -> Standing:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from llmdd.bench.case import Case, Entrant, Profile
 from llmdd.bench.cases.first_step import MODULE, SINCE, cases, first_step
 from llmdd.bench.match import Match
 from llmdd.bench.stable import Stable
 
-HERE = Path(__file__).parent
-
 
 @pytest.mark.parametrize("since", SINCE)
-def test_every_way_gives_the_same_step(since: str) -> None:
+def test_every_way_gives_the_same_step(since: str, stable: Stable) -> None:
     case = first_step(since, 16)
-    with Stable() as stable, Match(case, stable) as match:
+    with Match(case, stable) as match:
         match.play_round()
         result = match.conclude()
     assert [(one.name, one.correct) for one in result.standings] == [
@@ -38,12 +34,12 @@ def test_every_way_gives_the_same_step(since: str) -> None:
         ("NothingComputed", "handover", "other logits"),
     ],
 )
-def test_a_wrong_step_is_no_quick_step(class_name: str, since: str, told: str) -> None:
+def test_a_wrong_step_is_no_quick_step(class_name: str, since: str, told: str, stable: Stable) -> None:
     parameters = {"since": since, "length": 16}
     broken = Entrant("broken", f"broken_first_step:{class_name}", parameters)
     right = Entrant("recomputed", f"{MODULE}:Recomputed", parameters)
     case = Case("first-step/broken", "", "step", (broken, right), "recomputed", rounds=1, seconds=1)
-    with Stable(str(HERE)) as stable, Match(case, stable) as match:
+    with Match(case, stable) as match:
         match.play_round()
         result = match.conclude()
     standing, of_the_right_one = result.standings

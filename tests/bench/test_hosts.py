@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from llmdd.bench.contenders.nixl_pulls import merged
 from llmdd.bench.hosts import TwoHosts
 from llmdd.bench.other_end import OtherEnd, OtherEndFailed
 from llmdd.bench.stable import Stable
-from playing import children_of_nurseries, eventually, named, play, play_alone, play_broken
+from playing import children_of_nurseries, eventually, named, play, play_broken, play_if_possible
 
 PARAMETERS = {"size": 4096, "count": 4, "apart": True}
 MANY = {"size": 4096, "count": 64, "shuffled": True, "apart": True}
@@ -66,12 +65,6 @@ BROKEN = [
 ]
 
 
-@pytest.fixture(scope="module")
-def stable() -> Iterator[Stable]:
-    with Stable(search_path=str(Path(__file__).parent)) as made:
-        yield made
-
-
 @pytest.mark.parametrize(("name", "factory", "parameters", "what"), BROKEN, ids=named)
 def test_who_does_something_wrong_has_no_time(
     name: str, factory: str, parameters: dict[str, Any], what: str, stable: Stable
@@ -101,7 +94,7 @@ def test_every_case_is_correct(case: Case, stable: Stable) -> None:
     ids=named,
 )
 def test_each_by_itself_is_correct(factory: str, parameters: dict[str, Any], stable: Stable) -> None:
-    standing = play_alone(factory, parameters, stable)
+    standing = play_if_possible(factory, parameters, stable)
     assert standing.correct, standing.incorrect
 
 
@@ -124,11 +117,10 @@ def test_who_is_needed_to_judge_takes_part(profile: Profile) -> None:
 
 
 @pytest.mark.parametrize("factory", PULLS, ids=named)
-def test_nothing_is_left_of_a_killed_puller(factory: str) -> None:
-    with Stable(search_path=str(Path(__file__).parent)) as stable:
-        standing = play_broken("KilledHalfWay", factory, PARAMETERS, stable)
-        assert standing.incorrect == "its process ended with -9"
-        eventually(lambda: not children_of_nurseries(), "a process of the killed puller is left")
+def test_nothing_is_left_of_a_killed_puller(factory: str, stable: Stable) -> None:
+    standing = play_broken("KilledHalfWay", factory, PARAMETERS, stable)
+    assert standing.incorrect == "its process ended with -9"
+    eventually(lambda: not children_of_nurseries(), "a process of the killed puller is left")
 
 
 class Traveller:

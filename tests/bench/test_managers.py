@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-from llmdd.bench.case import Case, Entrant, Profile
+from llmdd.bench.case import Case, Profile
 from llmdd.bench.cases import managers, scale
 from llmdd.bench.cases.managers import DICTIONARIES, FLOORS, LLMDD_CACHES, REFERENCE_MODEL, VLLM_BLOCK_POOL
 from llmdd.bench.cases.scale import LLMDD_SCALE
-from llmdd.bench.match import Match
-from llmdd.bench.results import Standing
 from llmdd.bench.stable import Stable
+from playing import play, play_alone
 
 QUICK = [*managers.cases(Profile.QUICK), *scale.cases(Profile.QUICK)]
 FULL = [*managers.cases(Profile.FULL), *scale.cases(Profile.FULL)]
@@ -61,24 +58,6 @@ BROKEN = [
     ("PullsAWrongByteOfABlock", f"{LLMDD_SCALE}:BlocksPulls", BLOCKS, "place 299 does not have the bytes"),
     ("LeavesABlocksPullOut", f"{LLMDD_SCALE}:BlocksPulls", BLOCKS, "does not have the bytes of piece"),
 ]
-
-
-@pytest.fixture(scope="module")
-def stable() -> Iterator[Stable]:
-    with Stable(search_path=str(Path(__file__).parent)) as made:
-        yield made
-
-
-def play(case: Case, stable: Stable) -> list[Standing]:
-    """One round that counts, after those that warm up."""
-    with Match(replace(case, rounds=1), stable) as match:
-        return match.play().standings
-
-
-def play_alone(factory: str, parameters: dict[str, Any], stable: Stable) -> Standing:
-    entrant = Entrant("alone", factory, parameters)
-    (standing,) = play(Case("test/alone", "Nothing", "thing", (entrant,), "alone", 1, 1.0), stable)
-    return standing
 
 
 @pytest.mark.parametrize(("name", "factory", "parameters", "message"), BROKEN, ids=[broken[0] for broken in BROKEN])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from llmdd.bench.cases import pulls
 from llmdd.bench.cases.pulls import LLMDD, MEMCPY, MOONCAKE, NIXL, SHARED_MEMORY_PIPE
 from llmdd.bench.contender import Unavailable
 from llmdd.bench.stable import Stable
-from playing import children_of_nurseries, eventually, named, nurseries, play, play_alone, play_broken
+from playing import children_of_nurseries, eventually, named, nurseries, play, play_broken, play_if_possible
 
 PARAMETERS = {"size": 4096, "count": 4}
 BLOCKS = {"blocks": 8, "tensors": 3, "size": 4096}
@@ -53,12 +53,6 @@ BROKEN = [
 SMALLEST = [case for case in pulls.cases(Profile.QUICK) if case.name.endswith("/4KiB")]
 
 
-@pytest.fixture(scope="module")
-def stable() -> Iterator[Stable]:
-    with Stable(search_path=str(Path(__file__).parent)) as made:
-        yield made
-
-
 @pytest.mark.parametrize(("name", "factory", "parameters", "what"), BROKEN, ids=named)
 def test_who_does_something_wrong_has_no_time(
     name: str, factory: str, parameters: dict[str, Any], what: str, stable: Stable
@@ -85,19 +79,19 @@ def test_every_case_is_correct(case: Case, stable: Stable) -> None:
 
 @pytest.mark.parametrize("factory", OF_BLOCKS, ids=named)
 def test_pulls_of_blocks_are_correct(factory: str, stable: Stable) -> None:
-    standing = play_alone(factory, BLOCKS, stable)
+    standing = play_if_possible(factory, BLOCKS, stable)
     assert standing.correct, standing.incorrect
 
 
 def test_batches_are_correct(stable: Stable) -> None:
     for name in ("BatchesOfPulls", "PullsAtOnce"):
-        standing = play_alone(f"{LLMDD}:{name}", {"size": 4096, "count": 128}, stable)
+        standing = play_if_possible(f"{LLMDD}:{name}", {"size": 4096, "count": 128}, stable)
         assert standing.correct, standing.incorrect
 
 
 @pytest.mark.parametrize("parameters", [{"computing": True}, {"registered": True}], ids=lambda one: next(iter(one)))
 def test_cases_of_the_full_profile_are_correct(parameters: dict[str, Any], stable: Stable) -> None:
-    standing = play_alone(f"{LLMDD}:CachePulls", {**PARAMETERS, **parameters}, stable)
+    standing = play_if_possible(f"{LLMDD}:CachePulls", {**PARAMETERS, **parameters}, stable)
     assert standing.correct, standing.incorrect
 
 

@@ -27,7 +27,7 @@ TESTS = Path(__file__).parent.parent
 NIXL = ("nixl", "nixl_cu12", "nixl_cu13", "nixl_rocm")
 
 # Between namespaces of one machine UCX would find other ways than the network.
-ENVIRONMENT = {"UCX_TLS": "tcp", "PYTHONPATH": str(TESTS / "processes"), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {"UCX_TLS": "tcp"}
 
 
 class HostProcess(CommandedProcess):
@@ -37,8 +37,7 @@ class HostProcess(CommandedProcess):
         self.host = host
         super().__init__(
             TESTS / "hosts" / "host_process.py",
-            {"missing": missing},
-            within=host.command,
+            {"namespace": host.namespace, "missing": missing},
             environment=ENVIRONMENT,
         )
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from cluster_process import cluster_info, outcome
+from network import move_to
 
 from llmdd import (
     BlocksCacheKey,
@@ -449,6 +450,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     settings = json.loads(sys.argv[1])
+    move_to(settings["namespace"])
     make_missing(settings["missing"])
     host = HostProcess()
     for line in sys.stdin:

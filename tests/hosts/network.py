@@ -13,7 +13,8 @@ from typing import Any
 NAMESPACES = Path("/run/netns")
 SWITCH_ADDRESS = "10.77.0.254"
 
-_CLONE_NEWNET = 0x40000000
+_CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
+_MS_REC, _MS_SLAVE = 1 << 14, 1 << 19
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -126,10 +127,27 @@ def enter(namespace: str) -> None:
     """Let the sockets that the calling thread makes from now on be of that namespace."""
     descriptor = os.open(NAMESPACES / namespace, os.O_RDONLY)
     try:
-        if _libc.setns(descriptor, _CLONE_NEWNET) != 0:
-            raise OSError(ctypes.get_errno(), f"the namespace {namespace} cannot be entered")
+        _call("setns", descriptor, _CLONE_NEWNET)
     finally:
         os.close(descriptor)
+
+
+def move_to(namespace: str) -> None:
+    """Let this process, which has one thread, be on that host, as ``ip netns exec`` does.
+
+    ``/sys``, where libraries look for network devices, shows it those of the host.
+    """
+    enter(namespace)
+    _call("unshare", _CLONE_NEWNS)
+    _call("mount", None, b"/", None, _MS_REC | _MS_SLAVE, None)
+    _call("mount", b"sysfs", b"/sys", b"sysfs", 0, None)
+
+
+def _call(function: str, *arguments: int | bytes | None) -> None:
+    """Call the C library's function, and raise what it says went wrong."""
+    if getattr(_libc, function)(*arguments) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{function}: {os.strerror(number)}")
 
 
 def _remover(names: list[str]) -> subprocess.Popen[bytes]:

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 from commanded_process import CommandedProcess
 from conversing_nodes import ConversingNode, Line, conversing_nodes
+from fork_server import fork_server
 from instance_process import Instance
 from programmable_engine import Course, Network
 from still_engine import StillEngine
@@ -407,6 +408,7 @@ def open_descriptors() -> int:
 @pytest.fixture
 def no_descriptor_leaks(eventually: Callable) -> Iterator[None]:
     """Ask for it first, so that it looks last: after every node has been closed."""
+    fork_server()  # whose descriptor is there to stay
     before = open_descriptors()
     yield
     eventually(lambda: open_descriptors() <= before, f"{before} descriptors were open before the test")

@@ -31,6 +31,7 @@ from llmdd import (
     TransferWithCacheKeyConfig,
 )
 from llmdd._core.bulk_calls import KeyPlaces
+from llmdd._core.leases import advance_lease_clock
 
 from .own_memory import OwnMemory
 from .terms import (
@@ -53,6 +54,9 @@ from .terms import (
     pattern,
 )
 
+#: By how much the leases of this process are ahead of the kernel's clock.
+_ahead_ms = 0
+
 
 class LibrarySide:
     """The nodes of one process."""
@@ -69,13 +73,20 @@ class LibrarySide:
         self.datadists[node] = LLMDataDist(LLMRole[role], cluster_id)
         return Returned()
 
+    def set_clock(self, ahead_ms: int) -> None:
+        global _ahead_ms
+        advance_lease_clock(ahead_ms - _ahead_ms)
+        _ahead_ms = ahead_ms
+        for manager in self.managers.values():
+            manager.expire_leases()
+
     def call(self, call: Call) -> Outcome:
         return _outcome(lambda: self._call(call))
 
     def _call(self, call: Call) -> object:
         datadist = self.datadists[call.node]
         answer = _plain(self._make(self._callee(call), call))
-        if call.method == "pull_many":
+        if call.method in ("pull_many", "renew_leases"):
             answer = [LLMStatusCode(code).name for code in cast(list[int], answer)]
         if call.method == "init":
             self.managers[call.node] = datadist.cache_manager

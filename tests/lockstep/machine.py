@@ -62,6 +62,9 @@ class Lockstep(RuleBasedStateMachine):
         Where the steps and the calls are counted.
     """
 
+    # One for all machines: the clock of a process that is used again does not go back.
+    _ahead_ms = 0
+
     def __init__(self, tally: Tally) -> None:
         super().__init__()
         self.tally = tally
@@ -107,6 +110,12 @@ class Lockstep(RuleBasedStateMachine):
     def communicators(self, node: str) -> list[int]:
         """The numbers of the communicators that a node has."""
         return list(self.reference.nodes[node].communicators)
+
+    @property
+    def has_leases(self) -> bool:
+        """Whether some key is bound with a lease."""
+        tenants = [tenant for node in self.nodes for tenant in self.reference.nodes[node].tenants.values()]
+        return any(slot.lease_end is not None for tenant in tenants for slot in tenant.batch_slots)
 
     def in_remote_mode(self, node: str) -> bool:
         settings = self.reference.nodes[node].settings
@@ -300,6 +309,13 @@ class Lockstep(RuleBasedStateMachine):
         addresses = [(side.map_memory(memory, size),) for side in (self.reference, self.library(node))]
         self.memories[memory] = Mapped(size, Addresses(*addresses))
 
+    def let_time_pass(self, milliseconds: int) -> None:
+        """So much that what the machine itself takes does not count."""
+        Lockstep._ahead_ms += milliseconds
+        self.reference.cluster.let_time_pass(milliseconds)
+        for node in self.nodes:
+            self.library(node).set_clock(self._ahead_ms)
+
     def await_links(self) -> None:
         """Wait until every node has heard what became of its links: of that the library gives no other notice."""
         deadline = time.monotonic() + PATIENCE_S
@@ -312,6 +328,7 @@ class Lockstep(RuleBasedStateMachine):
 
     def begin_node(self, node: str, options: dict[str, str], role: str) -> None:
         self.nodes.append(node)
+        self.library(node).set_clock(self._ahead_ms)
         for side in (self.reference, self.library(node)):
             assert side.start(node, CLUSTER_IDS[node], role) == Returned()
         self.make(Call(node, "init", (options,)))

@@ -184,6 +184,9 @@ class Side(Protocol):
     def start(self, node: str, cluster_id: int, role: str) -> Outcome:
         """Make the ``LLMDataDist`` of a node."""
 
+    def set_clock(self, ahead_ms: int) -> None:
+        """Let leases see a clock that is so much ahead of the kernel's, and drop the keys whose leases are over."""
+
     def call(self, call: Call) -> Outcome:
         """Make a call. Its result comes in plain values, status codes as their names."""
 

@@ -6,11 +6,11 @@ import json
 import os
 import select
 import signal
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from fork_server import ForkedProcess, fork_server
 
 #: A process that has not answered after so long hangs.
 ANSWER_PATIENCE_S = 120.0
@@ -24,8 +24,6 @@ class CommandedProcess:
     ----------
     script
         Given the settings, as JSON, for its only argument.
-    within
-        What stands before the command, and runs it somewhere else.
     environment
         What is to be in its environment besides what is in ours.
     """
@@ -35,21 +33,15 @@ class CommandedProcess:
         script: str | Path,
         settings: dict[str, Any],
         *,
-        within: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self._process = subprocess.Popen(
-            [*within, sys.executable, str(script), json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,  # whatever has come can be seen to have come
-            env={**os.environ, **(environment or {})},
+        self._process = ForkedProcess(
+            fork_server(), script, [json.dumps(settings)], {**os.environ, **(environment or {})}
         )
         self._children: list[int] = []
 
     def ask(self, call: str, *arguments: object) -> None:
         """Have a call made; :meth:`answer` waits for its result."""
-        assert self._process.stdin is not None
         self._process.stdin.write((json.dumps([call, *arguments]) + "\n").encode())
 
     def has_answered(self, patience_s: float = 0.0) -> bool:
@@ -57,7 +49,6 @@ class CommandedProcess:
         return bool(select.select([self._process.stdout], [], [], patience_s)[0])
 
     def answer(self) -> Any:
-        assert self._process.stdout is not None
         assert self.has_answered(ANSWER_PATIENCE_S), f"the process has not answered for {ANSWER_PATIENCE_S} s"
         line = self._process.stdout.readline()
         assert line, f"the process has ended with {self._process.wait()}"
@@ -73,14 +64,13 @@ class CommandedProcess:
         return child
 
     def freeze(self) -> None:
-        self._process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)
+        self._process.freeze()
 
     def thaw(self) -> None:
         self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        self._process.kill()
+        self._process.send_signal(signal.SIGKILL)
         self._process.wait()
 
     def end(self) -> None:
@@ -88,14 +78,15 @@ class CommandedProcess:
         for child in self._children:
             os.kill(child, signal.SIGKILL)
         try:
-            if self._process.poll() is None:
-                self.thaw()
-                self._process.communicate(timeout=END_PATIENCE_S)
-                assert self._process.returncode == 0, f"the process has ended with {self._process.returncode}"
-        except subprocess.TimeoutExpired:
-            self.kill()
-            raise AssertionError(f"the process has not ended for {END_PATIENCE_S} s") from None
+            if self._process.has_ended():
+                self._process.wait()
+                return
+            self.thaw()
+            self._process.stdin.close()
+            if not self._process.has_ended(END_PATIENCE_S):
+                self.kill()
+                raise AssertionError(f"the process has not ended for {END_PATIENCE_S} s")
+            ended = self._process.wait()
+            assert ended == 0, f"the process has ended with {ended}"
         finally:
-            for pipe in (self._process.stdin, self._process.stdout):
-                if pipe is not None:
-                    pipe.close()
+            self._process.close()

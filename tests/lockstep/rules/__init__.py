@@ -7,9 +7,12 @@ from .bulk import BulkRules
 from .caches import CacheRules
 from .communicators import CommunicatorRules
 from .engines import EngineRules
+from .leases import LeaseRules
 from .memory import MemoryRules
 from .transfers import TransferRules
 
 
-class AllRules(EngineRules, CommunicatorRules, MemoryRules, CacheRules, BlocksRules, TransferRules, BulkRules):
+class AllRules(
+    EngineRules, CommunicatorRules, MemoryRules, CacheRules, BlocksRules, TransferRules, BulkRules, LeaseRules
+):
     """Every call of the contract, and ours for many at once."""

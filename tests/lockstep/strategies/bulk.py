@@ -11,7 +11,7 @@ from llmdd.spec.values import INV, BlocksCacheKey, CacheKey
 
 from ..terms import Array, CacheName, Call
 from . import odd
-from .odd import PLACEHOLDERS, chance, mixed_in
+from .odd import LEASE_MS, PLACEHOLDERS, chance, mixed_in
 from .present import CLUSTER_IDS, KEYS, any_cache, by_id, key_on, machine_of, node_with, nodes, route, slot_of
 from .slots import size_within
 
@@ -81,6 +81,31 @@ def deallocations(draw: DrawFn) -> Call:
     arguments = {"caches": items, "all_or_nothing": draw(st.booleans())}
     oddities = {"caches": MANY_CACHES, "all_or_nothing": odd.FLAGS}
     return Call(node, "deallocate_many", (), mixed_in(draw, arguments, oddities, one_in=8))
+
+
+@st.composite
+def renewals(draw: DrawFn) -> Call:
+    """Of keys of the node itself or of others, linked or not; by key, by slot, or by request ids of one cluster."""
+    machine = machine_of(draw)
+    node = draw(nodes())
+    owner = node_with(draw, machine.bound_keys)
+    bound = machine.bound_keys(owner)
+    keys: Any = [
+        key_on(draw, owner, key) for key in draw(st.lists(st.sampled_from(bound or KEYS), max_size=MOST_ITEMS))
+    ]
+    arguments: dict[str, Any] = {"cache_keys": keys, "lease": draw(st.sampled_from((1, LEASE_MS, 2 * LEASE_MS)))}
+    if chance(draw, 3):
+        ids = [key.req_id for key in keys if key.model_id == 0]
+        arguments |= {"cache_keys": laid_out(draw, ids), "cluster_id": CLUSTER_IDS[owner]}
+    elif chance(draw, 3):
+        keys.append(slot_of(draw, owner, any_cache(draw, owner)))
+    oddities = {
+        "cache_keys": MANY_KEYS,
+        "lease": (*odd.LEASES, 0, None),
+        "cluster_id": odd.UINT64,
+        "model_id": odd.UINT64,
+    }
+    return Call(node, "renew_leases", (), mixed_in(draw, arguments, oddities, one_in=8))
 
 
 @st.composite

@@ -10,7 +10,7 @@ from llmdd.spec.values import ELEMENT_BYTES, BlocksCacheKey, CacheDesc, CacheKey
 
 from ..terms import PLACEMENTS, Call
 from . import odd
-from .odd import BOTH_IDS, PLACEHOLDERS, chance, mixed_in
+from .odd import BOTH_IDS, LEASE_MS, PLACEHOLDERS, chance, mixed_in
 from .present import BLOCKS_KEYS, KEYS, key_on, machine_of, node_with, nodes, one_of
 
 
@@ -70,6 +70,11 @@ def key_lists(draw: DrawFn, node: str, batch_size: int) -> list[CacheKey] | tupl
     return tuple(keys) if draw(st.booleans()) else keys
 
 
+def some_lease(draw: DrawFn) -> dict[str, int]:
+    """Mostly none is given."""
+    return {"lease": draw(st.sampled_from((0, LEASE_MS, 2 * LEASE_MS, None)))} if chance(draw, 3) else {}
+
+
 def new_blocks_key(draw: DrawFn, node: str) -> BlocksCacheKey | None:
     """A key for a new blocks cache: mostly a free one, or none; now and then one that is bound."""
     if chance(draw, 4):
@@ -86,8 +91,8 @@ def allocations(draw: DrawFn, node: str | None = None) -> Call:
     if node is None:
         node = draw(st.sampled_from(machine_of(draw).nodes))
     desc = slots_desc(draw, placement_of(draw, node))
-    arguments = {"cache_desc": desc, "cache_keys": draw(key_lists(node, desc.batch_size))}
-    oddities = {"cache_desc": odd.DESCS, "cache_keys": odd.KEY_LISTS}
+    arguments = {"cache_desc": desc, "cache_keys": draw(key_lists(node, desc.batch_size)), **some_lease(draw)}
+    oddities = {"cache_desc": odd.DESCS, "cache_keys": odd.KEY_LISTS, "lease": odd.LEASES}
     return Call(node, "allocate_cache", (), mixed_in(draw, arguments, oddities, one_in=12))
 
 

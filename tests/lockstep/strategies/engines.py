@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
 from ..terms import PATIENCE_MS, Call
-from .odd import chance
+from .odd import LEASE_MS, chance
 from .present import CLUSTER_IDS, machine_of
 
 ROLES = ("PROMPT", "DECODER", "MIX")
@@ -68,6 +68,7 @@ ODD_OPTIONS: dict[Any, Sequence[Any]] = {
         *(f"{ip}:{port}" for ip, port in ADDRESSES.values()),
     ),
     "llm.SyncKvCacheWaitTime": tuple(number for number in ODD_NUMBERS if number not in ("1", "100", "101")),
+    "llmdd.CacheKeyLease": ("-1", "1.5", "", "x", " 1", "+1", str(2**31), 1, None),
     "llm.LinkRetryCount": ODD_NUMBERS,
     "llm.LinkTotalTime": tuple(number for number in ODD_NUMBERS if number != "1"),
     "llm.RdmaTrafficClass": ODD_NUMBERS,
@@ -103,6 +104,8 @@ def good_options(draw: DrawFn, node: str, remote_mode: bool) -> dict[str, str]:
     if not chance(draw, 15):
         ip, port = ADDRESSES[node]
         options["llm.listenIpInfo"] = f"{ip}:{0 if chance(draw, 8) else port}"
+    if chance(draw, 8):
+        options["llmdd.CacheKeyLease"] = draw(st.sampled_from(("0", str(LEASE_MS))))
     if chance(draw, 8):
         options["llm.LocalCommRes"] = draw(st.sampled_from(("", "{}")))
         if not remote_mode:

@@ -14,9 +14,13 @@ from llmdd.spec.values import INV, BlocksCacheKey, CacheDesc, CacheKey, ClusterI
 BOTH_IDS = CacheKey(1, 1, 0, 1)
 PLACEHOLDERS = [CacheKey(1, INV), CacheKey(77, INV, 5)]
 
+#: Beside it, what a machine takes of the clock does not count.
+LEASE_MS = 10_000_000
+
 #: Where nothing is mapped, on either side.
 NOWHERE = 1 << 43
 
+LEASES = ("1", 1.5, -1, 2**31)
 UINT32 = (None, "1", 1.0, -1, 2**32, np.int64(1), True)
 UINT64 = (None, "1", 1.0, -1, 2**64, np.int64(1), True)
 INT64 = (None, "1", 1.0, 2**63, -(2**63) - 1, np.int64(1), True, 0, -1, 99)
