@@ -28,7 +28,8 @@ def show(console: Console, report: Report) -> None:
             console.print("[bold yellow]Interrupted.[/]")
     if report.not_run is not None:
         console.print(f"\n[yellow]Not run between hosts:[/] {escape(report.not_run)}", soft_wrap=True)
-    verdict = "[bold green]Nothing was violated.[/]" if report.passed else "[bold red]Failed.[/]"
+    failed = any(part.violation_count for part in report.parts)
+    verdict = "[bold red]Failed.[/]" if failed else "[bold green]Nothing was violated.[/]"
     console.print(f"\n{verdict} Again: {escape(report.command)}", highlight=False, soft_wrap=True)
 
 

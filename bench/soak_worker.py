@@ -137,22 +137,6 @@ class Offer(NamedTuple):
     """Of memory of its own; empty where that is the pool's."""
 
 
-class ExpiredKeys(logging.Handler):
-    """Counts the keys of a cluster of which it is said that their leases are over."""
-
-    def __init__(self, cluster: int) -> None:
-        super().__init__(logging.WARNING)
-        self.count = 0
-        self._cluster = cluster
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if "the leases of %d cache keys are over" in record.msg and isinstance(record.args, tuple):
-            cluster, count, *_ = record.args
-            if cluster == self._cluster:
-                assert isinstance(count, int)
-                self.count += count
-
-
 class Room(NamedTuple):
     """What the decode side has for a request that is pushed."""
 
@@ -170,8 +154,6 @@ class Instance:
         self.offers: dict[int, Offer] = {}
         self.rooms: dict[int, Room] = {}
         self.suspected: deque[tuple[float, Cache, str]] = deque()
-        self.expired = ExpiredKeys(self.cluster)
-        logging.getLogger("llmdd").addHandler(self.expired)
         config = LLMConfig()
         config.enable_cache_manager = True
         config.enable_remote_cache_accessible = remote
@@ -597,7 +579,6 @@ class Worker:
         """End both instances in good order, and begin them anew at the same addresses."""
         for remote in (False, True):
             self._instances[remote].datadist.finalize()
-            logging.getLogger("llmdd").removeHandler(self._instances[remote].expired)
             self._instances[remote] = Instance(self._settings, remote)
         return {"code": SUCCESS}
 
@@ -630,7 +611,7 @@ class Worker:
 
     def expired(self) -> dict[str, int]:
         """For each instance's incarnation, how many keys went because their lease was over."""
-        return {str(instance.incarnation): instance.expired.count for instance in self._instances.values()}
+        return {str(instance.incarnation): instance.manager.key_counts.expired for instance in self._instances.values()}
 
     @staticmethod
     def descriptors() -> list[str]:
