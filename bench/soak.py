@@ -402,7 +402,8 @@ class Soak:
         deadline = time.monotonic() + 2 * soak_process.PATIENCE_S
         while left := self._requests | self._tasks:
             if time.monotonic() > deadline:
-                raise Violation(f"{len(left)} things have not ended: {left}")
+                held = [f"{process.name}: {await process.ask('state')}" for process in self.processes]
+                raise Violation(f"{len(left)} things have not ended: {left}; {held}")
             await asyncio.wait(left, timeout=1.0)
 
     async def _serve(self, request: Request) -> None:
@@ -632,6 +633,7 @@ class Attempt:
         """Ask again while memory is short, or others hold what is needed."""
         while True:
             answer: dict[str, Any] = await process.ask(method, **arguments)
+            self._note(answer)
             if answer["code"] not in (NO_MEMORY, TIMED_OUT):
                 return answer
             await asyncio.sleep(0.05)
@@ -736,11 +738,11 @@ class Attempt:
 
     def _note(self, answer: dict[str, Any]) -> None:
         """What has arrived."""
-        flaws = answer["flaws"]
+        flaws = answer.get("flaws", [])
         if flaws:
             others = f"; and {len(flaws) - 1} more of it" if len(flaws) > 1 else ""
             self._judge.violation(flaws[0] + others)
-        self._findings.bytes_verified += answer["verified"]
+        self._findings.bytes_verified += answer.get("verified", 0)
         if "done" in answer:
             self._left = [row for row in self._left if row not in answer["done"]]
 
@@ -797,10 +799,7 @@ class Attempt:
         cleared = await self._insist(
             decode, "clear_room", request=self._request.number, incarnation=self._incarnation, complete=complete
         )
-        if cleared["code"] != SUCCESS:
-            return False
-        self._note(cleared)
-        return True
+        return bool(cleared["code"] == SUCCESS)
 
     async def _fill(self, decode: Process, link: Link, room: dict[str, Any]) -> bool:
         """Push until everything is there; False if the room, or what was to fill it, is gone."""

@@ -457,16 +457,22 @@ class Worker:
         """Room for a request that is pushed; where it is."""
         wanted = self._drawn(request)
         instance = self._instances[wanted.way.remote]
-        cache = self._made_target(instance, wanted)
+        flaws = self._released(instance, before=time.monotonic() - SUSPICION_S)
+        try:
+            cache = self._made_target(instance, wanted)
+        except Refused as refused:
+            return {"code": refused.code, "flaws": flaws, "verified": 0}
         addresses = cache.tensor_addrs
         if not addresses:
-            raise Refused(FINALIZED)
+            return {"code": FINALIZED, "flaws": flaws, "verified": 0}
         instance.rooms[wanted.number] = Room(cache)
         return {
             "code": SUCCESS,
             "incarnation": instance.incarnation,
             "cache_id": cache.cache_id,
             "addresses": addresses,
+            "flaws": flaws,
+            "verified": 0,
         }
 
     def clear_room(self, request: int, incarnation: int, complete: bool) -> dict[str, Any]:
