@@ -12,4 +12,7 @@
     What was found, and where.
 ``summary``, ``plots``, ``page``, ``command``
     How it is shown.
+
+Beside them the soak, which ``llmdd soak`` runs (``soak``, ``workload``, ``faults``, ``soak_*``): requests served while
+processes are killed, stopped, cut off and restarted.
 """

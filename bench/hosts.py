@@ -85,10 +85,7 @@ class TwoHosts:
         """What makes on the other host, in a process that is forked from this one, what `make` makes."""
 
         def there(*arguments: Any, **keywords: Any) -> Any:
-            _call("setns", self._far, _CLONE_NEWNET)
-            _call("unshare", _CLONE_NEWNS)
-            see_network()
-            await_running(FAR_DEVICE)
+            move_to(self._far, FAR_DEVICE)
             return make(*arguments, **keywords)
 
         return there
@@ -120,9 +117,31 @@ def leave_network() -> None:
         raise Unavailable(f"a process may have no network of its own here ({refusal}): run it as root") from refusal
 
 
+def move_to(descriptor: int, device: str) -> None:
+    """Let this process be in another network, when its device is running. It must have no threads yet."""
+    enter(descriptor)
+    _call("unshare", _CLONE_NEWNS)
+    see_network()
+    await_running(device)
+
+
 def network() -> int:
-    """A descriptor of this process's network, which others can enter by it."""
-    return os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    """A descriptor of this thread's network, which others can enter by it."""
+    return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def new_network() -> int:
+    """Take the calling thread to a network in which nothing is yet, and give a descriptor of that."""
+    try:
+        _call("unshare", _CLONE_NEWNET)
+    except PermissionError as refusal:
+        raise Unavailable(f"a process may have no network of its own here ({refusal}): run it as root") from None
+    return network()
+
+
+def enter(descriptor: int) -> None:
+    """Let the calling thread be in another network."""
+    _call("setns", descriptor, _CLONE_NEWNET)
 
 
 def see_network() -> None:

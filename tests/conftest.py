@@ -83,6 +83,7 @@ LONGEST = (
     "tests/bench/test_hosts.py",
     "tests/bench/test_instructions.py",
     "tests/bench/test_command.py",
+    "tests/bench/test_soak.py",
     "tests/demo/test_command.py",
     "tests/test_examples_folder.py",
 )

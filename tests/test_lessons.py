@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -36,6 +37,10 @@ LONG_MS = 200_000
 #: Too much for the messages: an engine writes it.
 LARGE_BYTES = 1 << 20
 SMALL = CacheDesc(1, (1, 64), DataType.DT_UINT8)
+#: All of the pool of an instance.
+WHOLE = CacheDesc(1, (1, 1 << 20), DataType.DT_UINT8)
+#: Of keys that nobody comes for. One that is kept is renewed three times in it.
+LEASE_MS = 600
 
 OUT_OF_MEMORY = LLMStatusCode.LLM_OUT_OF_MEMORY
 NOT_EXIST = LLMStatusCode.LLM_KV_CACHE_NOT_EXIST
@@ -48,11 +53,13 @@ def code_of(call: Callable[..., object], *arguments: Any) -> LLMStatusCode:
     return refused.value.status_code
 
 
-def options(listen: str) -> dict[str, str]:
+def options(listen: str, **settings: Any) -> dict[str, str]:
     config = LLMConfig()
     config.enable_cache_manager = True
     config.mem_pool_cfg = '{"memory_size": 1048576, "page_shift": 12}'
     config.listen_ip_info = listen
+    for name, value in settings.items():
+        setattr(config, name, value)
     return config.generate_options()
 
 
@@ -74,6 +81,43 @@ def line(network: Network, eventually: Any) -> Iterator[Line]:
     """The line on which node 1 asks node 2, which is on another host."""
     with conversing_nodes(eventually) as make:
         yield Line(make(1, network, timeout_ms=LONG_MS), make(2, network, timeout_ms=LONG_MS))
+
+
+def test_01_a_decoder_that_never_comes_holds_nothing_beyond_its_lease(make_datadist: Any, eventually: Any) -> None:
+    manager = make_datadist(1).cache_manager
+    manager.deallocate_cache(manager.allocate_cache(WHOLE, [CacheKey(1, 7)], lease=LEASE_MS))
+    assert code_of(manager.allocate_cache, WHOLE) is OUT_OF_MEMORY, "the key holds it for the decoder"
+    eventually(lambda: manager.live_caches == 0, "its lease is over")
+    assert manager.lookup(CacheKey(1, 7)) is None
+    manager.deallocate_cache(manager.allocate_cache(WHOLE))
+
+
+def test_02_a_renewal_lengthens_a_lease_and_never_shortens_it(make_datadist: Any, eventually: Any) -> None:
+    manager = make_datadist(1).cache_manager
+    keys = [CacheKey(1, number) for number in range(3)]
+    cache = manager.allocate_cache(CacheDesc(1, (3, 64), DataType.DT_UINT8), keys, lease=LEASE_MS)
+    manager.renew_leases(keys[:1], LONG_MS)
+    manager.renew_leases(keys[:1], 1)
+    manager.keep_leases(keys[1:2], LEASE_MS)
+    eventually(lambda: manager.lookup(keys[2]) is None, "nobody renews this one")
+    assert manager.lookup(keys[0]) is not None, "it is renewed for longer, whatever a later renewal says"
+    assert manager.lookup(keys[1]) is not None, "a heartbeat keeps it"
+    manager.let_leases_lapse(keys[1:2])
+    eventually(lambda: manager.lookup(keys[1]) is None, "the heartbeat has ended")
+    manager.deallocate_cache(cache)
+
+
+def test_03_leases_end_though_no_work_arrives_and_wherever_they_stand(make_datadist: Any, eventually: Any) -> None:
+    """On a full pool, with nobody calling, and with others among them that live on."""
+    manager = make_datadist(1, device_bytes=64 << 10).cache_manager
+    page = CacheDesc(1, (1, 4096), DataType.DT_UINT8)
+    keys = [CacheKey(1, number) for number in range(16)]
+    for key in keys:
+        lease = LONG_MS if key.req_id % 3 == 0 else LEASE_MS
+        manager.deallocate_cache(manager.allocate_cache(page, [key], lease=lease))
+    # To look a key up sweeps nothing.
+    eventually(lambda: sum(manager.lookup(key) is not None for key in keys) == 6, "all leases that are over have ended")
+    assert manager.pool_usage().free_bytes == 10 * 4096
 
 
 def test_04_a_release_too_many_raises_and_changes_nothing() -> None:
@@ -148,6 +192,26 @@ def test_06_late_and_repeated_words_change_nothing(line: Line) -> None:
     assert not line.dropped.is_set()
 
 
+def test_07_a_deadline_begins_with_the_transfer_and_not_with_the_request(eventually: Any) -> None:
+    """The request waits for longer than a transfer may take, twice; then each call has all of its time."""
+    patience_ms = 300
+    prompt, decoder = LLMDataDist(LLMRole.PROMPT, 1), LLMDataDist(LLMRole.DECODER, 2)
+    with prompt, decoder:
+        for instance in (prompt, decoder):
+            instance.init(options("127.0.0.1:0", sync_kv_timeout=patience_ms, wait_for_memory=True))
+        assert prompt.listen_address is not None
+        decoder.link_clusters([cluster(1, prompt.listen_address)])
+        queued = time.monotonic()
+        prompt.cache_manager.allocate_cache(SMALL, [CacheKey(1, 7)])
+        target = decoder.cache_manager.allocate_cache(SMALL)
+        eventually(lambda: time.monotonic() > queued + 2 * patience_ms / 1000, "it was queued for long")
+        decoder.cache_manager.pull_cache(CacheKey(1, 7), target)
+        manager = decoder.cache_manager
+        began = time.monotonic()
+        assert code_of(manager.allocate_cache, WHOLE) is LLMStatusCode.LLM_TIMEOUT
+        assert time.monotonic() >= began + patience_ms / 1000, "it has waited for all of its time"
+
+
 def test_08_what_a_former_life_says_concerns_its_own_links_alone(make_datadist: Any, link: Any) -> None:
     owner, peer = make_datadist(1), make_datadist(2)
     link(peer, owner)
@@ -191,6 +255,19 @@ def test_10_failures_are_counted_apart(make_datadist: Any, link: Any, eventually
     assert peer.unlink_clusters([info], force=True)[0] is LLMStatusCode.LLM_SUCCESS
     eventually(lambda: owner.counters.links_lost == 1, "its other end has been dropped by force")
     assert peer.counters.links_lost == 0
+
+
+def test_10_what_has_expired_is_counted_apart_from_what_has_failed(
+    make_datadist: Any, link: Any, eventually: Any
+) -> None:
+    owner, peer = make_datadist(1), make_datadist(2)
+    link(peer, owner)
+    owner.cache_manager.allocate_cache(SMALL, [CacheKey(1, 7)], lease=LEASE_MS)
+    eventually(lambda: owner.counters.keys_expired == 1, "nobody came for it")
+    target = peer.cache_manager.allocate_cache(SMALL)
+    assert code_of(peer.cache_manager.pull_cache, CacheKey(1, 7), target) is NOT_EXIST
+    assert (peer.counters.failed_transfers, peer.counters.keys_expired) == ({NOT_EXIST: 1}, 0)
+    assert (owner.counters.failed_transfers, owner.counters.keys_expired) == ({}, 1)
 
 
 def test_11_installing_llmdd_brings_no_library_of_an_accelerator() -> None:

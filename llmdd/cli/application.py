@@ -44,6 +44,7 @@ app = typer.Typer(
 app.add_typer(keys.app, name="keys")
 # Installed from bench/, which is no part of this package in the source.
 app.add_typer(importlib.import_module("llmdd.bench.command").app, name="bench")
+app.add_typer(importlib.import_module("llmdd.bench.soak_command").app, name="soak")
 
 
 TWO_HOSTS = "On two hosts"

@@ -236,6 +236,7 @@ class Conversation:
                 return
             except EngineFailed as error:
                 _complaints.warn("the transfer engine has failed, attempt %d of %d: %s", attempt + 1, ATTEMPTS, error)
+            self._require_owner()
             while not self._outbox.is_idle:
                 self._look_around(exchange, deadline, pace)
             stretches.begin_again()
@@ -256,6 +257,11 @@ class Conversation:
                     stretches.allow_one_more()
                     pace.restart()
             self._look_around(exchange, deadline, pace)
+
+    def _require_owner(self) -> None:
+        """An engine gives up where the owner has gone, too: then that is what has come about."""
+        while self._receive_now():
+            continue
 
     def _look_around(self, exchange: Exchange, deadline: int, pace: Pace) -> None:
         """Between two looks at what is under way: whether it is still waited for."""

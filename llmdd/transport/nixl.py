@@ -81,6 +81,10 @@ class _Introduction(msgspec.Struct, array_like=True):
     blob: bytes
 
 
+# Made now, because msgspec is not safe from threads that are the first, all at once, to decode a type.
+_introductions = msgspec.msgpack.Decoder(_Introduction)
+
+
 @dataclass
 class _Peer:
     """A connected peer: its newest metadata, how many writings to it are under way, whether it is to be gone, and
@@ -368,7 +372,7 @@ class _NixlWriting(Writing):
         self._peer = peer
         self._handle = handle
         self._arrived = False
-        self._failure: EngineFailed | None = None
+        self._failure: str | None = None
 
     def poll(self) -> bool:
         if self._arrived:
@@ -379,10 +383,11 @@ class _NixlWriting(Writing):
                     if self._engine.state_of(self._handle, self._peer):
                         self.end(arrived=True)
                 except EngineFailed as failure:
-                    self._failure = failure
+                    # Not the exception: it has the frames of whoever is told, with all that these hold.
+                    self._failure = str(failure)
                     self.end(arrived=False)
             if self._failure is not None:
-                raise self._failure
+                raise EngineFailed(self._failure)
             return self._arrived
 
     def end(self, arrived: bool) -> None:
@@ -471,7 +476,7 @@ def _decoded(metadata: bytes) -> _Introduction:
     if len(metadata) > MAX_METADATA:
         raise EngineFailed(f"the peer's metadata has {len(metadata)} bytes, more than {MAX_METADATA}")
     try:
-        introduction = msgspec.msgpack.decode(metadata, type=_Introduction)
+        introduction = _introductions.decode(metadata)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise EngineFailed(f"the peer's metadata is damaged: {error}") from error
     if (introduction.engine, introduction.version) != (NixlEngine.name, _VERSION):

@@ -17,6 +17,7 @@ from llmdd._core.cache_keys import BlocksCacheKey, CacheKey, CacheKeyByIdAndInde
 from llmdd._core.enumerations import DataType
 from llmdd._core.status import LLMException, LLMStatusCode
 from llmdd.link import stretches
+from llmdd.transport.engine import EngineFailed, Writing
 from llmdd.transport.staging import PARTS, STRETCH_BYTES
 
 SHORT_MS = 300
@@ -242,6 +243,17 @@ def test_an_engine_that_gives_up_costs_that_call_only(
     thing.move()
     assert contents(thing.target) == contents(thing.source)
     assert not patient_line.dropped.is_set()
+
+
+def test_an_engine_that_gives_up_because_the_owner_is_gone(patient_line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    thing = Pushed(patient_line, 7, seed=1)
+
+    def write(*arguments: object) -> Writing:
+        patient_line.hang_up()
+        raise EngineFailed("the owner is gone")
+
+    monkeypatch.setattr(patient_line.asker.engine, "write", write)
+    assert refusal(thing.move) is LLMStatusCode.LLM_NOT_YET_LINK
 
 
 class BothWays:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -10,8 +11,9 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -171,6 +173,28 @@ def test_what_a_killed_target_was_to_get_fails(start: StartProcess, writer: Host
     with pytest.raises(EngineFailed):
         ended(writing)
     writing.release()
+
+
+def test_a_writing_that_failed_keeps_nothing_of_who_has_polled_it(start: StartProcess, writer: Host) -> None:
+    """A pin of a cache, for example, would hold its memory until the garbage collector comes by."""
+    target = start(0)
+    writing = begin(writer, target)
+    target.signal(signal.SIGKILL)
+
+    class Pin:
+        pass
+
+    def poll_with_a_pin() -> weakref.ref[Pin]:
+        pin = Pin()
+        with suppress(EngineFailed):
+            ended(writing)
+        return weakref.ref(pin)
+
+    gc.disable()
+    try:
+        assert poll_with_a_pin()() is None
+    finally:
+        gc.enable()
 
 
 def test_the_death_of_one_target_leaves_the_others_alone(start: StartProcess, writer: Host) -> None:
