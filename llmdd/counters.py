@@ -18,8 +18,8 @@ class Counters:
     Attributes
     ----------
     keys_transferred, keys_removed, keys_expired, keys_withdrawn : int
-        Key references of this instance that were dropped: by the pull or push of a last tensor, by ``remove_cache_key``,
-        because their lease was over, and with their cache.
+        Key references of this instance that were dropped: by the pull or push of a last tensor, by
+        ``remove_cache_key``, because their lease was over, and with their cache.
     failed_transfers : Mapping of LLMStatusCode to int
         Transfers that this instance asked for and that did not succeed, by the code that the caller was told: each pull
         and push, each item of ``pull_many`` (with ``all_or_nothing`` the call), each layer of ``transfer_cache_async``.

@@ -444,10 +444,10 @@ def test_a_worker_that_dies_or_hangs_holds_nothing_beyond_its_lease(
     owner: LLMDataDist, eventually: Callable[..., None], end: signal.Signals
 ) -> None:
     manager = owner.cache_manager
-    manager.deallocate_cache(manager.allocate_cache(DESC, [K1], lease=20_000))
+    manager.deallocate_cache(manager.allocate_cache(DESC, [K1], lease=2000))
     processes = multiprocessing.get_context("forkserver")
     connection, theirs = processes.Pipe()
-    arguments = (theirs, options(), owner.listen_address, 1000)
+    arguments = (theirs, options(), owner.listen_address, 1000, advance_lease_clock(0))
     worker = processes.Process(target=expecting_process.run, args=arguments, daemon=True)
     worker.start()
     theirs.close()
@@ -455,7 +455,6 @@ def test_a_worker_that_dies_or_hangs_holds_nothing_beyond_its_lease(
     try:
         assert connection.recv() == [OK]
         os.kill(worker.pid, end)
-        advance_lease_clock(20_000)  # what it has said is over too
         eventually(lambda: is_empty(manager), "the lease is over")
     finally:
         worker.kill()

@@ -14,8 +14,9 @@ cdef int64_t lease_clock_ms() noexcept nogil:
 
 
 def advance_lease_clock(uint64_t milliseconds):
-    """Let the leases of this process's caches, and the renewals of this process, see a clock that is so much ahead.
+    """Let leases, as this process sees them, and its renewals, go by a clock that is so much further ahead.
 
-    For tests, which would have to wait otherwise. Caches of other processes keep their own time.
+    For tests, which would have to wait otherwise. Processes that share caches must agree about the time: the result is how
+    far ahead this one is in all.
     """
-    atomic_fetch_add_word(&ahead_ms, milliseconds)
+    return atomic_fetch_add_word(&ahead_ms, milliseconds) + milliseconds

@@ -14,7 +14,7 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -123,7 +123,9 @@ def _member(member: Member, owner: type) -> Iterator[str]:
     if found is None and member.name not in vars(owner):
         return  # named by the caller
     if member.parameters is not None:
-        parameters = shown_parameters(getattr(owner, member.name), bound=isinstance(found, staticmethod | classmethod))
+        bound = isinstance(found, staticmethod | classmethod)
+        ours = original.ADDITIONS.get(f"{owner.__name__}.{member.name}", {})
+        parameters = shown_parameters(getattr(owner, member.name), bound, ours)
         if parameters != member.parameters:
             yield f"takes ({parameters}), not ({member.parameters})"
     elif callable(found) and not isinstance(found, property):
@@ -132,10 +134,13 @@ def _member(member: Member, owner: type) -> Iterator[str]:
         yield "can be set" if found.fset is not None else "cannot be set"
 
 
-def shown_parameters(call: Any, bound: bool) -> str:
-    """The parameters as a definition has them, without ``self`` and types."""
-    parameters = list(inspect.signature(call).parameters.values())
-    shown = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters]
+def shown_parameters(call: Any, bound: bool, ours: Container[str] = ()) -> str:
+    """The parameters as a definition has them, without ``self``, types, and those that only llmdd has, by keyword."""
+    shown = [
+        parameter.replace(annotation=inspect.Parameter.empty)
+        for parameter in inspect.signature(call).parameters.values()
+        if parameter.name not in ours or parameter.kind is not inspect.Parameter.KEYWORD_ONLY
+    ]
     return ", ".join(_shown_parameter(parameter) for parameter in (shown if bound else shown[1:]))
 
 

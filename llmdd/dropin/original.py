@@ -587,6 +587,7 @@ ADDITIONS: dict[str, dict[str, str]] = {
         "remote_accessible": "Whether remote mode is on.",
         "closed": "Whether the instance was finalized.",
     },
+    "CacheManager.allocate_cache": {"lease": "How long the keys are bound that nobody renews, in milliseconds."},
     "LLMConfig": {
         "cache_key_lease": "How long keys are bound that nobody renews, in milliseconds; unless it is set, for ever; "
         "`llmdd.CacheKeyLease`.",

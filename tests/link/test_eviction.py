@@ -153,6 +153,7 @@ class StubbornStore:
     """A store that somebody holds still until ``free`` is set. It notes what it was told to do."""
 
     cluster_id = 1
+    leases_are_due = False
 
     def __init__(self) -> None:
         self.free = threading.Event()

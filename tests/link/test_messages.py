@@ -29,6 +29,8 @@ EVERY_MESSAGE = [
     messages.Fetched(1, 0, b"bytes"),
     messages.Store(1, 0, 1, 0, 0, b"bytes"),
     messages.Stored(1, 2**32 - 1),
+    messages.Renew(1, 2**31 - 1, [messages.NamedKey(1, 2**64 - 1, 0, 2**64 - 1)] * messages.MAX_RENEWED),
+    messages.Renewed(1, [True, False] * (messages.MAX_RENEWED // 2)),
 ]
 
 
@@ -82,6 +84,13 @@ def test_a_damaged_message_is_a_message_or_a_protocol_error(message: messages.Me
         messages.Fetch(1, 0, 0, 0, 0, messages.MAX_PIECE + 1),
         messages.Store(1, 0, 0, 0, 0, bytes(messages.MAX_PIECE + 1)),
         messages.LinkRequest(msgspec.structs.replace(IDENTITY, cluster_id=-1), 2),
+        messages.Renew(1, 0, [messages.NamedKey(1, 1, 0, 0)]),
+        messages.Renew(1, 2**31, [messages.NamedKey(1, 1, 0, 0)]),
+        messages.Renew(1, 1, []),
+        messages.Renew(1, 1, [messages.NamedKey(1, 1, 0, 0)] * (messages.MAX_RENEWED + 1)),
+        messages.Renew(1, 1, [messages.NamedKey(0, 1, 0, 0)]),
+        messages.Renew(1, 1, [messages.NamedKey(5, 1, 0, 0)]),
+        messages.Renewed(1, [True] * (messages.MAX_RENEWED + 1)),
     ],
 )
 def test_what_is_out_of_bounds_is_no_message(message: messages.Message) -> None:
