@@ -491,9 +491,7 @@ class Soak:
     async def _restart(self, fault: Fault, victim: Process) -> None:
         """End a process, or its instances, in the way of the fault; then begin again, and link again."""
         links = [link for key, link in self.links.items() if victim.index in key[:2]]
-        for link in links:
-            link.up.clear()
-        victim.generation += 1
+        self._lose(victim, links)
         if fault.kind is Kind.REOPEN:
             await victim.ask("reopen")
         elif fault.kind is Kind.REPLACE:
@@ -505,10 +503,17 @@ class Soak:
                 victim.stop()
                 await asyncio.sleep(fault.length_s)
             await victim.kill()
-        victim.generation += 1
+        self._lose(victim, links)  # again: what another fault has linked meanwhile is gone, too
         if fault.kind is not Kind.REOPEN:
             await victim.start()
         await asyncio.gather(*(link.repair() for link in links))
+
+    @staticmethod
+    def _lose(victim: Process, links: list[Link]) -> None:
+        """Let nobody rely on what a process had, or on its links."""
+        victim.generation += 1
+        for link in links:
+            link.up.clear()
 
     async def _cut(self, fault: Fault, victim: Process) -> None:
         """Let one end drop a link without a word to the other; then link again."""

@@ -103,6 +103,7 @@ class Process:
                 stdout=log,
                 stderr=log,
                 pass_fds=passed,
+                start_new_session=True,  # so that who ends its shell, or interrupts it, neither wakes nor ends it
                 cwd="/",  # so that llmdd is what is installed, and not what stands where this was started
                 env=environment,
             )
