@@ -124,7 +124,8 @@ def test_why_a_session_was_ended_is_told(
     channel.send(said)
     while channel.receive() is not None:
         pass
-    eventually(lambda: "session with cluster 3 dropped: " in caplog.text, "the reason is told")
+    eventually(lambda: "is gone: it has broken the rules: " in caplog.text, "the reason is told")
+    assert "cluster 3 " in caplog.text
 
 
 def test_why_a_connection_was_ended_is_told(

@@ -46,9 +46,9 @@ def serve_one(self: AllocationQueues) -> None:
 
 
 def join_in_front(
-    self: AllocationQueues, desc: CacheDesc, is_blocks_cache: bool, keys: tuple[None, ...]
+    self: AllocationQueues, desc: CacheDesc, is_blocks_cache: bool, keys: tuple[None, ...], lease: int
 ) -> WaitingAllocation:
-    waiting = WaitingAllocation(self.next_number, desc, is_blocks_cache, tuple(keys))
+    waiting = WaitingAllocation(self.next_number, desc, is_blocks_cache, tuple(keys), lease)
     self.next_number += 1
     self.queues[desc.placement].insert(0, waiting)
     return waiting
