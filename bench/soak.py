@@ -26,6 +26,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from llmdd.cli import keys
+
 from . import faults, soak_process, workload
 from .contender import Unavailable
 from .faults import Fault, Kind
@@ -299,8 +301,11 @@ class Soak:
     async def _start(self) -> None:
         settings = self.settings
         count = settings.prefill + settings.decode
+        link_key = link_allowed_keys = ""
         if settings.place is Place.HOSTS:
             self._network = SwitchedHosts(count)
+            made = keys.make(self._logs / "soak")
+            link_key, link_allowed_keys = str(made.key), str(made.certificate)
         ports = iter(free_ports(2 * count))
         for index in range(count):
             role = "prefill" if index < settings.prefill else "decode"
@@ -314,6 +319,8 @@ class Soak:
                 socket=0,
                 network=None if self._network is None else self._network.networks[index],
                 address=LOOPBACK if self._network is None else self._network.address(index),
+                link_key=link_key,
+                link_allowed_keys=link_allowed_keys,
                 ports=(next(ports), next(ports)),
                 clusters=(index + 1, 1001 + index),
                 timeout_ms=settings.timeout_ms,

@@ -56,6 +56,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     network: int | None
     """A descriptor of the network that it shall be in, if that is another one."""
     address: str
+    link_key: str
+    link_allowed_keys: str
+    """The files by which the processes know each other; empty on one host, where loopback needs none."""
     ports: tuple[int, int]
     """Where its two instances listen: the plain one, and the one in remote mode."""
     clusters: tuple[int, int]

@@ -158,6 +158,7 @@ class Instance:
         config.enable_cache_manager = True
         config.enable_remote_cache_accessible = remote
         config.listen_ip_info = f"{settings.address}:{settings.ports[remote]}"
+        config.link_key, config.link_allowed_keys = settings.link_key, settings.link_allowed_keys
         config.sync_kv_timeout = settings.timeout_ms
         config.mem_pool_cfg = json.dumps({"memory_size": settings.pool_bytes, "page_shift": 12})
         self.datadist = LLMDataDist(LLMRole.MIX, self.cluster)

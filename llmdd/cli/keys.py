@@ -6,7 +6,7 @@ import datetime
 import os
 import ssl
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 from cryptography import x509
@@ -33,26 +33,40 @@ def new(
     """
     if not 0 < len(name.name) <= _LONGEST_NAME:
         raise typer.BadParameter(f"a name has 1 to {_LONGEST_NAME} characters", param_hint="NAME")
-    key_file, certificate_file = name.with_name(f"{name.name}.key"), name.with_name(f"{name.name}.crt")
+    try:
+        made = make(name)
+    except OSError as error:
+        typer.echo(f"nothing is made: {error}", err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"{made.key}: the key of this end, for link_key or LLMDD_LINK_KEY; it stays secret")
+    typer.echo(f"{made.certificate}: for the allowed keys of its peers")
+    typer.echo(made.fingerprint)
+
+
+class MadeKey(NamedTuple):
+    """The two files of a key, and by what its certificate is known."""
+
+    key: Path
+    certificate: Path
+    fingerprint: str
+
+
+def make(name: Path) -> MadeKey:
+    """Write NAME.key and NAME.crt; ``OSError``, and neither is there, if one of them cannot be made anew."""
+    made = name.with_name(f"{name.name}.key"), name.with_name(f"{name.name}.crt")
     key = Ed25519PrivateKey.generate()
     certificate = _certificate(key, name.name)
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     public = certificate.public_bytes(serialization.Encoding.PEM)
+    _write_new(made[1], public, 0o644)
     try:
-        _write_new(certificate_file, public, 0o644)
-        try:
-            _write_new(key_file, private + public, 0o600)
-        except OSError:
-            certificate_file.unlink()
-            raise
-    except OSError as error:
-        typer.echo(f"nothing is made: {error}", err=True)
-        raise typer.Exit(1) from None
-    typer.echo(f"{key_file}: the key of this end, for link_key or LLMDD_LINK_KEY; it stays secret")
-    typer.echo(f"{certificate_file}: for the allowed keys of its peers")
-    typer.echo(fingerprint(certificate.public_bytes(serialization.Encoding.DER)))
+        _write_new(made[0], private + public, 0o600)
+    except OSError:
+        made[1].unlink()
+        raise
+    return MadeKey(*made, fingerprint(certificate.public_bytes(serialization.Encoding.DER)))
 
 
 @app.command()
