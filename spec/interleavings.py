@@ -45,6 +45,7 @@ _KEY_1, _KEY_2, _ID = ("pull_key_1",), ("pull_key_2",), ("pull_id",)
 _PUSH, _ADDRESS = ("push_id",), ("push_address",)
 _TENSORS = ("pull_tensor_1", "pull_tensor_2")
 _BOTH = ("pull_both",)
+_RENEWAL = ("renew_key_1",)
 
 SMALL = {
     "layers": Configuration(requests=(("pull_key_1", "pull_tensor_1"), ("pull_tensor_2",)), removals=False),
@@ -56,6 +57,8 @@ SMALL = {
     "addresses": Configuration(generations=2, requests=(_KEY_1, _ADDRESS), evictions=(2,)),
     "evictions": Configuration(generations=2, requests=((*_KEY_1, *_KEY_2), _KEY_1), evictions=(1,), removals=False),
     "together": Configuration(generations=2, requests=(_BOTH, _KEY_2), evictions=(1,)),
+    "leases": Configuration(generations=1, levels=1, requests=(_RENEWAL, _KEY_1), leases=True),
+    "renewals": Configuration(generations=2, requests=(_RENEWAL, ()), evictions=(1,), leases=True),
 }
 
 FULL = {
@@ -66,6 +69,8 @@ FULL = {
     "views of two peers": Configuration(generations=2, requests=(_KEY_1, _KEY_1), views=True),
     "pushes of two peers": Configuration(generations=2, requests=((*_KEY_1, *_PUSH), _PUSH), evictions=PEER_BITS),
     "two together": Configuration(generations=2, requests=((*_BOTH, *_TENSORS), _BOTH)),
+    "leases and evictions": Configuration(generations=2, requests=(_RENEWAL, _KEY_1), evictions=(1,), leases=True),
+    "renewals of two peers": Configuration(generations=2, requests=(_RENEWAL, (*_KEY_1, *_RENEWAL)), leases=True),
     "all evictions": Configuration(generations=1, requests=(_KEY_1, _TENSORS), evictions=PEER_BITS),
 }
 

@@ -140,6 +140,27 @@ def shared_pin_cleared(right: Protocol) -> Protocol:
     )
 
 
+def lease_not_taken(right: Protocol) -> Protocol:
+    """The owner sees that a lease has ended and drops the key, without a compare-and-swap of the lease's word."""
+    step = right.role(OWNER_NAME).step("load_lease_end")
+    return right.with_steps(OWNER_NAME, _retarget(step, take_lease="load_expired"))
+
+
+def renewal_not_validated(right: Protocol) -> Protocol:
+    """Who renews believes the hint: gate, generation and key bit are not read again after the pin."""
+    step = right.role(PEER_NAME).step("set_pin")
+    return right.with_steps(PEER_NAME, replace(step, goes=(Go("load_lease", "renews"), *step.goes)))
+
+
+def lease_over_renewed(right: Protocol) -> Protocol:
+    """Who renews puts off whatever end he finds, also that of a lease that the owner has left over."""
+    steps = right.role(PEER_NAME)
+    load = steps.step("load_lease")
+    return right.with_steps(
+        PEER_NAME, replace(load, goes=(replace(load.goes[0], when="found >> 2 == hint"), load.goes[-1]))
+    )
+
+
 @dataclass(frozen=True)
 class Mistake:
     """A mistake, where it shows, and the promise that is broken first."""
@@ -154,6 +175,8 @@ _LAYERS = Configuration(generations=1, requests=(("pull_key_1", "pull_tensor_1")
 _PUSHES = Configuration(generations=2, requests=((), ("push_id",)), evictions=(2,), crashes=False)
 _READS = Configuration(generations=2, requests=(("pull_key_1",), ()), evictions=(1,))
 _BOTH = Configuration(generations=2, requests=(("pull_both",), ("pull_key_2",)))
+_LEASES = Configuration(generations=2, requests=(("renew_key_1",), ()), leases=True)
+_KEPT = "nobody touches words that are not the pinned cache's"
 _FREED = "memory never goes back under a confirmed pin"
 _REAPED = "every released cache is reaped"
 
@@ -180,11 +203,12 @@ MISTAKES = {
     "dead-not-finished": Mistake(dead_not_finished, "a key that has given all its tensors is consumed", _LAYERS),
     "writers-evicted": Mistake(writers_evicted, _FREED, _PUSHES),
     "copy-not-validated": Mistake(copy_not_validated, "no transfer succeeds with bytes of a successor", _READS),
-    "evicted-words-reused": Mistake(
-        evicted_words_reused, "nobody touches words that are not the pinned cache's", _READS
-    ),
+    "evicted-words-reused": Mistake(evicted_words_reused, _KEPT, _READS),
     "shared-pin-cleared": Mistake(
         shared_pin_cleared, "nobody copies from or to memory that is not the pinned cache's", _BOTH
     ),
     "quarantine-not-ended": Mistake(quarantine_not_ended, "every quarantine ends", _READS),
+    "lease-not-taken": Mistake(lease_not_taken, "who has renewed a lease keeps the key until then", _LEASES),
+    "renewal-not-validated": Mistake(renewal_not_validated, _KEPT, _LEASES),
+    "lease-over-renewed": Mistake(lease_over_renewed, "a lease that is over is never renewed", _LEASES),
 }

@@ -36,20 +36,28 @@ The rules
 14. Transfers of one call that go together share the one pin of their peer on a slot: the first sets it, whoever comes
     later finds it set and looks at the gate and at his own key again, and it is cleared when the last has dropped its
     key. No key is dropped before everything has been copied; who is refused before leaves every key as it was.
+15. The owner takes a key whose lease has ended only after a compare-and-swap of the lease's word has found there the
+    end that it saw, and has left the lease *over*. So an end that was put off before is seen, and who comes later is
+    told.
+16. A peer renews a lease under a pin, confirmed as for a transfer, by a compare-and-swap that only ever puts an end
+    off, and never that of a lease that is over. It writes nothing else, so it never brings a key back. It reads the
+    generation once more before it says that it has renewed.
 
 What is modelled
 ----------------
 One slot, whose tenant has two keys. Key 1 is pulled whole; key 2 has two tensors, pulled one by one or both at once;
-or both keys are pulled by one call, all or nothing.
+or both keys are pulled by one call, all or nothing. Key 1 may have a lease.
 A push differs from a pull in its copy's direction and in the word of its pin; one to an address drops no key. Every
 operation is sequentially consistent in the core, so interleavings are all there is. Three things are left out, since
 nobody can tell: loads by the owner of words that only it writes; a load that is repeated with nothing in between; the
 tensor bits of key 1, which nobody clears. Links are not modelled: a peer may be evicted whenever it has a pin, and
-goes on to transfer as if it knew of nothing. What lies outside the slot (key records, reference words) is touched by
-nobody unless it is the tenant's or in quarantine, as the steps promise; so it may be another slot's later. A search
-of the index yields an entry's generation, which may be stale at once; a torn entry is one more wrong hint, which rule
-3 discards. An address leads to a slot, and its gate yields the generation; whether the tenant has the address is seen
-in its record, after the pin.
+goes on to transfer as if it knew of nothing. What lies outside the slot (key records, words of references and
+leases) is touched by nobody unless it is the tenant's or in quarantine, as the steps promise; so it may be another
+slot's later. A search of the index yields an entry's generation, which may be stale at once; a torn entry is one more
+wrong hint, which rule 3 discards. An address leads to a slot, and its gate yields the generation; whether the tenant
+has the address is seen in its record, after the pin. No clock is modelled: a lease has two ends, the later one once it
+was renewed, and whenever the owner looks at leases either may have come. Threads of the owner's process that renew are
+left out: they do what a peer does, with a pin among the local ones.
 """
 
 from __future__ import annotations
@@ -80,6 +88,7 @@ from .steps import (
 
 PEER_BITS = (1, 2)
 VIEW_BIT = 4
+RENEWED, OVER = 2, 3
 
 
 def decision(event: str, effect: str | None = None, **facts: str) -> str:
@@ -117,6 +126,7 @@ def words(levels: int) -> tuple[Word, ...]:
         Word("quarantined", "owner", "the pages went back under an evicted reader's pin; the rest stays the tenant's"),
         Word("keys", "", "generation << 2 | a bit for each bound key"),
         Word("tensors", "", "generation << 2 | a bit for each tensor that key 2 has still to give"),
+        Word("lease", "", "generation << 2 | when the lease of key 1 ends: 1 first, 2 renewed; 3: it is over"),
         Word("pins", "", "a bit for each peer that reads"),
         Word("writer_pins", "", "a bit for each peer that writes"),
         Word("local_pins", "", "how many views and transfers of its own the owner's process has"),
@@ -126,6 +136,7 @@ def words(levels: int) -> tuple[Word, ...]:
         Word("writing", "", "the writers between a confirmed pin and its end", ghost=True),
         Word("delivered", "", "tensors 1, 2 of key 2, and key 1 (4), that were transferred completely", ghost=True),
         Word("dropped", "", "keys that this tenant has lost", ghost=True),
+        Word("relied", "", "the end until which somebody was told that key 1 stays", ghost=True),
     )
 
 
@@ -149,6 +160,8 @@ def owner(configuration: Configuration) -> Role:
         calls.append(Call("deallocate_again", "notice", "memory and not held"))
     if configuration.removals:
         calls += [Call(f"remove_key_{key}", "find_bound", f"entry_{key}", {"key": str(key)}) for key in (1, 2)]
+    if configuration.leases:
+        calls += [Call(f"expire_{now}", "look_for_leased", "entry_1", {"now": str(now)}) for now in (1, RENEWED)]
     if configuration.crashes:
         first = "forget_eviction" if configuration.evictions else "clear_pins"
         calls += [
@@ -161,17 +174,19 @@ def owner(configuration: Configuration) -> Role:
         ]
     pushes, evictions = _pushes(configuration), bool(configuration.evictions)
     steps = (
-        *_allocate(),
+        *_allocate(configuration.leases),
         *_settle(pushes, evictions),
         *_evict(),
         *_remove_key(),
+        *_expire(),
         *_dismiss(pushes, evictions),
         *_take_released(configuration.levels, evictions),
     )
-    return Role(OWNER_NAME, ("seen", "key", "leaver", "dropping"), tuple(calls), _reachable(calls, steps))
+    registers = ("seen", "key", "leaver", "dropping", *(("now",) if configuration.leases else ()))
+    return Role(OWNER_NAME, registers, tuple(calls), _reachable(calls, steps))
 
 
-def _allocate() -> tuple[Step, ...]:
+def _allocate(leases: bool) -> tuple[Step, ...]:
     """A tenant is written while the gate is closed; late peers may still set and clear a pin meanwhile."""
     written = "written before the gate opens"
     late = ("swap_key", "swap_tensors")
@@ -181,10 +196,13 @@ def _allocate() -> tuple[Step, ...]:
         return Step(name, Store(word, value), (Go(to, sets=sets),), reason, clause, pairs)
 
     return (
-        store("take_memory", "memory", generation, "write_keys", written, "seed §1", delivered="0", dropped="0"),
+        store("take_memory", "memory", generation, "write_keys", written, "seed §1", delivered="0", dropped="0",
+              relied="0"),
         store("write_keys", "keys", f"({generation}) << 2", "write_tensors",
               "the new generation makes every late compare-and-swap fail", "protocol 1", *late),
-        store("write_tensors", "tensors", f"({generation}) << 2 | 3", "index_key_1", written, "api §3.4", *late),
+        store("write_tensors", "tensors", f"({generation}) << 2 | 3", "write_lease" if leases else "index_key_1",
+              written, "api §3.4", *late),
+        store("write_lease", "lease", f"({generation}) << 2 | 1", "index_key_1", written, "rule 15", "swap_renewed"),
         store("index_key_1", "entry_1", generation, "bind_key_1", written, "seed §9", "find_key_1"),
         store("bind_key_1", "keys", f"({generation}) << 2 | 1", "index_key_2", written, "seed §9", *late),
         store("index_key_2", "entry_2", generation, "bind_key_2", written, "seed §9", "find_key_2"),
@@ -393,6 +411,67 @@ def _remove_key() -> tuple[Step, ...]:
     )
 
 
+def _expire() -> tuple[Step, ...]:
+    """The clock stands at ``now``: take the key if its lease has ended, and leave it if the lease was renewed."""
+    return (
+        Step(
+            "look_for_leased",
+            Load("keys"),
+            (Go("load_lease_end", "found & 1"), Go(IDLE)),
+            "a key that has gone has no lease",
+            "rule 15",
+            ("swap_key",),
+        ),
+        Step(
+            "load_lease_end",
+            Load("lease"),
+            (
+                Go("take_lease", "(found & 3) <= now", {"seen": "found"}),
+                Go("load_expired", f"(found & 3) == {OVER}"),
+                Go(IDLE),
+            ),
+            "the value that the compare-and-swap expects",
+            "protocol 15",
+            ("swap_renewed",),
+        ),
+        Step(
+            "take_lease",
+            CompareAndSwap("lease", "seen", f"seen | {OVER}"),
+            (Go("load_expired", "swapped"), Go("load_lease_end")),
+            "before the key: who renewed before this makes it fail, who comes later is told",
+            "protocol 15",
+            ("load_lease", "swap_renewed"),
+        ),
+        Step(
+            "load_expired",
+            Load("keys"),
+            (Go("swap_expired", "found & 1", {"seen": "found"}), Go(IDLE)),
+            "the value that the compare-and-swap expects; a transfer that ends now may have been quicker",
+            "protocol 1",
+            ("swap_key",),
+        ),
+        Step(
+            "swap_expired",
+            CompareAndSwap("keys", "seen", "seen & ~1"),
+            (
+                Go(
+                    "notice",
+                    "swapped",
+                    {"dropped": "dropped | 1"},
+                    (
+                        Promise("(dropped & 1) == 0", DROPPED_ONCE.meaning),
+                        Promise("relied <= now", "who has renewed a lease keeps the key until then"),
+                    ),
+                ),
+                Go("load_expired"),
+            ),
+            "whoever clears the bit has taken the reference",
+            "rule 4, rule 15",
+            ("swap_key",),
+        ),
+    )
+
+
 def _dismiss(pushes: bool, evictions: bool) -> tuple[Step, ...]:
     """A peer's process has gone: its pin is cleared in every slot, marked or not, and what it left half done is
     finished."""
@@ -536,6 +615,7 @@ def peer(configuration: Configuration) -> Role:
         Call("pull_tensor_2", "find_key_2", sets={"key": "2", "want": "2"}),
         Call("pull_key_2", "find_key_2", sets={"key": "2", "want": "0"}),
         Call("pull_both", "find_key_1", sets={"key": "1", "want": "0", "both": "1"}),
+        Call("renew_key_1", "find_key_1", sets={"key": "1", "want": "0", "renews": "1"}),
         Call("pull_id", "find_id", _asking_by_id(configuration), {"key": "1", "want": "0"}),
         Call("push_id", "find_id_to_write", _asking_by_id(configuration), {"key": "1", "want": "0"}),
         Call("push_address", "read_generation", _asking_by_id(configuration), {"key": "0", "want": "0"}),
@@ -549,9 +629,11 @@ def peer(configuration: Configuration) -> Role:
     calls = [replace(call, bits=askers[call.name]) for call in requests if askers[call.name]]
     pushes = _pushes(configuration)
     shares = any("pull_both" in asked for asked in configuration.requests)
-    transfer = map(_on_kept_words, _transfer(pushes, shares))
-    steps = (*_pin(pushes, shares), *transfer, *_unpin(), *_mark(configuration.levels))
-    registers = ("hint", "key", "want", "by_id", "writes", "seen", "told", "astray", *(("both",) if shares else ()))
+    renews = any("renew_key_1" in asked for asked in configuration.requests)
+    pinned = map(_on_kept_words, (*_transfer(pushes, shares), *_renew()))
+    steps = (*_pin(pushes, shares, renews), *pinned, *_unpin(), *_mark(configuration.levels))
+    registers = ("hint", "key", "want", "by_id", "writes", "seen", "told", "astray")
+    registers += (*(("both",) if shares else ()), *(("renews",) if renews else ()))
     return Role(PEER_NAME, registers, tuple(calls), _reachable(calls, steps), PEER_BITS, configuration.crashes)
 
 
@@ -560,7 +642,7 @@ def _on_kept_words(step: Step) -> Step:
 
     What is read there to confirm a pin is believed for the copy at most, and judged again after it (rule 11).
     """
-    if step.operation.word not in ("keys", "tensors"):
+    if step.operation.word not in ("keys", "tensors", "lease"):
         return step
     return replace(step, goes=tuple(replace(go, promises=(KEPT, *go.promises)) for go in step.goes))
 
@@ -578,9 +660,10 @@ def _asking_by_id(configuration: Configuration) -> str:
     return "1" if configuration.repeats else "gate & 1"
 
 
-def _pin(pushes: bool, shares: bool) -> tuple[Step, ...]:
+def _pin(pushes: bool, shares: bool, renews: bool) -> tuple[Step, ...]:
     """Design steps 1 to 3."""
     unpinned = _unpinned(pushes)
+    renewal = (Go("load_lease", f"{BOUND} and renews", {"confirmed": "confirmed | me"}),) if renews else ()
 
     def find(name: str, by_id: str, writes: str = "0") -> Step:
         pin = "set_writer_pin" if writes == "1" else "set_pin"
@@ -643,10 +726,15 @@ def _pin(pushes: bool, shares: bool) -> tuple[Step, ...]:
         Step(
             "read_key",
             Load("keys"),
-            (*((Go("find_second", f"{BOUND} and both"),) if shares else ()), *begin(BOUND), *unpinned),
+            (
+                *renewal,
+                *((Go("find_second", f"{BOUND} and both"),) if shares else ()),
+                *begin(BOUND),
+                *unpinned,
+            ),
             "whoever cleared the bit before has taken the key",
             "design 3, api §3.6",
-            ("swap_key", "swap_removed", "swap_finished"),
+            ("swap_key", "swap_removed", "swap_finished", "swap_expired"),
         ),
         Step(
             "find_second",
@@ -670,7 +758,7 @@ def _pin(pushes: bool, shares: bool) -> tuple[Step, ...]:
             (*begin("found >> 2 == hint and found & 2"), *unpinned),
             "whoever cleared the bit before has taken the key, and the call is refused",
             "design 3, protocol 14",
-            ("swap_key", "swap_removed", "swap_finished"),
+            ("swap_key", "swap_removed", "swap_finished", "swap_expired"),
         ),
         Step(
             "read_held",
@@ -686,7 +774,7 @@ def _pin(pushes: bool, shares: bool) -> tuple[Step, ...]:
             (*begin(decision("pin", id="seen", keys="found >> 2 == hint and found & 3")), *unpinned),
             "a transfer by id begins if anything refers to the cache",
             "api §3.6",
-            ("swap_key", "swap_removed", "swap_finished"),
+            ("swap_key", "swap_removed", "swap_finished", "swap_expired"),
         ),
     )
 
@@ -773,7 +861,7 @@ def _transfer(pushes: bool, shares: bool) -> tuple[Step, ...]:
             (Go("load_tensors", f"{BOUND} and want"), Go("load_key", BOUND), *next_key, *unpinned),
             "another transfer may have consumed the key meanwhile; then there is nothing to drop",
             "rule 4",
-            ("swap_key", "swap_removed", "swap_finished"),
+            ("swap_key", "swap_removed", "swap_finished", "swap_expired"),
         ),
         Step(
             "read_second_bound",
@@ -781,7 +869,7 @@ def _transfer(pushes: bool, shares: bool) -> tuple[Step, ...]:
             (Go("load_key", "found >> 2 == hint and found & 2", {"key": "2"}), *unpinned),
             "everything has been copied, so the second key goes too; the pin that both share is still set",
             "rule 4, protocol 14",
-            ("swap_key", "swap_removed", "swap_finished"),
+            ("swap_key", "swap_removed", "swap_finished", "swap_expired"),
         ),
         Step(
             "load_tensors",
@@ -813,7 +901,7 @@ def _transfer(pushes: bool, shares: bool) -> tuple[Step, ...]:
             (Go("swap_key", BOUND, {"seen": "found"}), *next_key, *unpinned),
             "the value that the compare-and-swap expects",
             "protocol 1",
-            ("swap_key", "swap_removed", "swap_finished", "write_keys"),
+            ("swap_key", "swap_removed", "swap_finished", "swap_expired", "write_keys"),
         ),
         Step(
             "swap_key",
@@ -824,7 +912,50 @@ def _transfer(pushes: bool, shares: bool) -> tuple[Step, ...]:
             ),
             "after the copy and the tensors: a crash before it leaves the key to others",
             "design 5, rule 4",
-            ("swap_key", "swap_removed", "swap_finished", "notice", "write_keys"),
+            ("swap_key", "swap_removed", "swap_finished", "swap_expired", "notice", "write_keys"),
+        ),
+    )
+
+
+def _renew() -> tuple[Step, ...]:
+    """Put the end of key 1's lease off to the second one. Two that renew at once want the same."""
+    may_be_renewed = f"found >> 2 == hint and (found & 3) < {RENEWED}"
+    ends_then = f"found >> 2 == hint and (found & 3) == {RENEWED}"
+    return (
+        Step(
+            "load_lease",
+            Load("lease"),
+            (
+                Go("swap_renewed", may_be_renewed, {"seen": "found"}),
+                Go("check_renewed", ends_then),
+                Go("clear_pin"),
+            ),
+            "one that is over stays over; one that ends then, or later, needs nothing",
+            "rule 16, protocol 16",
+            ("take_lease", "swap_renewed"),
+        ),
+        Step(
+            "swap_renewed",
+            CompareAndSwap("lease", "seen", f"seen & ~3 | {RENEWED}"),
+            (
+                Go(
+                    "check_renewed",
+                    "swapped",
+                    promises=(Promise(f"(seen & 3) < {RENEWED}", "a lease that is over is never renewed"),),
+                ),
+                Go("load_lease"),
+            ),
+            "of an owner that takes the lease now one of the two fails; the generation in it guards a successor's",
+            "protocol 16",
+            ("take_lease", "write_lease"),
+        ),
+        Step(
+            "check_renewed",
+            Load("gate"),
+            (Go("clear_pin", "found >> 1 == hint", {"relied": str(RENEWED)}), Go("clear_pin")),
+            "an evicted reader may have renewed what has gone",
+            "protocol 11, protocol 16",
+            ("advance",),
         ),
     )
 
@@ -993,5 +1124,5 @@ def protocol(configuration: Configuration | None = None) -> Protocol:
 def everything() -> Configuration:
     """A configuration in which every step can be taken."""
     pulls = ("pull_key_1", "pull_tensor_1", "pull_tensor_2", "pull_key_2", "pull_both", "pull_id")
-    asked = (*pulls, "push_id", "push_address")
-    return Configuration(requests=(asked, asked), views=True, evictions=PEER_BITS)
+    asked = (*pulls, "push_id", "push_address", "renew_key_1")
+    return Configuration(requests=(asked, asked), views=True, evictions=PEER_BITS, leases=True)

@@ -106,8 +106,12 @@ def _role(role: Role) -> str:
 def _meaning(configuration: Configuration) -> str:
     asked = " / ".join(", ".join(requests) or "nothing" for requests in configuration.requests)
     parts = [f"{configuration.generations} generations", f"the peers ask for {asked}"]
-    parts += [f"{configuration.levels} levels of marks"] if configuration.levels != 2 else []
-    parts += [name for name in ("removals", "views", "evictions") if getattr(configuration, name)]
+    parts += (
+        [f"{configuration.levels} level{'s' if configuration.levels > 1 else ''} of marks"]
+        if configuration.levels != 2
+        else []
+    )
+    parts += [name for name in ("removals", "views", "evictions", "leases") if getattr(configuration, name)]
     return "; ".join(parts).replace("1 generations", "1 generation").replace("_", " ")
 
 

@@ -201,9 +201,9 @@ class Configuration:
     """What a check lets happen.
 
     ``requests`` are what each of the peers asks for, again and again. ``evictions`` are the bits of those that may be
-    evicted. ``repeats`` lets the owner deallocate a cache again and again, and others ask by its id for one that is
-    closed: each such call is harmless, but without an end to them the owner's timer might never get its turn, or never
-    find the slot unpinned.
+    evicted. ``leases`` gives key 1 a lease. ``repeats`` lets the owner deallocate a cache again and again, and others
+    ask by its id for one that is closed: each such call is harmless, but without an end to them the owner's timer might
+    never get its turn, or never find the slot unpinned.
     """
 
     generations: int = 3
@@ -215,6 +215,7 @@ class Configuration:
     views: bool = False
     evictions: tuple[int, ...] = ()
     removals: bool = True
+    leases: bool = False
     repeats: bool = True
     crashes: bool = True
 

@@ -11,6 +11,9 @@ if a message had come, and they see the pools where the owner does; a sanitizer 
 not ordered before the next tenant's. The other half *guess*: by a relaxed load, so that nothing but the protocol orders
 what they read of the arena, and they see the pools through a mapping of their own. One of these is evicted now and then:
 it may copy what is no cache's any more, and must know afterwards.
+
+The keys of some caches have leases. No thread waits for the end of one: the owners' clock is set ahead, mostly to after the
+first end and before the one that a renewal puts it off to, seldom to after both.
 """
 
 import os
@@ -51,6 +54,7 @@ from llmdd._core.layout cimport (
     reference_slot_at,
     slot_at,
 )
+from llmdd._core.leases cimport lease_clock_ms
 from llmdd._core.lifecycle cimport (
     ACCEPTED,
     KEY_ALREADY_BOUND,
@@ -63,6 +67,7 @@ from llmdd._core.lifecycle cimport (
     dismiss_peer,
     drop_id,
     evict_peer,
+    expire_leases,
     generation_of,
     pin_local,
     reap,
@@ -71,6 +76,7 @@ from llmdd._core.lifecycle cimport (
     unpin_local,
     withdraw,
 )
+from llmdd._core.renewals cimport renew
 from llmdd._core.segments cimport Mapping, create_segment, map_private, map_segment
 from llmdd._core.transfer cimport (
     ADDRESS_UNKNOWN,
@@ -121,6 +127,8 @@ cdef enum:
     ALONE = 100                    # so many things an owner does before it waits for the others to arrive
     OWN_BUFFERS = 3                # memory of an owner's own, to be registered
     OWN_BYTES = MOST_TENSORS * MOST_ROWS * LARGEST_ROW
+    LEASE_MS = 1000000             # ends while no storm lasts so long
+    NAMED_AT_ONCE = 64
 
 cdef int64_t MINUTE = 60 * 1000000000
 
@@ -171,7 +179,11 @@ cdef enum:
     EVICTED = 19
     LOST_ITS_LINK = 20
     LOOKED_UP_TOGETHER = 21
-    DEEDS = 22
+    RENEWED = 22
+    RENEWED_BY_ITS_OWNER = 23
+    EXPIRED = 24
+    EXPIRED_THOUGH_RENEWED = 25
+    DEEDS = 26
 
 DEED_NAMES = (
     "allocated",
@@ -196,6 +208,10 @@ DEED_NAMES = (
     "evicted",
     "lost its link",
     "looked up together",
+    "renewed",
+    "renewed by its owner",
+    "expired",
+    "expired though renewed once",
 )
 
 
@@ -213,6 +229,7 @@ cdef struct Shape:
     uint64_t rows
     uint64_t row_bytes
     uint64_t key_count
+    bint leased
 
 
 cdef inline uint64_t mixed(uint64_t value) noexcept nogil:
@@ -231,8 +248,10 @@ cdef Shape shape_of(uint64_t number) noexcept nogil:
     shape.rows = MOST_ROWS if random >> 8 & 7 == 0 else 1 + (random >> 11) % 6
     shape.row_bytes = 8 * (1 + (random >> 16) % (LARGEST_ROW // 8))
     shape.key_count = shape.rows
+    shape.leased = number % 4 == 1
     if number % 8 == 5:
         shape.use = KEYS_USED_AGAIN
+        shape.leased = False
         shape.rows = shape.key_count = 2
         shape.num_tensors = 2
         shape.row_bytes = 64
@@ -252,6 +271,7 @@ cdef KeyRecord key_of(uint64_t number, uint64_t row) noexcept nogil:
     key.model_id = number % 3
     key.id = number << 8 | row
     key.kind = KEY_REQUEST
+    key.leased = shape_of(number).leased
     if shape_of(number).use == KEYS_USED_AGAIN:
         key.id = row
         key.model_id = 7
@@ -291,6 +311,7 @@ cdef struct CacheNote:
     uint64_t[PEERS] pushed         # peer p has pushed its row
     uint64_t kept                  # by who pushes to its addresses, and must not meet a successor there
     uint64_t closed                # nobody keeps it any more
+    uint64_t renewed               # a bit for each row of which somebody has renewed the lease
 
 cdef struct Round:
     char *arena
@@ -500,6 +521,7 @@ cdef bint allocate_next(Worker *owner) noexcept nogil:
     request.accessible = True
     request.keys = keys
     request.key_count = shape.key_count
+    request.lease_ms = LEASE_MS if shape.leased else 0
     if buffer != NULL:
         for i in range(shape.num_tensors):
             addresses[i] = <uint64_t>buffer.memory + i * request.tensor_bytes
@@ -614,6 +636,26 @@ cdef void evict_one(Worker *owner) noexcept nogil:
     owner.deeds[EVICTED] += 1
 
 
+cdef void expire_some(Worker *owner) noexcept nogil:
+    """Drop the keys whose leases are over, as seen at a time when the renewed ones are not, or at one when all are."""
+    cdef KeyRecord[NAMED_AT_ONCE] named
+    cdef bint all_ended = chance(owner, 4) == 0
+    cdef int64_t now_ms = lease_clock_ms() + LEASE_MS * (4 if all_ended else 2)
+    cdef uint64_t expired, i
+    cdef bint renewed
+    take_lock(owner.round)
+    expired = expire_leases(
+        owner.round.arena, 0, header_of(owner.round.arena).slots_used, now_ms, named, NAMED_AT_ONCE
+    )
+    futex_release(&owner.round.lock)
+    owner.deeds[EXPIRED] += expired
+    for i in range(min(expired, NAMED_AT_ONCE)):
+        # Who renewed before is believed, and who comes after has been refused: so it does not matter when this is read.
+        renewed = atomic_load_acquire(&owner.round.notes[named[i].id >> 8].renewed) >> (named[i].id & 0xFF) & 1
+        owner.deeds[EXPIRED_THOUGH_RENEWED] += renewed
+        require(owner, all_ended or not renewed, b"a key was taken before the end of its renewed lease")
+
+
 cdef void *run_owner(void *argument) noexcept nogil:
     cdef Worker *owner = <Worker *>argument
     cdef uint64_t count, choice
@@ -630,6 +672,7 @@ cdef void *run_owner(void *argument) noexcept nogil:
         elif choice < 13:
             unregister_one(owner)
             evict_one(owner)
+            expire_some(owner)
         elif choice < 14 and owner.live_count:
             remove_all_keys(owner, owner.live[chance(owner, owner.live_count)])
         else:
@@ -694,7 +737,10 @@ cdef char *our_tensor(Worker *peer, uint64_t tensor) noexcept nogil:
 
 cdef bint transferred(Worker *peer, Transfer *transfer, int deed) noexcept nogil:
     """Carry out; whether it was done. Not to find the cache any more is all that may go wrong, unless we are evicted."""
-    cdef TransferResult result = carry_out(transfer)
+    return went_well(peer, transfer, carry_out(transfer), deed)
+
+
+cdef bint went_well(Worker *peer, Transfer *transfer, TransferResult result, int deed) noexcept nogil:
     if result == TRANSFERRED:
         peer.deeds[deed] += 1
         return True
@@ -756,6 +802,25 @@ cdef void pull(Worker *peer, uint64_t number) noexcept nogil:
         read_reference_plainly(peer, number)
     elif peer.round.fault == READ_ON and peer.told and shape.use == ORDINARY:
         read_on_without_a_pin(peer, number)
+
+
+cdef void renew_one(Worker *worker, uint64_t number, Transfer *named, int deed) noexcept nogil:
+    """Put the end of a lease off, of a key by its name or by where it is bound."""
+    cdef uint64_t row = chance(worker, shape_of(number).rows)
+    cdef KeyRecord key = key_of(number, row)
+    named.addressing = BY_KEY
+    named.kind, named.id, named.model_id = key.kind, key.id, key.model_id
+    if key.kind == KEY_NONE or chance(worker, 4) == 0:
+        named.kind, named.id, named.model_id = KEY_CACHE_ID, number, 0
+        named.batch_index = row
+    if went_well(worker, named, renew(named, 3 * LEASE_MS), deed) and worker.told:
+        atomic_fetch_set(&worker.round.notes[number].renewed, <uint64_t>1 << row)
+
+
+cdef void renew_as_peer(Worker *peer, uint64_t number) noexcept nogil:
+    cdef Transfer named
+    prepare(peer, &named, 0, 1, 0)
+    renew_one(peer, number, &named, RENEWED)
 
 
 cdef void pull_a_reused_key(Worker *peer) noexcept nogil:
@@ -842,6 +907,8 @@ cdef void *run_peer(void *argument) noexcept nogil:
             pull_a_reused_key(peer)
         elif chance(peer, 8) == 0:
             push_anywhere(peer)
+        elif shape_of(number).leased and chance(peer, 2):
+            renew_as_peer(peer, number)
         elif shape_of(number).use == TO_BE_PUSHED_TO:
             push(peer, number)
         elif shape_of(number).use != KEYS_USED_AGAIN:
@@ -874,6 +941,19 @@ cdef void view(Worker *viewer, uint64_t number) noexcept nogil:
     )
     unpin_local(round.arena, slot_of(handle))
     viewer.deeds[VIEWED] += 1
+
+
+cdef void renew_as_owner(Worker *viewer, uint64_t number) noexcept nogil:
+    """For itself, or for a peer on another host: without the lock."""
+    cdef Transfer named
+    memset(&named, 0, sizeof(Transfer))
+    named.arena = viewer.round.arena
+    named.known = header_of(viewer.round.arena)
+    named.pools = viewer.round.near_pools
+    named.broken = &viewer.round.never
+    named.served = True
+    named.deadline = monotonic_nanoseconds() + MINUTE
+    renew_one(viewer, number, &named, RENEWED_BY_ITS_OWNER)
 
 
 cdef void look_up(Worker *viewer, uint64_t number) noexcept nogil:
@@ -927,6 +1007,8 @@ cdef void *run_viewer(void *argument) noexcept nogil:
         use = shape_of(number).use
         if number == 0 or use == KEYS_USED_AGAIN:
             sched_yield()
+        elif shape_of(number).leased and chance(viewer, 2):
+            renew_as_owner(viewer, number)
         elif use == TO_BE_PUSHED_TO or chance(viewer, 2):
             look_up(viewer, number)
             look_many_up(viewer, number)
@@ -1015,6 +1097,8 @@ cdef class Storm:
             self.give_buffers(self.workers + i)
         for i in range(PEERS):
             self.make_peer(self.workers + OWNERS + i, i, device[1 + i], host[1 + i])
+        for i in range(VIEWERS):
+            self.workers[OWNERS + PEERS + i].number = PEERS + i
         forbid_in_all(&self.round, 0, DEVICE_BYTES)
 
     cdef int make_peer(self, Worker *peer, uint64_t number, Mapping device, Mapping host) except -1:
@@ -1092,6 +1176,7 @@ cdef class Storm:
             drop_id(arena, slot_of(handle), <uint32_t>handle)
         check_arena(arena)
         assert (header.live_caches, header.live_keys, header.index_count) == (0, 0, 0)
+        assert header.leased_caches == 0
         assert header.pools[HOST].tree.free_pages == header.pools[HOST].tree.pages
         assert header.pools[DEVICE].tree.free_pages == header.pools[DEVICE].tree.pages
         assert header.record_tree.free_pages == header.record_capacity

@@ -12,7 +12,7 @@ from llmdd.spec.lifecycle import CACHE
 from llmdd.spec.mistakes import MISTAKES
 from llmdd.spec.protocol import OWNER_NAME, PEER_NAME, decision, everything, protocol
 from llmdd.spec.protocol_page import page
-from llmdd.spec.steps import GONE, IDLE, Go, Load, names_in
+from llmdd.spec.steps import GONE, IDLE, Go, Load, names_in, result_of
 
 from .thorough import thorough_unless
 
@@ -58,6 +58,18 @@ def test_nothing_goes_unchecked(explored: dict[str, Explorer]) -> None:
     }
     assert everywhere <= standing
     assert standing - reached == {(OWNER_NAME, GONE), ("view", GONE)}, "only peers die"
+
+
+def test_renewal_writes_to_pins_lease_and_marks_alone(explored: dict[str, Explorer]) -> None:
+    explorer = explored["renewals"]
+    explorer.run()
+    steps = [
+        explorer.layout.protocol.role(role).step(name)
+        for role, name in explorer.reached()
+        if role == PEER_NAME and name not in (IDLE, GONE)
+    ]
+    written = {step.operation.word for step in steps if result_of(step.operation) is not None}
+    assert written == {"pins", "lease", "released_0", "released_1"}
 
 
 @pytest.mark.parametrize("name", MISTAKES)
