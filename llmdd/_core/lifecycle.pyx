@@ -18,7 +18,6 @@ from llmdd._core.atomic cimport (
     atomic_store_relaxed,
     atomic_store_release,
     atomic_store_word,
-    count_bits,
     lowest_bit,
 )
 from llmdd._core.key_index cimport (
@@ -306,8 +305,8 @@ cdef void notice_dropped_keys(char *arena, uint64_t slot_number, Slot *slot) noe
         value = atomic_load_word(words + i)
         dropped = indexed[i] & ~<uint32_t>value
         any_dropped = any_dropped or dropped != 0
-        header_of(arena).keys_dropped += count_bits(dropped)
         while dropped:
+            header_of(arena).keys_dropped += 1
             unindex(arena, slot_number, slot, i * WORD_BITS + lowest_bit(dropped))
             dropped &= dropped - 1
     if any_dropped:
