@@ -245,6 +245,7 @@ class Session:
             while not self.promised:
                 # What carries memory comes when the link stands, and not before.
                 self._take(await self.channel.receive(bulk=self.verdict.done()), owner)
+                await asyncio.sleep(0)  # a peer that always has more to say has its turn, as all have
         except ConnectionEnded as error:
             self._why_gone = self._why_gone or str(error)
         except ProtocolError as error:

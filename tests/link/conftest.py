@@ -24,6 +24,7 @@ from still_engine import StillEngine
 from llmdd._core.cache_desc import CacheDesc
 from llmdd._core.cache_keys import CacheKey
 from llmdd._core.enumerations import DataType
+from llmdd._core.lease_calls import LeaseCalls
 from llmdd._core.store import CacheStore
 from llmdd.link import LinkService, LinkTarget, handshake, messages
 from llmdd.transport import local
@@ -39,7 +40,7 @@ class Node:
 
     def __init__(self, cluster_id: int, *, remote_accessible: bool = False, **settings: Any) -> None:
         self.cluster_id = cluster_id
-        self.store = CacheStore(
+        self.store = LeaseCalls(
             cluster_id=cluster_id,
             device_pool=(1 << 20, 16),
             host_pool=None,
