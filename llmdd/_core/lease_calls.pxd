@@ -13,6 +13,8 @@ cdef class LeaseCalls(BulkCalls):
     cdef int renew_own(self, Transfer *named, TransferResult *results, uint64_t count, uint64_t lease_ms) except -1
     cdef int renew_at(self, uint64_t cluster_id, Transfer *named, TransferResult *results, uint64_t count,
                       uint64_t lease_ms, int64_t deadline) except -1
+    cdef int renew_some_at(self, uint64_t cluster_id, Transfer *named, TransferResult *results, uint64_t count,
+                           uint64_t lease_ms, int64_t deadline) except -1
 
 
 cdef class NamedKeys:

@@ -33,6 +33,7 @@ from llmdd._core.validation cimport checked_lease_ms
 cdef enum:
     HOST = 0
     DEVICE = 1
+    RENEWED_IN_A_TURN = 256
 
 
 @final
@@ -171,7 +172,18 @@ cdef class LeaseCalls(BulkCalls):
         self, uint64_t cluster_id, Transfer *named, TransferResult *results, uint64_t count, uint64_t lease_ms,
         int64_t deadline
     ) except -1:
-        """Keys of a cluster on this host, in one turn of its link."""
+        """Keys of a cluster on this host, so many in a turn of its link that nobody's transfer waits for long."""
+        cdef uint64_t begin
+        for begin in range(0, count, RENEWED_IN_A_TURN):
+            self.renew_some_at(
+                cluster_id, named + begin, results + begin, min(RENEWED_IN_A_TURN, count - begin), lease_ms, deadline
+            )
+        return 0
+
+    cdef int renew_some_at(
+        self, uint64_t cluster_id, Transfer *named, TransferResult *results, uint64_t count, uint64_t lease_ms,
+        int64_t deadline
+    ) except -1:
         cdef Peer peer = self.linked(cluster_id)
         cdef Peer following
         cdef uint64_t i
