@@ -18,11 +18,11 @@ from unittest import mock
 import numpy as np
 from programmable_engine import Course, Network
 
-from llmdd._core.bulk_calls import BulkCalls
 from llmdd._core.cache import Cache
 from llmdd._core.cache_desc import CacheDesc
 from llmdd._core.cache_keys import CacheKey, CacheKeyByIdAndIndex
 from llmdd._core.enumerations import DataType
+from llmdd._core.lease_calls import LeaseCalls
 from llmdd.link import LinkService, LinkTarget, grant, transfer_messages
 from llmdd.transport import local
 from llmdd.transport.engines import ENGINES
@@ -58,7 +58,7 @@ class Node:
 
     def __init__(self, cluster_id: int, network: Network, remote_accessible: bool, host: str) -> None:
         self.cluster_id = cluster_id
-        self.store = BulkCalls(
+        self.store = LeaseCalls(
             cluster_id=cluster_id, device_pool=(24 << 20, 12), remote_accessible=remote_accessible, timeout_ms=5000
         )
         with mock.patch.object(local, "host_identity", lambda: host):

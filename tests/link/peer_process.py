@@ -11,8 +11,8 @@ from typing import Any
 from llmdd._core.cache_desc import CacheDesc
 from llmdd._core.cache_keys import CacheKey
 from llmdd._core.enumerations import DataType
+from llmdd._core.lease_calls import LeaseCalls
 from llmdd._core.status import LLMException, LLMStatusCode
-from llmdd._core.store import CacheStore
 from llmdd.link import LinkService, LinkTarget, handshake
 from llmdd.transport import local
 from llmdd.transport.engines import ENGINES
@@ -33,7 +33,7 @@ class Node:
         if host is not None:
             local.host_identity = lambda: host
             ENGINES["nixl"] = StillEngine
-        self.store = CacheStore(
+        self.store = LeaseCalls(
             cluster_id=cluster_id,
             device_pool=(1 << 20, 16),
             host_pool=None,

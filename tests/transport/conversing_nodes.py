@@ -18,12 +18,12 @@ from unittest import mock
 import numpy as np
 from programmable_engine import Network
 
-from llmdd._core.bulk_calls import BulkCalls
 from llmdd._core.cache import Cache
 from llmdd._core.cache_desc import CacheDesc
 from llmdd._core.cache_keys import CacheKey
 from llmdd._core.distant_peer import DistantPeer
 from llmdd._core.enumerations import DataType
+from llmdd._core.lease_calls import LeaseCalls
 from llmdd.link import transfer_messages
 from llmdd.link.conversation import Conversation
 from llmdd.link.node_engines import RunningEngine
@@ -41,7 +41,7 @@ class ConversingNode:
     def __init__(self, network: Network, cluster_id: int, **settings: Any) -> None:
         settings = {"device_pool": (48 << 20, 12), "timeout_ms": 5000, **settings}
         self.cluster_id = cluster_id
-        self.store = BulkCalls(cluster_id=cluster_id, **settings)
+        self.store = LeaseCalls(cluster_id=cluster_id, **settings)
         with mock.patch.dict(ENGINES, {"nixl": network.open}):
             self.running = RunningEngine("nixl", f"node {cluster_id}", self.store)
         self.engine = self.running.engine
