@@ -18,6 +18,7 @@ import argparse
 import ctypes
 import json
 import multiprocessing
+import random
 import socket
 import sys
 import time
@@ -123,8 +124,14 @@ def play(role: Role, name: str, names: list[str], address: str) -> None:
 
 
 def free_address(ip: str) -> str:
-    with socket.create_server((ip, 0)) as server:
-        return f"{ip}:{server.getsockname()[1]}"
+    """Below the ports that the kernel gives to whoever calls somewhere: such a one might be gone again when it is used."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        try:
+            with socket.create_server((ip, port)):
+                return f"{ip}:{port}"
+        except OSError:
+            continue
+    raise OSError(f"100 ports of {ip} are taken")
 
 
 def split(address: str) -> tuple[str, int]:

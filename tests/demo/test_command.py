@@ -96,7 +96,7 @@ def test_prompts_from_standard_input(batch: int, slots: int, tokens: int) -> Non
     assert (result["requests"], result["tokens"]) == (11, 11 * tokens)
 
 
-DECODE_IS_GONE = "is gone: its process has ended"
+DECODE_IS_GONE = "cluster 2 (incarnation "
 
 
 def test_a_killed_decode_process_costs_prefill_nothing() -> None:

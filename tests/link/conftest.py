@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import socket
@@ -26,12 +27,26 @@ from llmdd._core.cache_keys import CacheKey
 from llmdd._core.enumerations import DataType
 from llmdd._core.lease_calls import LeaseCalls
 from llmdd._core.store import CacheStore
-from llmdd.link import LinkService, LinkTarget, handshake, messages
+from llmdd.link import (
+    LinkService,
+    LinkTarget,
+    attendance,
+    conversation,
+    handshake,
+    listener,
+    memory_handover,
+    messages,
+    reception,
+    session,
+)
+from llmdd.link.complaints import Complaints
 from llmdd.transport import local
 from llmdd.transport.engines import ENGINES
 
 LOCALHOST = "127.0.0.1"
 PATIENCE_S = 20.0
+
+COMPLAINING = (attendance, conversation, listener, memory_handover, reception, session)
 DESC = CacheDesc(1, (1, 4096), DataType.DT_UINT8)
 
 
@@ -86,6 +101,13 @@ class Node:
     def close(self) -> None:
         self.service.close(5000)
         self.store.close()
+
+
+@pytest.fixture(autouse=True)
+def fresh_complaints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other tests have warned of does not count: each may see its warnings."""
+    for module in COMPLAINING:
+        monkeypatch.setattr(module, "_complaints", Complaints(logging.getLogger("llmdd.link")))
 
 
 @pytest.fixture

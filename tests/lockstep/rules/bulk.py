@@ -24,7 +24,7 @@ class BulkRules(Lockstep):
         self.make(call)
 
     @precondition(lambda self: self.caches)
-    @now_and_then(5)
+    @now_and_then(3)
     @rule(call=bulk.deallocations())
     def deallocate_many(self, call: Call) -> None:
         self.make(call)
