@@ -124,7 +124,7 @@ def play(role: Role, name: str, names: list[str], address: str) -> None:
 
 
 def free_address(ip: str) -> str:
-    """Below the ports that the kernel gives to whoever calls somewhere: such a one might be gone again when it is used."""
+    """Below the ports that the kernel gives to whoever calls somewhere: such a one might be taken when it is used."""
     for port in random.sample(range(20_000, 32_000), 100):
         try:
             with socket.create_server((ip, port)):
