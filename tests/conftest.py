@@ -28,6 +28,9 @@ PROCESSES = TESTS / "processes"
 TRANSPORT = TESTS / "transport"
 sys.path[:0] = [str(PROCESSES), str(TRANSPORT)]
 
+# Of the hundreds of processes that are started, each that imports NumPy would begin with a thread for every core.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 
 def start_forkserver() -> None:
     """Child processes are forked from one that has imported all they need.

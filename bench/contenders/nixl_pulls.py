@@ -33,6 +33,7 @@ import numpy as np
 
 from ..contender import Incorrect, Unavailable, require
 from ..other_end import OtherEnd
+from .descriptors import merged
 from .pulls import BetweenProcesses, BlockPulls, Bytes, Owner, Pulls
 
 PACKAGES = ("nixl_cu12", "nixl_cu13")
@@ -242,21 +243,6 @@ def pieces(begin: int, memory: Bytes, size: int) -> Any:
     """Descriptors (address, length, device) of as many pieces as `memory` has, from an address on."""
     addresses = np.arange(begin, begin + memory.nbytes, size, dtype=np.uint64)
     return np.stack([addresses, np.full_like(addresses, size), np.zeros_like(addresses)], axis=1)
-
-
-def merged(ours: Any, theirs: Any) -> tuple[Any, Any]:
-    """The same bytes in as few descriptors as their order allows."""
-    joined = np.ones(len(ours), bool)
-    joined[0] = False
-    for descriptors in (ours, theirs):
-        joined[1:] &= descriptors[1:, 0] == descriptors[:-1, 0] + descriptors[:-1, 1]
-    firsts = np.flatnonzero(~joined)
-    lengths = np.add.reduceat(ours[:, 1], firsts)
-    found = []
-    for descriptors in (ours, theirs):
-        found.append(descriptors[firsts])
-        found[-1][:, 1] = lengths
-    return found[0], found[1]
 
 
 class NixlTransfers(BetweenProcesses):

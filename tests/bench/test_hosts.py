@@ -15,7 +15,7 @@ from llmdd.bench.cases import hosts as cases_of_hosts
 from llmdd.bench.cases.hosts import SOCKETS
 from llmdd.bench.cases.pulls import LLMDD, MOONCAKE, NIXL
 from llmdd.bench.contender import Unavailable
-from llmdd.bench.contenders.nixl_pulls import merged
+from llmdd.bench.contenders.descriptors import merged
 from llmdd.bench.hosts import TwoHosts
 from llmdd.bench.other_end import OtherEnd, OtherEndFailed
 from llmdd.bench.stable import Stable

@@ -25,7 +25,7 @@ COMMON: dict[str, Any] = {
     "print_blob": True,
     "suppress_health_check": list(HealthCheck),
 }
-settings.register_profile("ci", derandomize=True, database=None, stateful_step_count=60, max_examples=120, **COMMON)
+settings.register_profile("ci", derandomize=True, database=None, stateful_step_count=60, max_examples=100, **COMMON)
 settings.register_profile("night", stateful_step_count=200, max_examples=5000, **COMMON)
 
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
