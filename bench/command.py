@@ -201,6 +201,6 @@ def page(
 
 def load(path: Path) -> results.Run:
     try:
-        return results.read(path)
+        return results.read(path, results.Run)
     except results.UnreadableResults as unreadable:
         raise typer.BadParameter(str(unreadable), param_hint="RESULTS") from None

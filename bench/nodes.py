@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from llmdd import LLMClusterInfo, LLMConfig, LLMDataDist, LLMRole, LLMStatusCode
 
 LOOPBACK = "127.0.0.1"
-TIMEOUT_MS = 30_000  # sync_kv_timeout: far beyond what any case takes
+TIMEOUT_MS = 30_000  # of a call: far beyond what any case takes
 
 
 @contextmanager
@@ -35,6 +35,6 @@ def link(datadist: LLMDataDist, cluster_id: int, address: tuple[str, int], host:
     cluster.remote_cluster_id = cluster_id
     cluster.append_local_ip_info(host, 0)
     cluster.append_remote_ip_info(*address)
-    status, _ = datadist.link_clusters([cluster])
+    status, _ = datadist.link_clusters([cluster], TIMEOUT_MS)
     if status is not LLMStatusCode.LLM_SUCCESS:
         raise RuntimeError(f"linking to cluster {cluster_id} failed: {status}")

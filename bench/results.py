@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
 FORMAT = 1
+
+
+class Kept(msgspec.Struct, kw_only=True):
+    """What is kept in a file."""
+
+    COMMAND: ClassVar[str]
+    """What writes such files."""
+
+    format: int = FORMAT
+
+
+AnyKept = TypeVar("AnyKept", bound=Kept)
 
 
 class Standing(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -96,10 +108,11 @@ class Machine(msgspec.Struct, kw_only=True):
     """The load average over one minute when the run began."""
 
 
-class Run(msgspec.Struct, kw_only=True):
+class Run(Kept, kw_only=True):
     """A whole run."""
 
-    format: int = FORMAT
+    COMMAND = "llmdd bench"
+
     profile: str
     began: str
     """When, in UTC, ISO 8601."""
@@ -127,12 +140,12 @@ class UnreadableResults(Exception):
     """A file holds no results that this version reads."""
 
 
-def write(run: Run, path: Path) -> None:
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=1) + b"\n")
+def write(kept: Kept, path: Path) -> None:
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=1) + b"\n")
 
 
-def read(path: Path) -> Run:
-    """The run that :func:`write` wrote.
+def read(path: Path, form: type[AnyKept]) -> AnyKept:
+    """What :func:`write` wrote.
 
     Raises
     ------
@@ -140,9 +153,9 @@ def read(path: Path) -> Run:
         Naming the file and what is wrong with it.
     """
     try:
-        run = msgspec.json.decode(path.read_bytes(), type=Run)
+        kept = msgspec.json.decode(path.read_bytes(), type=form)
     except (OSError, msgspec.MsgspecError) as error:
-        raise UnreadableResults(f"{path} holds no results of llmdd bench: {error}") from error
-    if run.format != FORMAT:
-        raise UnreadableResults(f"{path} has format {run.format}; this version reads format {FORMAT}")
-    return run
+        raise UnreadableResults(f"{path} holds no results of {form.COMMAND}: {error}") from error
+    if kept.format != FORMAT:
+        raise UnreadableResults(f"{path} has format {kept.format}; this version reads format {FORMAT}")
+    return kept

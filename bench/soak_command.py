@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.status import Status
 
-from . import soak, soak_page, soak_results, soak_summary
+from . import results, soak, soak_page, soak_results, soak_summary
 from .contender import Unavailable
 from .machine import this_machine
 from .results import UnreadableResults
@@ -131,7 +131,7 @@ def run_soak(
 def conclude(report: Report, found: list[Findings], output: Path | None, as_json: bool) -> None:
     """Show and keep what was found, and exit with the status that says it."""
     if output is not None:
-        soak_results.write(report, output)
+        results.write(report, output)
     if as_json:
         typer.echo(msgspec.json.encode(report))
     else:
@@ -206,7 +206,7 @@ def page(
 ) -> None:
     """Write the soak's page from a run: soak.md in the folder of the docs, and the results to soak/results.json."""
     try:
-        report = soak_results.read(file)
+        report = results.read(file, Report)
     except UnreadableResults as unreadable:
         raise typer.BadParameter(str(unreadable), param_hint="RESULTS") from None
     if not report.passed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import soak_results
+from . import results
 from .durations import size
 from .page import TEXT, machine_rows, table
 from .soak_results import Part, Report
@@ -91,4 +91,4 @@ def write(report: Report, docs: Path) -> None:
     """Write the page, and the results beside it."""
     (docs / RESULTS).parent.mkdir(parents=True, exist_ok=True)
     (docs / PAGE).write_text(page(report), encoding="utf-8")
-    soak_results.write(report, docs / RESULTS)
+    results.write(report, docs / RESULTS)

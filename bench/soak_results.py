@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 
-from .results import Machine, UnreadableResults
+from .results import Kept, Machine
 from .soak import Findings
 from .soak_judge import CallTally
-
-FORMAT = 1
 
 
 class FaultRow(msgspec.Struct, kw_only=True):
@@ -74,10 +71,11 @@ class Part(msgspec.Struct, kw_only=True):
         return sum(row.count for row in self.faults)
 
 
-class Report(msgspec.Struct, kw_only=True):
+class Report(Kept, kw_only=True):
     """A whole run."""
 
-    format: int = FORMAT
+    COMMAND = "llmdd soak"
+
     command: str
     """What runs it again."""
     began: str
@@ -147,24 +145,3 @@ def quantile(ordered: Sequence[float], share: float) -> float:
     if not ordered:
         return 0.0
     return ordered[max(-int(-share * len(ordered) // 1) - 1, 0)]
-
-
-def write(report: Report, path: Path) -> None:
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
-
-
-def read(path: Path) -> Report:
-    """The report that :func:`write` wrote.
-
-    Raises
-    ------
-    UnreadableResults
-        Naming the file and what is wrong with it.
-    """
-    try:
-        report = msgspec.json.decode(path.read_bytes(), type=Report)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise UnreadableResults(f"{path} holds no results of llmdd soak: {error}") from error
-    if report.format != FORMAT:
-        raise UnreadableResults(f"{path} has format {report.format}; this version reads format {FORMAT}")
-    return report

@@ -4,8 +4,8 @@ from libc.stdint cimport int64_t, uint64_t
 
 from llmdd._core.cache cimport Cache
 from llmdd._core.copying cimport Piece, Place
+from llmdd._core.exported_caches cimport ExportedCaches
 from llmdd._core.layout cimport Slot
-from llmdd._core.node_caches cimport NodeCaches
 from llmdd._core.node_memory cimport NodeMemory
 from llmdd._core.segments cimport Mapping
 
@@ -24,7 +24,7 @@ cdef class PinnedCache:
     cdef Place tensor(self, uint64_t number)
 
 
-cdef class LocalCopies(NodeCaches):
+cdef class LocalCopies(ExportedCaches):
     cdef PinnedCache existing(self, str tag, Cache cache)
     cdef int copy_slot(self, PinnedCache target, PinnedCache source, uint64_t dst_index, uint64_t src_index,
                        uint64_t offset, int64_t size) except -1

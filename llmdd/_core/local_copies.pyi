@@ -1,7 +1,7 @@
 from llmdd._core.cache import Cache
-from llmdd._core.node_caches import NodeCaches
+from llmdd._core.exported_caches import ExportedCaches
 
-class LocalCopies(NodeCaches):
+class LocalCopies(ExportedCaches):
     def copy_cache(
         self,
         dst: Cache,

@@ -119,7 +119,7 @@ cdef uint64_t block_bytes(CacheDesc desc, tuple shape) except? 0:
     return size // shape[0]
 
 
-cdef class LocalCopies(NodeCaches):
+cdef class LocalCopies(ExportedCaches):
     """The copies that need no link."""
 
     def copy_cache(self, dst, src, dst_batch_index=0, src_batch_index=0, offset=0, size=-1, req_id=None):

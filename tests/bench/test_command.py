@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import toy_bench
 from llmdd.bench.command import LEAST_WIDTH
-from llmdd.bench.results import read
+from llmdd.bench.results import Run, read
 
 LIMIT_SECONDS = 60
 
@@ -49,7 +49,7 @@ def test_a_run_is_shown_and_kept(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr == "", "the progress bar belongs to a terminal"
     folder = tmp_path / "llmdd-bench-quick"
-    assert [case.name for case in read(folder / "results.json").cases] == ["sum/100", "sum/10000", "pull/4KiB"]
+    assert [case.name for case in read(folder / "results.json", Run).cases] == ["sum/100", "sum/10000", "pull/4KiB"]
     assert {path.name for path in folder.iterdir()} == {
         "results.json",
         *(f"{plot}.{form}" for plot in ("sum-bars", "sum-times", "pull-bars") for form in ("png", "svg")),
@@ -64,7 +64,7 @@ def test_some_cases_to_a_folder_of_ones_own_without_matplotlib(tmp_path: Path) -
     chosen = ("--case", "p*", "--case", "*/100", "--profile", "full")
     done = bench(*chosen, "--output", str(folder), before=WITHOUT_MATPLOTLIB)
     assert done.returncode == 0, done.stderr
-    run = read(folder / "results.json")
+    run = read(folder / "results.json", Run)
     assert ([case.name for case in run.cases], run.profile) == (["sum/100", "pull/4KiB"], "full")
     assert "No plots: they need matplotlib (pip install 'llmdd[bench]')" in done.stdout
     assert [path.name for path in folder.iterdir()] == ["results.json"]
@@ -94,7 +94,7 @@ def test_the_status_says_that_somebody_was_wrong(tmp_path: Path) -> None:
     done = bench("--output", str(tmp_path), cases="[wrong()]", before=WITHOUT_MATPLOTLIB)
     assert done.returncode == 1
     assert "WrongInTheEnd is incorrect in sum/10: something is left over" in done.stdout
-    assert [standing.name for _, standing in read(tmp_path / "results.json").incorrect] == [
+    assert [standing.name for _, standing in read(tmp_path / "results.json", Run).incorrect] == [
         "Wrong",
         "WrongInTheEnd",
         "Dies",

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 import toy_bench
-from llmdd.bench.results import read
+from llmdd.bench.results import Run, read
 
 LIMIT_SECONDS = 60
 
@@ -97,7 +97,7 @@ def test_nothing_is_left(tmp_path: Path, what: signal.Signals, form: str) -> Non
         assert (process.returncode, shown, list(output.iterdir())) == (-what, "", [])
         return
     assert process.returncode == 130
-    run = read(output / "results.json")
+    run = read(output / "results.json", Run)
     assert run.interrupted
     assert [case.name for case in run.cases] == ["sum/100"]
     assert ('"interrupted":true' if form == "json" else "Interrupted") in shown

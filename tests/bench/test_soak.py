@@ -15,6 +15,7 @@ import pytest
 from llmdd.bench import faults, soak, soak_page, soak_process, soak_results, workload
 from llmdd.bench.faults import Kind
 from llmdd.bench.machine import this_machine
+from llmdd.bench.results import write
 from llmdd.bench.soak import Findings, Settings
 from llmdd.bench.soak_judge import Judge
 from llmdd.bench.soak_messages import Call
@@ -205,7 +206,7 @@ def results(tmp_path: Path) -> Path:
         versions={"llmdd": "0.1.0"},
         parts=[soak_results.part_of(findings)],
     )
-    soak_results.write(report, tmp_path / "soak.json")
+    write(report, tmp_path / "soak.json")
     return tmp_path / "soak.json"
 
 
