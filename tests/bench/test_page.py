@@ -62,7 +62,7 @@ def section(text: str, heading: str) -> str:
 
 def test_what_was_written_is_found_right(copy: Path) -> None:
     assert bench_page("docs/benchmarks/results.json", "--check") == (0, "")
-    assert results.read(copy / "docs/benchmarks/results.json") == made_up.usual()
+    assert results.read(copy / "docs/benchmarks/results.json", results.Run) == made_up.usual()
 
 
 def test_the_same_results_give_the_same_files(copy: Path) -> None:

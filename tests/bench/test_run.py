@@ -113,7 +113,7 @@ def test_the_time_left_is_as_planned_until_the_pace_is_known() -> None:
 def test_results_are_read_as_they_were_written(tmp_path: Path, played: tuple[Run, list[Progress]]) -> None:
     run, _ = played
     results.write(run, tmp_path / "results.json")
-    assert results.read(tmp_path / "results.json") == run
+    assert results.read(tmp_path / "results.json", results.Run) == run
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"format": 1}', b"\xff"])
@@ -121,4 +121,4 @@ def test_what_holds_no_results_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "results.json"
     path.write_bytes(content)
     with pytest.raises(results.UnreadableResults, match=r"results\.json holds no results of llmdd bench"):
-        results.read(path)
+        results.read(path, results.Run)
