@@ -11,10 +11,10 @@ FORMAT = 1
 
 
 class Kept(msgspec.Struct, kw_only=True):
-    """What is kept in a file."""
+    """What a command keeps in a file of what it found."""
 
     COMMAND: ClassVar[str]
-    """What writes such files."""
+    """The command, as one types it."""
 
     format: int = FORMAT
 
